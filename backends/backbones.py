@@ -1,0 +1,109 @@
+"""Backbones: image classifiers without their classifier.
+
+Any torchvision classifier by its name, any timm model as `timm:NAME` (extra `timm`). ResNets may have the CIFAR stem,
+and ResNet-18 and -34 another width. A ResNet's state dict has torchvision's names, so the weights load anywhere.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torchvision import models
+from torchvision.models.resnet import BasicBlock, ResNet
+
+_STANDARD_WIDTH = 64
+
+
+class Backbone(nn.Module):
+    """What `build_backbone` returns: a network from images, `(n, 3, h, w)`, to features, `(n, feature_dim)`.
+
+    A type, not a wrapper: the network is the library's own module, so that its state dict has the library's names.
+    """
+
+    feature_dim: int
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Pooled features of normalised images."""
+        raise NotImplementedError
+
+
+def build_backbone(name: str, stem: str = "imagenet", width: int = _STANDARD_WIDTH) -> Backbone:
+    """A backbone with random weights, from torch's global generator.
+
+    Args:
+        name: `resnet50`, `convnext_tiny`, ... or `timm:NAME`.
+        stem: "imagenet" (7x7, stride 2, max-pool) or, for ResNets, "cifar" (3x3, stride 1): 32 px images keep their
+            resolution.
+        width: Channels of the first stage of a ResNet-18 or -34; the other stages have 2, 4 and 8 times as many.
+
+    Raises:
+        ValueError: There is no such model, or it has no such stem or width.
+    """
+    if name.startswith("timm:"):
+        return _with_dimension(*_timm(name.removeprefix("timm:"), stem, width))
+    available = models.list_models(module=models)
+    if name not in available:
+        close = [known for known in available if known.startswith(name[:4])][:6]
+        raise ValueError(f"torchvision has no classifier {name!r}; it has {', '.join(close)}")
+    network = models.get_model(name, weights=None)
+    if isinstance(network, ResNet):
+        _reshape_resnet(network, name, stem, width)
+        dimension, network.fc = network.fc.in_features, nn.Identity()
+        return _with_dimension(network, dimension)
+    _only_standard(name, stem, width)
+    return _with_dimension(network, _drop_classifier(network, name))
+
+
+def _with_dimension(network: nn.Module, dimension: int) -> Backbone:
+    backbone = cast(Backbone, network)
+    backbone.feature_dim = dimension
+    return backbone
+
+
+def _reshape_resnet(network: ResNet, name: str, stem: str, width: int) -> None:
+    if width != _STANDARD_WIDTH:
+        if not isinstance(network.layer1[0], BasicBlock):
+            raise ValueError(f"only resnet18 and resnet34 come in other widths, not {name}")
+        depths = [len(layer) for layer in (network.layer1, network.layer2, network.layer3, network.layer4)]
+        network.inplanes = width
+        network.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        network.bn1 = nn.BatchNorm2d(width)
+        for stage, depth in enumerate(depths):
+            layer = network._make_layer(BasicBlock, width * 2**stage, depth, stride=1 if stage == 0 else 2)
+            setattr(network, f"layer{stage + 1}", layer)
+        network.fc = nn.Linear(8 * width, 1)
+    if stem == "cifar":
+        network.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        network.maxpool = nn.Identity()
+    for module in network.modules():  # the replaced convolutions get torchvision's initialisation too
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def _drop_classifier(network: nn.Module, name: str) -> int:
+    """Replace the last linear layer, which torchvision's classifiers end in, by nothing; return its input's size."""
+    linear = [(path, module) for path, module in network.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise ValueError(f"{name} does not end in a linear classifier; its features are unknown")
+    path, last = linear[-1]
+    parent, _, attribute = path.rpartition(".")
+    setattr(network.get_submodule(parent), attribute, nn.Identity())
+    return last.in_features
+
+
+def _timm(name: str, stem: str, width: int) -> tuple[nn.Module, int]:
+    try:
+        import timm
+    except ImportError:
+        raise ValueError(f"timm:{name} needs timm: pip install 'leoclr-cli[timm]'") from None
+    _only_standard(f"timm:{name}", stem, width)
+    if name not in timm.list_models():
+        raise ValueError(f"timm has no model {name!r}")
+    network: Any = timm.create_model(name, pretrained=False, num_classes=0)
+    return network, int(network.num_features)
+
+
+def _only_standard(name: str, stem: str, width: int) -> None:
+    if stem != "imagenet" or width != _STANDARD_WIDTH:
+        raise ValueError(f"stem and width apply to ResNets; {name} has its own")

@@ -1,0 +1,50 @@
+"""Exchange between ranks. Every rank must hold the same shape; with one process all of it is the identity."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+
+def ranks() -> int:
+    """Number of processes that train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process among them."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """The tensors of all ranks, concatenated in rank order along the first dimension. No gradient."""
+    if ranks() == 1:
+        return tensor
+    parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(ranks())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+def gather_with_gradient(tensor: Tensor) -> Tensor:
+    """As `gather`, and the gradient of each part flows back to the rank it came from.
+
+    torch's own differentiable gather is deprecated and Accelerate's has no gradient. Backward sums over ranks what
+    each of them computed for a part, so that averaging parameter gradients afterwards is exact.
+    """
+    return tensor if ranks() == 1 else _Gather.apply(tensor)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        ctx.batch = len(tensor)
+        return gather(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].contiguous()
+        dist.all_reduce(gradient)
+        return gradient[rank() * ctx.batch :][: ctx.batch]

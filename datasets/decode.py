@@ -1,0 +1,102 @@
+"""Bytes of an untrusted image to RGB pixels, within limits.
+
+One answer for every input, whatever the file is called:
+- Formats are an allowlist, so that no parser outside it runs (EPS would start Ghostscript).
+- The pixel count is checked from the header, before anything is allocated.
+- Orientation from EXIF is applied; of an animation the first frame is taken.
+- 16-bit grey is scaled to 8 bits (Pillow's own conversion clips it to white); transparency is laid on white.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from leoclr.datasets.errors import BadImage
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")  # Pillow opens MPO as JPEG
+IMAGE_SUFFIXES = frozenset(
+    {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "mpo", "avif"}
+)
+MAX_PIXELS = 1 << 26  # 8192 x 8192: 192 MiB as RGB
+MAX_BYTES = 1 << 28
+_ORIENTATION = 0x0112  # the EXIF tag
+_PILLOW_MODULES = r"PIL\."
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """Decode one image. May be called from several threads.
+
+    Args:
+        data: The encoded file, at most 256 MiB.
+
+    Returns:
+        An image in mode RGB.
+
+    Raises:
+        BadImage: It is not one of `FORMATS`, has more than 2**26 pixels, or is damaged.
+    """
+    if len(data) > MAX_BYTES:
+        raise BadImage(f"the image has {len(data):,} bytes; the limit is {MAX_BYTES:,}")
+    _ignore_pillow_warnings()
+    try:
+        opened = Image.open(io.BytesIO(data), formats=FORMATS)
+        width, height = opened.size
+        if width * height > MAX_PIXELS:
+            raise BadImage(f"the image has {width} x {height} pixels; the limit is {MAX_PIXELS:,} in all")
+        opened.load()
+        return _to_rgb(_upright(opened))
+    except BadImage:
+        raise
+    except Image.DecompressionBombError:
+        raise BadImage(f"the image has far more pixels than the limit of {MAX_PIXELS:,}") from None
+    except MemoryError:
+        raise BadImage("the image needs more memory than there is") from None
+    except Exception as error:  # Pillow's parsers raise nearly every built-in exception on damaged input
+        raise BadImage(f"the image cannot be decoded ({_reason(error)})") from error
+
+
+def _ignore_pillow_warnings() -> None:
+    """Pillow warns of odd metadata, which does not concern the pixels, once for each such image.
+
+    The filter is added where it is missing and stays. warnings.catch_warnings would take it back, but it replaces
+    the filters of the whole process and so is not for threads, which packing decodes in.
+    """
+    if not any(module and getattr(module, "pattern", "") == _PILLOW_MODULES for *_, module, _ in warnings.filters):
+        warnings.filterwarnings("ignore", module=_PILLOW_MODULES)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF data ask for; as it is where they are damaged."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # as above; the pixels are good
+        return image
+    return image if orientation == 1 else ImageOps.exif_transpose(image)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        levels = np.asarray(image)
+        if image.mode == "I":
+            levels = levels.clip(0, 65535)
+        return Image.fromarray((levels >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise BadImage("floating-point images have no defined range; convert them to 8 bits first")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(ground, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not a " + ", ".join(FORMATS[:4]) + " or other known image"
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return text[:120]

@@ -1,0 +1,41 @@
+"""The errors that a user can cause, and can therefore mend. Each becomes one line on the terminal.
+
+LeoclrError
+├── SettingsError      a value, key or file of the settings
+├── DataError          shards, index or images
+│   └── BadImage       one image that cannot be decoded, or must not be
+├── CheckpointError    a checkpoint or exported file
+├── EvaluationError    labels or features that a score cannot be computed from
+└── RunError           the run cannot start or go on (device, disk, lock, NaN)
+
+The message says what, where, and what would be right. It stands here, in the lowest layer, because every layer
+raises some of it. Mistakes of ours are `assert`s or built-in exceptions, and keep their traceback.
+"""
+
+
+class LeoclrError(Exception):
+    """Root of all errors that a user can mend. Catch it to catch them all."""
+
+
+class SettingsError(LeoclrError):
+    """A setting is unknown, of the wrong type or out of range, or its file is missing."""
+
+
+class DataError(LeoclrError):
+    """Shards, their index or a folder of images are missing, damaged or not what they claim to be."""
+
+
+class BadImage(DataError):
+    """One image cannot be decoded, or is refused (format, size). Skipped and counted up to a limit."""
+
+
+class CheckpointError(LeoclrError):
+    """A checkpoint or exported file is missing, damaged, or of another architecture."""
+
+
+class EvaluationError(LeoclrError):
+    """A score cannot be computed: labels are missing, there is one class, features are not finite."""
+
+
+class RunError(LeoclrError):
+    """The run cannot start or cannot go on: device, disk, lock, or a loss that is not finite."""

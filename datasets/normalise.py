@@ -1,0 +1,19 @@
+"""From pixels to the input of a network, on whatever device the pixels are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Scale uint8 pixels of shape `(n, 3, height, width)` to [0, 1], subtract `mean` and divide by `std` per channel.
+
+    Returns float32 in the memory format of the input. Images travel to the device as bytes and become floats there:
+    a quarter of the traffic.
+    """
+    scale = torch.tensor([1 / (255 * deviation) for deviation in std], device=pixels.device).view(3, 1, 1)
+    shift = torch.tensor([-m / deviation for m, deviation in zip(mean, std, strict=True)], device=pixels.device)
+    return torch.addcmul(shift.view(3, 1, 1), pixels.float(), scale)

@@ -1,0 +1,286 @@
+"""Where images to be packed come from: a folder, a tar or zip archive, or a data set of torchvision.
+
+All of them look the same from outside: the names of the files that matter (images, and `.json` and `.txt` that may
+belong to an image), and the bytes of any one of them, in any order and from several threads at once. What the names
+mean, such as splits and classes, is the business of `leoclr.datasets.arrangement`.
+
+An archive is untrusted. Links, devices, sparse members, absolute names and `..` are refused, a member is read only
+when it is at most as large as an image may be, and nothing is ever extracted under a name of the archive's choosing.
+"""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import os
+import shutil
+import stat
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from leoclr.datasets.decode import IMAGE_SUFFIXES, MAX_BYTES
+from leoclr.datasets.errors import BadImage, DataError
+from leoclr.datasets.files import ignore
+from leoclr.datasets.torchvision_source import TORCHVISION_NAMES, TorchvisionSource
+
+SIDECAR_SUFFIXES = ("json", "txt")
+ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
+_BLOCK = 512
+
+
+class Source(Protocol):
+    """Named files that can be read in any order, by several threads at once."""
+
+    @property
+    def name(self) -> str:
+        """What the user called it, for messages."""
+        ...
+
+    @property
+    def paths(self) -> Sequence[str]:
+        """Images and possible sidecars, with `/` between folders, relative to the top of the source."""
+        ...
+
+    @property
+    def other_files(self) -> int:
+        """How many files were passed over because they are neither."""
+        ...
+
+    def read(self, path: str) -> bytes:
+        """The content of one of `paths`; BadImage where it cannot be read or is larger than an image may be."""
+        ...
+
+
+@contextmanager
+def open_source(
+    name: str,
+    scratch: Path,
+    root: Path | None = None,
+    download: bool = False,
+    advance: Callable[[int], None] = ignore,
+) -> Iterator[Source]:
+    """Open a source until the block ends.
+
+    Args:
+        name: A folder, an archive that ends in one of `ARCHIVE_SUFFIXES`, or the name of a torchvision data set.
+        scratch: Folder for the images of a compressed tar, which can only be read front to back. The file there
+            has no name and vanishes with the process, however that ends.
+        root: Where torchvision keeps its data sets.
+        download: Whether torchvision may fetch the data set.
+        advance: Called with the number of bytes of an archive that were gone through.
+    """
+    path = Path(name)
+    if path.is_dir():
+        yield FolderSource(path)
+    elif path.is_file() and path.name.lower().endswith(".zip"):
+        with _open_zip(path) as archive:
+            yield ZipSource(path, archive)
+    elif path.is_file() and path.name.lower().endswith((".tar.gz", ".tgz")):
+        with tempfile.TemporaryFile(dir=scratch) as spool:
+            yield spooled_tar(path, spool, advance)
+    elif path.is_file() and path.name.lower().endswith(".tar"):
+        with path.open("rb") as file:
+            yield plain_tar(path, file, advance)
+    elif path.exists():
+        raise DataError(f"{path}: neither a folder nor an archive ({', '.join(ARCHIVE_SUFFIXES)})")
+    elif name in TORCHVISION_NAMES:
+        yield TorchvisionSource(name, root or Path("data"), download)
+    else:
+        known = ", ".join(TORCHVISION_NAMES)
+        raise DataError(f"{name}: no such folder or archive, nor a torchvision data set ({known})")
+
+
+def suffix_of(path: str) -> str:
+    """The suffix in lower case without its dot; empty where there is none."""
+    stem, _, suffix = path.rpartition("/")[2].rpartition(".")
+    return suffix.lower() if stem else ""
+
+
+def is_image(path: str) -> bool:
+    """Whether the name says that this is an image."""
+    return suffix_of(path) in IMAGE_SUFFIXES
+
+
+def is_wanted(path: str) -> bool:
+    """Whether a file matters: an image or possible sidecar, not hidden, and not a Mac's resource fork."""
+    if suffix_of(path) not in SIDECAR_SUFFIXES and not is_image(path):
+        return False
+    return not any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
+
+
+class FolderSource:
+    """A folder and all below it. Links are followed; a folder that is reached twice is listed once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.name = str(folder)
+        self.other_files = 0
+        self.paths: list[str] = []
+        self._folder = folder
+        seen: set[str] = set()
+        for parent, folders, files in os.walk(folder, followlinks=True, onerror=_raise_unreadable):
+            real = os.path.realpath(parent)
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            below = os.path.relpath(parent, folder)
+            paths = [name if below == "." else f"{below}/{name}" for name in files]
+            wanted = [path for path in paths if is_wanted(path)]
+            self.paths += wanted
+            self.other_files += len(paths) - len(wanted)
+
+    def read(self, path: str) -> bytes:
+        try:
+            with open(self._folder / path, "rb") as file:
+                _check_size(os.fstat(file.fileno()).st_size)
+                return file.read(MAX_BYTES)
+        except OSError as error:
+            raise BadImage(f"the file cannot be read ({error.strerror})") from error
+
+
+class TarSource:
+    """Members of a tar, or copies of them in a spool file, read at their offsets."""
+
+    def __init__(self, name: Path, file: BinaryIO, places: dict[str, tuple[int, int]], other_files: int) -> None:
+        self.name = str(name)
+        self.other_files = other_files
+        self.paths = list(places)
+        self._descriptor = file.fileno()
+        self._places = places
+
+    def read(self, path: str) -> bytes:
+        offset, size = self._places[path]
+        _check_size(size)
+        try:
+            data = os.pread(self._descriptor, size, offset)
+        except OSError as error:
+            raise BadImage(f"the archive cannot be read ({error.strerror})") from error
+        if len(data) != size:
+            raise BadImage(f"the archive ends within it ({len(data):,} of {size:,} bytes)")
+        return data
+
+
+def plain_tar(path: Path, file: BinaryIO, advance: Callable[[int], None]) -> TarSource:
+    """List a tar that is not compressed; its images are read where they lie."""
+    places: dict[str, tuple[int, int]] = {}
+    other_files = 0
+    with _tar_errors(path), tarfile.open(fileobj=file, mode="r:") as archive:
+        position = 0
+        for name, member in _tar_members(path, archive):
+            if is_wanted(name):
+                places[name] = (member.offset_data, member.size)
+            else:
+                other_files += 1
+            advance(archive.offset - position)
+            position = archive.offset
+        # tarfile takes a header that it cannot read for the end: only zeros are.
+        if os.pread(file.fileno(), _BLOCK, archive.offset) != bytes(_BLOCK):
+            raise DataError(f"{path}: damaged or truncated at byte {archive.offset:,}")
+    return TarSource(path, file, places, other_files)
+
+
+def spooled_tar(path: Path, spool: BinaryIO, advance: Callable[[int], None]) -> TarSource:
+    """Go once through a gzipped tar and copy what may be packed to `spool`, which takes at most its unpacked size."""
+    places: dict[str, tuple[int, int]] = {}
+    other_files = 0
+    with _tar_errors(path), path.open("rb") as raw, gzip.GzipFile(fileobj=raw) as stream:
+        with tarfile.open(fileobj=stream, mode="r|") as archive:
+            position = 0
+            for name, member in _tar_members(path, archive):
+                if not is_wanted(name):
+                    other_files += 1
+                elif member.size > MAX_BYTES:
+                    places[name] = (0, member.size)  # listed, so that it is reported when it is read
+                else:
+                    places[name] = (spool.tell(), member.size)
+                    content = archive.extractfile(member)
+                    assert content is not None, "only regular files come here"
+                    shutil.copyfileobj(content, spool)
+                advance(raw.tell() - position)
+                position = raw.tell()
+        while stream.read(1 << 20):
+            pass  # to the end: only there does gzip compare the checksum
+    spool.flush()
+    return TarSource(path, spool, places, other_files)
+
+
+def _tar_members(path: Path, archive: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
+    for member in archive:
+        # tarfile keeps every header it has read, and an archive may hold millions. (typeshed does not list it.)
+        archive.members = []  # type: ignore[attr-defined]
+        name = _checked_name(path, member.name)
+        if member.isdir():
+            continue
+        if not member.isreg() or member.issparse():
+            kind = "a sparse file" if member.issparse() else "a link or device"
+            raise DataError(f"{path}: {member.name!r} is {kind}; an archive must hold plain files and folders only")
+        yield name, member
+
+
+@contextmanager
+def _tar_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise DataError(f"{path}: not such an archive, damaged or truncated ({error})") from error
+
+
+class ZipSource:
+    """Members of a zip, read where they lie."""
+
+    def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
+        self.name = str(path)
+        self.other_files = 0
+        self._archive = archive
+        self._members: dict[str, zipfile.ZipInfo] = {}
+        for member in archive.infolist():
+            name = _checked_name(path, member.filename.replace("\\", "/"))
+            if member.is_dir():
+                continue
+            if stat.S_ISLNK(member.external_attr >> 16):
+                raise DataError(f"{path}: {name!r} is a link; an archive must hold plain files and folders only")
+            if member.flag_bits & 1:
+                raise DataError(f"{path}: {name!r} is encrypted; unpack the archive first")
+            if is_wanted(name):
+                self._members[name] = member
+            else:
+                self.other_files += 1
+        self.paths = list(self._members)
+
+    def read(self, path: str) -> bytes:
+        member = self._members[path]
+        _check_size(member.file_size)  # zipfile gives out no more than this, whatever the compressed data hold
+        try:
+            return self._archive.read(member)
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, OSError) as error:
+            raise BadImage(f"the archive's member is damaged ({error})") from error
+
+
+def _open_zip(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise DataError(f"{path}: not a zip archive, or truncated ({error})") from error
+
+
+def _checked_name(path: Path, name: str) -> str:
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if name.startswith("/") or ".." in parts or "\0" in name:
+        raise DataError(f"{path}: refused the member name {name!r}; names must stay inside the archive")
+    return "/".join(parts)
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_BYTES:
+        raise BadImage(f"the file has {size:,} bytes; the limit is {MAX_BYTES:,}")
+
+
+def _raise_unreadable(error: OSError) -> None:
+    raise DataError(f"{error.filename}: the folder cannot be read ({error.strerror})") from error

@@ -1,0 +1,92 @@
+"""Labels of a training and a test set: that there are some, that they mean the same, and splits that keep shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leoclr.datasets.errors import EvaluationError
+from leoclr.datasets.index import NO_LABEL, Index
+from leoclr.datasets.randomness import uniforms
+
+IntArray = NDArray[np.int64]
+
+_SHOWN = 5
+
+
+def check_labels(index: Index, name: str) -> None:
+    """Raise EvaluationError, naming the data as `name`, unless there are samples and every one has a label."""
+    if not len(index):
+        raise EvaluationError(f"{name}: there are no samples")
+    missing = int((index.label == NO_LABEL).sum())
+    if missing == len(index):
+        raise EvaluationError(f"{name}: the samples have no labels; a score needs data with one class per image")
+    if missing:
+        example = index.key(int(np.argmax(index.label == NO_LABEL)))
+        raise EvaluationError(f"{name}: {missing} of {len(index)} samples have no label, {example!r} among them")
+
+
+def match_classes(train: Index, test: Index) -> IntArray:
+    """The number in training of each class number of the test set, shape `(test classes,)`; -1 for unused classes.
+
+    Classes are matched by name where both sets have names, else by number.
+
+    Raises:
+        EvaluationError: Labels are missing, training has one class, or the test set has a class that no training
+            sample belongs to.
+    """
+    check_labels(train, "training data")
+    check_labels(test, "test data")
+    trained = np.unique(train.label)
+    if len(trained) < 2:
+        raise EvaluationError(f"training data: all {len(train)} samples are of class {_name(train, trained[0])}")
+    mapping = np.full(int(test.label.max()) + 1, NO_LABEL, np.int64)
+    numbers = {name: number for number, name in enumerate(train.classes)}
+    by_name = bool(train.classes) and bool(test.classes)
+    absent = []
+    for label in np.unique(test.label).tolist():
+        number = numbers.get(test.classes[label], NO_LABEL) if by_name else label
+        if number not in trained:
+            absent.append(_name(test, label))
+        mapping[label] = number
+    if absent:
+        raise EvaluationError(
+            f"test data: {_some(absent)} of {len(np.unique(test.label))} classes have no training sample; "
+            f"training has {_some([_name(train, label) for label in trained.tolist()])}"
+        )
+    return mapping
+
+
+def stratified_holdout(labels: IntArray, share: float, seed: int) -> tuple[IntArray, IntArray]:
+    """Split samples so that every class is divided alike.
+
+    Args:
+        share: Of each class that is held out, rounded; at least one sample of a class that has two, and never all.
+        seed: With the position of a sample, decides which.
+
+    Returns:
+        Positions to keep and positions held out, both ascending.
+
+    Raises:
+        EvaluationError: No class has two samples.
+    """
+    draws = uniforms(seed, 0, np.arange(len(labels)), 0, 1)[:, 0]
+    held = np.zeros(len(labels), np.bool_)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        count = min(max(1, round(share * len(members))), len(members) - 1)
+        held[members[np.argsort(draws[members])[:count]]] = True
+    if not held.any():
+        raise EvaluationError("nothing can be held out: every class has a single sample")
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def _name(index: Index, label: int) -> str:
+    return repr(index.classes[label]) if label < len(index.classes) else f"number {label}"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -1,0 +1,24 @@
+"""Numbers that a classifier is judged by. M = test samples, C = classes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+TOP_FIVE_CLASSES = 5
+
+
+def accuracies(scores_MC: Tensor, labels_M: Tensor) -> dict[str, float]:
+    """Share of samples, in [0, 1], whose true class has the highest score (top1) or one of the five highest (top5).
+
+    Equal scores are ranked by class number, lowest first, so that the result does not depend on a sort's habits.
+    `top5` is left out below five classes.
+    """
+    own_M1 = scores_MC.gather(1, labels_M[:, None])
+    lower_class_MC = torch.arange(scores_MC.shape[1], device=scores_MC.device) < labels_M[:, None]
+    ahead_MC = (scores_MC > own_M1) | ((scores_MC == own_M1) & lower_class_MC)
+    rank_M = ahead_MC.sum(dim=1)
+    result = {"top1": (rank_M < 1).double().mean().item()}
+    if scores_MC.shape[1] >= TOP_FIVE_CLASSES:
+        result["top5"] = (rank_M < TOP_FIVE_CLASSES).double().mean().item()
+    return result

@@ -1,0 +1,48 @@
+"""From settings to the objects of a run. The one place that knows which setting goes into which constructor."""
+
+from __future__ import annotations
+
+import torch  # noqa: TID253
+from torch import nn  # noqa: TID253
+
+from leoclr.backends.backbones import Backbone, build_backbone
+from leoclr.backends.encoder import Encoder
+from leoclr.backends.moco import MoCo
+from leoclr.backends.queue import KeyQueue
+from leoclr.backends.simclr import SimCLR
+from leoclr.cli.settings import EncoderSettings, Settings
+from leoclr.datasets.errors import SettingsError
+
+
+def backbone(settings: EncoderSettings) -> Backbone:
+    """The backbone with weights from torch's global generator; SettingsError when there is no such model."""
+    try:
+        return build_backbone(settings.backbone, settings.stem, settings.width)
+    except ValueError as error:
+        raise SettingsError(f"encoder: {error}") from None
+
+
+def backend(settings: Settings, device: torch.device) -> MoCo | SimCLR:
+    """The contrastive method with weights from `train.seed`, on the device, the same on every rank."""
+    torch.manual_seed(settings.train.seed)
+    encoder = Encoder(backbone(settings.encoder), settings.encoder.projector_hidden, settings.encoder.projector_dim)
+    method: MoCo | SimCLR
+    if settings.backend == "moco":
+        moco = settings.moco
+        method = MoCo(
+            encoder,
+            KeyQueue(moco.queue, encoder.dim, settings.train.seed),
+            momentum=moco.momentum,
+            temperature=moco.temperature,
+            enqueue=moco.enqueue,
+            reduction=moco.reduction,
+            bn_splits=moco.bn_splits,
+            seed=settings.train.seed,
+        )
+    else:
+        simclr = settings.simclr
+        if simclr.sync_batchnorm and device.type == "cuda":
+            encoder = nn.SyncBatchNorm.convert_sync_batchnorm(encoder)  # type: ignore[no-untyped-call]
+        method = SimCLR(encoder, simclr.temperature, simclr.reduction, simclr.stop_gradient)
+    memory_format = torch.channels_last if settings.train.channels_last else torch.contiguous_format
+    return method.to(device, memory_format=memory_format)  # type: ignore[call-overload, no-any-return]

@@ -1,0 +1,50 @@
+"""What a person sees: progress bars and messages on stderr, so that stdout carries only results."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+def say(message: str) -> None:
+    """One line for a person, on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def warn(message: str) -> None:
+    """One line that a person should not miss, on stderr."""
+    say(f"warning: {message}")
+
+
+def print_json(value: Any) -> None:
+    """The machine-readable result, on stdout. NaN and infinity are refused: they are not JSON."""
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+@contextmanager
+def progress(what: str, total: int | None, unit: str = "") -> Iterator[Callable[[int], None]]:
+    """A bar with rate and time left; yields `advance(n)`. Silent where stderr is not a terminal.
+
+    Args:
+        what: What is being done, e.g. "packing".
+        total: How many units there are; None where that is not known.
+        unit: Name of the unit in the rate, e.g. "images".
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Task as RichTask
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: RichTask) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text(f"{speed:,.0f} {unit}/s" if speed else "", style="progress.data.speed")
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count: bar.advance(task, count)

@@ -1,0 +1,95 @@
+"""Devices, precision and processes: what was asked for, or one clear refusal."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+import torch  # noqa: TID253
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs  # noqa: TID253
+from accelerate.state import AcceleratorState  # noqa: TID253
+from accelerate.utils import ProjectConfiguration  # noqa: TID253
+
+from leoclr.cli.settings import Settings
+from leoclr.datasets.errors import RunError
+
+_PRECISION: dict[str, Literal["no", "bf16", "fp16"]] = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+def make_accelerator(settings: Settings, output: Path) -> Accelerator:
+    """Accelerate's view of device, processes and precision.
+
+    Buffers are not broadcast: ranks hold equal queues already, and BatchNorm statistics are per rank by design.
+
+    Raises:
+        RunError: There is no such device, or it does not compute in that precision.
+    """
+    device = choose_device(settings.run.device)
+    check_precision(settings.train.precision, device)
+    if settings.run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    elif device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+    return Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision=_PRECISION[settings.train.precision],
+        log_with=list(settings.run.trackers) or None,
+        project_config=ProjectConfiguration(str(output), logging_dir=str(output / "tensorboard")),
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=timedelta(minutes=settings.run.timeout_minutes)),
+        ],
+    )
+
+
+def release_accelerator() -> None:
+    """Forget the device and precision of this process's run, so that the next may have others; leave the group."""
+    torch.use_deterministic_algorithms(False)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def lost_process(error: RuntimeError) -> RunError | None:
+    """What to say where `error` is the end of the talk between processes; None where it is anything else."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, torch.distributed.DistError) and "gloo" not in text:
+        return None
+    waited = "timed out" in text.casefold() or "timeout" in text.casefold()
+    what = "has not answered within run.timeout_minutes" if waited else "has ended; look above for its message"
+    reason = text.removeprefix("[").partition("] ")[2].partition(". ")[0] or text
+    return RunError(f"another process of this run {what}; the checkpoints are as they were ({reason[:200]})")
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called `name`: auto (a GPU if there is one), cpu, cuda or cuda:N.
+
+    Raises:
+        RunError: It is none of these, or not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and (kind == "cpu" or not number.isdigit())):
+        raise RunError(f"no device is called {name!r}; it is auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise RunError("there is no CUDA GPU that this torch can use; take --device cpu")
+    if number and int(number) >= torch.cuda.device_count():
+        raise RunError(f"there is no {name}: the GPUs are numbered 0 to {torch.cuda.device_count() - 1}")
+    if number:
+        torch.cuda.set_device(int(number))
+    return torch.device(name)
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raise RunError where the device has no arithmetic of this precision and would emulate it slowly or not at all."""
+    if precision == "fp16" and device.type == "cpu":
+        raise RunError("fp16 needs a GPU; take --precision bf16 or float32 on a CPU")
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise RunError("this GPU does not compute in bf16; take --precision fp16 or float32")
+    if precision == "bf16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        raise RunError("this processor does not compute in bf16; take --precision float32")

@@ -1,0 +1,263 @@
+"""What every score starts from and ends in: an encoder, labelled training and test data, features, a record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch  # noqa: TID253
+
+from leoclr.cli.console import print_json, progress, say, warn
+from leoclr.cli.devices import check_precision, choose_device
+from leoclr.cli.encoders import LoadedEncoder, load_encoder
+from leoclr.cli.runs import RunFolder
+from leoclr.cli.versions import versions
+from leoclr.datasets.errors import EvaluationError, RunError
+from leoclr.datasets.files import write_atomic
+from leoclr.datasets.index import Index
+from leoclr.datasets.locate import absolute, open_data, sibling_split
+from leoclr.evals.classes import check_labels, match_classes, stratified_holdout
+from leoclr.evals.feature_cache import FeatureCache, feature_key
+from leoclr.evals.features import Features, Precision, check_features, extract_features
+from leoclr.evals.preprocessing import Preprocessing, View
+from leoclr.evals.report import score_table
+from leoclr.evals.scores import Score
+
+FORMAT = 1
+_HOLDOUT_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the options common to all scores say. Empty data means: find it."""
+
+    checkpoint: Path | None
+    train_data: tuple[str, ...]
+    data: tuple[str, ...]
+    backbone: str | None
+    image_size: int | None
+    batch_size: int
+    device: str
+    precision: Precision
+    workers: int
+    seed: int
+    cache: bool
+
+
+@dataclass(frozen=True)
+class LabelledData:
+    """Training and test data of a score.
+
+    Attributes:
+        train_source, test_source: What they were opened from.
+        protocol: One line on how the test data was found, where the user did not name it.
+    """
+
+    train: Index
+    test: Index
+    train_source: tuple[str, ...]
+    test_source: tuple[str, ...]
+    protocol: tuple[str, ...]
+
+
+class Evaluation:
+    """An encoder on a device, and the data it is scored on.
+
+    Raises:
+        EvaluationError: The data has no usable labels.
+        LeoclrError: Encoder, data or device cannot be had.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.began = time.monotonic()
+        self.request = request
+        self.device = choose_device(request.device)
+        check_precision(request.precision, self.device)
+        encoder = load_encoder(request.checkpoint, request.backbone)
+        self.encoder = replace(encoder, image_size=request.image_size or encoder.image_size)
+        self.data = _labelled_data(self.encoder, request)
+        self._test_numbers = match_classes(self.data.train, self.data.test)
+        self._backbone = self.encoder.backbone.to(self.device).to(memory_format=torch.channels_last)
+        self._cache = FeatureCache(_cache_folder(self.encoder))
+        self.notes: list[str] = []
+        if self.data.train.digest == self.data.test.digest:
+            self.notes.append("training and test data are the same samples: the figures say nothing about new images")
+
+    def train_features(self, view: View) -> Features:
+        """Features of the training data."""
+        return self._features(self.data.train, view, "training data")
+
+    def test_features(self, view: View) -> Features:
+        """Features of the test data, their labels in training's numbering."""
+        features = self._features(self.data.test, view, "test data")
+        return replace(features, labels=self._test_numbers[features.labels])
+
+    def report(self, kind: str, score: Score, images: Sequence[str], output: Path | None, as_json: bool) -> None:
+        """Print the score as a table, or as JSON, and write its record.
+
+        Args:
+            images: How the test images were preprocessed, in lines for a person.
+            output: File for the record; in the run's `evals` folder if None, and nowhere if there is no run.
+
+        Raises:
+            RunError: The record cannot be written; it is printed before.
+        """
+        record = self._record(kind, score, images)
+        path = output or self._record_path(kind, record)
+        for note in record["notes"]:
+            warn(note)
+        if as_json:
+            print_json(record)
+        else:
+            print(_text(record, score))
+        if path is not None:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(path, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+            except OSError as error:
+                raise RunError(f"{path} cannot be written: {error.strerror}") from error
+            say(f"written to {path}")
+
+    def _features(self, index: Index, view: View, name: str) -> Features:
+        preprocessing = Preprocessing(view, self.encoder.mean, self.encoder.std)
+        key = feature_key(self.encoder.digest, index.digest, preprocessing, self._arithmetic())
+        features = self._cache.load(key, index) if self.request.cache else None
+        if features is None:
+            with progress(f"features of the {name}", len(index), "images") as advance:
+                features = extract_features(
+                    self._backbone,
+                    index,
+                    preprocessing,
+                    batch_size=self.request.batch_size,
+                    device=self.device,
+                    precision=self.request.precision,
+                    workers=self.request.workers,
+                    advance=advance,
+                )
+            check_features(features, index, name)
+            if self.request.cache:
+                self._cache.store(key, features)
+        if features.skipped:
+            note = f"{name}: {len(features.skipped)} of {len(index)} images left out, {features.skipped[0]}"
+            self.notes += [] if note in self.notes else [note]
+        return features
+
+    def _arithmetic(self) -> str:
+        return f"{self.request.precision} on {self.device.type}"
+
+    def _record(self, kind: str, score: Score, images: Sequence[str]) -> dict[str, Any]:
+        encoder, data = self.encoder, self.data
+        mean, std = ("/".join(f"{value:g}" for value in values) for values in (encoder.mean, encoder.std))
+        features = f"pooled features of {encoder.name}, before the projector, {self._arithmetic()}"
+        return {
+            "format": FORMAT,
+            "kind": kind,
+            "results": {
+                row.key: row.values | {f"{metric}_half_width": half for metric, half in row.half_widths.items()}
+                for row in score.rows
+            },
+            "details": score.details,
+            "protocol": [
+                *score.protocol,
+                *images,
+                f"{features}; mean {mean}, std {std}",
+                *data.protocol,
+            ],
+            "notes": [*self.notes, *score.notes],
+            "seed": self.request.seed,
+            "checkpoint": {
+                "path": os.path.abspath(encoder.source),
+                "digest": encoder.digest,
+                "backbone": encoder.name,
+                "stem": encoder.stem,
+                "width": encoder.width,
+                "image_size": encoder.image_size,
+            },
+            "data": {
+                "train": _described(data.train, data.train_source),
+                "test": _described(data.test, data.test_source),
+                "classes": len(set(data.train.label.tolist())),
+            },
+            "versions": versions(),
+            "command": sys.argv,
+            "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "seconds": round(time.monotonic() - self.began, 3),
+        }
+
+    def _record_path(self, kind: str, record: dict[str, Any]) -> Path | None:
+        """A name that is the same for the same encoder, data and protocol, so that a repetition replaces."""
+        if self.encoder.run is None:
+            return None
+        same = [record[key] for key in ("kind", "protocol", "seed")]
+        same += [record["checkpoint"]["digest"], *(record["data"][split]["digest"] for split in ("train", "test"))]
+        short = hashlib.sha256(json.dumps(same).encode()).hexdigest()[:10]
+        return RunFolder(self.encoder.run).evals / f"{kind}-{short}.json"
+
+
+def _labelled_data(encoder: LoadedEncoder, request: Request) -> LabelledData:
+    train_source, test_source, protocol = request.train_data, request.data, ""
+    if not train_source:
+        if encoder.run is None:
+            raise EvaluationError(f"{encoder.source} does not say which data it goes with; name it with --train-data")
+        run_data = RunFolder(encoder.run).read()["data"]
+        train_source = tuple(run_data["train"])
+        if not test_source and run_data["val"]:
+            test_source, protocol = tuple(run_data["val"]), "test data: the run's validation data"
+    if not test_source:
+        test_source = sibling_split(train_source)
+        protocol = f"test data: {', '.join(test_source)}, beside the training data"
+    train = _open(train_source)
+    if test_source:
+        named = request.data or not protocol
+        return LabelledData(train, _open(test_source), train_source, test_source, () if named else (protocol,))
+    check_labels(train, "training data")
+    kept, held = stratified_holdout(train.label, _HOLDOUT_SHARE, request.seed)
+    protocol = (
+        f"test data: a stratified {_HOLDOUT_SHARE:.0%} of the labelled data (seed {request.seed}), as there is no "
+        "test split beside it; a run that trained on all of it has seen these images, without their labels"
+    )
+    return LabelledData(train.subset(kept), train.subset(held), train_source, train_source, (protocol,))
+
+
+def _open(source: tuple[str, ...]) -> Index:
+    with progress("reading shard headers", None, "bytes") as advance:
+        return open_data(source, advance)
+
+
+def _described(index: Index, source: tuple[str, ...]) -> dict[str, Any]:
+    return {"source": list(absolute(source)), "digest": index.digest, "samples": len(index)}
+
+
+def _cache_folder(encoder: LoadedEncoder) -> Path:
+    """In the run; for other weights where this system keeps caches."""
+    if encoder.run is not None:
+        return encoder.run / "features"
+    if sys.platform == "win32":
+        root = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        root = Path.home() / "Library" / "Caches"
+    else:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "leoclr" / "features"
+
+
+def _text(record: dict[str, Any], score: Score) -> str:
+    checkpoint, data = record["checkpoint"], record["data"]
+    return "\n".join(
+        [
+            f"{checkpoint['path']} ({checkpoint['backbone']}, weights {checkpoint['digest'][:12]})",
+            f"{data['train']['samples']:,} training and {data['test']['samples']:,} test images of {data['classes']} "
+            "classes",
+            "",
+            score_table(score),
+            "",
+            *record["protocol"],
+        ]
+    )

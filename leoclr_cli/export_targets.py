@@ -1,0 +1,213 @@
+"""What each export format is written by and opened with."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch  # noqa: TID253
+from torch import Tensor, nn  # noqa: TID253
+from torchvision import models  # noqa: TID253
+from torchvision.models.resnet import ResNet  # noqa: TID253
+
+from leoclr.cli.encoders import LoadedEncoder, read_encoder, write_encoder
+from leoclr.cli.export_formats import ExportFormat
+from leoclr.datasets.errors import CheckpointError, SettingsError
+
+_STANDARD_WIDTH = 64
+
+Network = Callable[[Tensor], Tensor]
+
+
+class Target(ABC):
+    """One encoder in one format."""
+
+    def __init__(self, encoder: LoadedEncoder) -> None:
+        self.encoder = encoder
+
+    @abstractmethod
+    def check(self) -> None:
+        """Refuse, before anything is written, an encoder that the format cannot hold and an extra that is missing."""
+
+    @abstractmethod
+    def write(self, path: Path) -> None:
+        """Write the file; what lies there is replaced."""
+
+    @abstractmethod
+    def open(self, path: Path) -> Network:
+        """Images to features, computed by the library that the file is for, from the file alone."""
+
+    @abstractmethod
+    def usage(self, path: Path) -> tuple[str, ...]:
+        """Lines of Python that do the same."""
+
+
+class Safetensors(Target):
+    """leoclr's own: weights, architecture and preprocessing in one file."""
+
+    def check(self) -> None:
+        """Every encoder fits."""
+
+    def write(self, path: Path) -> None:
+        write_encoder(self.encoder, path)
+
+    def open(self, path: Path) -> Network:
+        return read_encoder(path).backbone
+
+    def usage(self, path: Path) -> tuple[str, ...]:
+        return (
+            "from leoclr.cli.encoders import load_encoder",
+            f'model = load_encoder(Path("{path}")).backbone  # or: leoclr eval knn {path}',
+        )
+
+
+class StateDict(Target):
+    """What torch.save writes of a library's model, plain tensors only: it loads with weights_only=True."""
+
+    package: str
+
+    def write(self, path: Path) -> None:
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.encoder.backbone.state_dict().items()}
+        # Through memory: on a full disk torch.save fails with a RuntimeError that does not say so.
+        buffer = io.BytesIO()
+        torch.save(tensors, buffer)
+        path.write_bytes(buffer.getbuffer())
+
+    def refuse_width(self) -> None:
+        name, width = self.encoder.name, self.encoder.width
+        if width != _STANDARD_WIDTH:
+            raise CheckpointError(
+                f"{self.package}'s {name} has no width {width}; export --format safetensors or onnx instead"
+            )
+
+    def adapt_stem(self, network: Any) -> None:
+        if self.encoder.stem == "cifar":
+            network.conv1 = nn.Conv2d(3, _STANDARD_WIDTH, 3, padding=1, bias=False)
+            network.maxpool = nn.Identity()
+
+    def stem_usage(self) -> tuple[str, ...]:
+        if self.encoder.stem != "cifar":
+            return ()
+        return (
+            f"model.conv1 = torch.nn.Conv2d(3, {_STANDARD_WIDTH}, 3, padding=1, bias=False)  # the CIFAR stem",
+            "model.maxpool = torch.nn.Identity()",
+        )
+
+
+class Torchvision(StateDict):
+    """For torchvision's classifier of the same name, whose last layer stays as it is."""
+
+    package = "torchvision"
+
+    def check(self) -> None:
+        if self.encoder.name.startswith("timm:"):
+            raise CheckpointError(f"torchvision has no {self.encoder.name}; export --format timm instead")
+        self.refuse_width()
+
+    def open(self, path: Path) -> Network:
+        name = self.encoder.name
+        network: nn.Module = models.get_model(name, weights=None)
+        self.adapt_stem(network)
+        missing, unexpected = network.load_state_dict(torch.load(path, weights_only=True), strict=False)
+        layers = {key.rpartition(".")[0] for key in missing}
+        if unexpected or len(layers) != 1:
+            raise CheckpointError(f"torchvision's {name} misses {missing} and does not know {unexpected}")
+        parent, _, attribute = layers.pop().rpartition(".")
+        setattr(network.get_submodule(parent), attribute, nn.Identity())
+        return network.eval()
+
+    def usage(self, path: Path) -> tuple[str, ...]:
+        return (
+            f"model = torchvision.models.{self.encoder.name}()",
+            *self.stem_usage(),
+            f'model.load_state_dict(torch.load("{path}", weights_only=True), strict=False)  # all but the last layer',
+        )
+
+
+class Timm(StateDict):
+    """For timm's model without classifier. Its ResNets have the names and the arithmetic of torchvision's."""
+
+    package = "timm"
+
+    @property
+    def model_name(self) -> str:
+        return self.encoder.name.removeprefix("timm:")
+
+    def check(self) -> None:
+        if not self.encoder.name.startswith("timm:") and not isinstance(self.encoder.backbone, ResNet):
+            raise CheckpointError(
+                f"timm's {self.encoder.name} is not torchvision's; export --format torchvision instead"
+            )
+        self.refuse_width()
+        try:
+            import timm  # noqa: F401
+        except ImportError:
+            raise SettingsError("--format timm needs timm: pip install 'leoclr-cli[timm]'") from None
+
+    def open(self, path: Path) -> Network:
+        import timm
+
+        network: nn.Module = timm.create_model(self.model_name, pretrained=False, num_classes=0)
+        self.adapt_stem(network)
+        network.load_state_dict(torch.load(path, weights_only=True))
+        return network.eval()
+
+    def usage(self, path: Path) -> tuple[str, ...]:
+        return (
+            f'model = timm.create_model("{self.model_name}", num_classes=0)',
+            *self.stem_usage(),
+            f'model.load_state_dict(torch.load("{path}", weights_only=True))',
+        )
+
+
+class Onnx(Target):
+    """A graph for ONNX Runtime, for batches of any size."""
+
+    def check(self) -> None:
+        try:
+            import onnx  # noqa: F401
+            import onnxruntime  # noqa: F401
+            import onnxscript  # noqa: F401
+        except ImportError as error:
+            raise SettingsError(f"--format onnx needs {error.name}: pip install 'leoclr-cli[onnx]'") from None
+
+    def write(self, path: Path) -> None:
+        encoder = self.encoder
+        program = torch.onnx.export(
+            copy.deepcopy(encoder.backbone).cpu().eval(),
+            (torch.zeros(2, 3, encoder.image_size, encoder.image_size),),
+            dynamo=True,
+            input_names=["images"],
+            output_names=["features"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
+        assert program is not None
+        preprocessing = {"image_size": encoder.image_size, "mean": encoder.mean, "std": encoder.std}
+        program.model.metadata_props["leoclr"] = json.dumps({**preprocessing, "digest": encoder.digest})
+        program.save(str(path))
+
+    def open(self, path: Path) -> Network:
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+    def usage(self, path: Path) -> tuple[str, ...]:
+        return (
+            f'session = onnxruntime.InferenceSession("{path}")',
+            'features = session.run(None, {"images": images})[0]  # images: float32 array',
+        )
+
+
+TARGETS: dict[ExportFormat, type[Target]] = {
+    ExportFormat.safetensors: Safetensors,
+    ExportFormat.torchvision: Torchvision,
+    ExportFormat.timm: Timm,
+    ExportFormat.onnx: Onnx,
+}

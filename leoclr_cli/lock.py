@@ -1,0 +1,73 @@
+"""One process at a time writes to a run folder."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+
+from leoclr.datasets.errors import RunError
+
+
+class RunLock:
+    """Holds RUN/lock while the block runs; a second process is refused with RunError.
+
+    The run folder is made where there is none. The kernel holds the lock (flock) for the process, so it ends with
+    it, also by kill -9: the file of a dead process is simply taken over. What the file says (process id, host,
+    start) is only for the message.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._file = run / "lock"
+        self._descriptor: int | None = None
+
+    def __enter__(self) -> RunLock:
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise RunError(f"cannot write to the run folder {self._file.parent}: {error}") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, json.dumps(_this_process()).encode())
+        except BlockingIOError:
+            holder = _holder(os.pread(descriptor, 4096, 0))
+            os.close(descriptor)
+            raise RunError(
+                f"{self._file.parent} is in use by {holder}; wait for it or choose another --output"
+            ) from None
+        except OSError as error:
+            os.close(descriptor)
+            raise RunError(f"cannot lock {self._file}: {error}") from error
+        self._descriptor = descriptor
+        # A forked loader worker shares the lock, and could outlive a killed trainer with it.
+        os.register_at_fork(after_in_child=self._close)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _this_process() -> dict[str, str | int]:
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
+
+
+def _holder(content: bytes) -> str:
+    try:
+        owner = json.loads(content)
+        return f"process {owner['pid']} on {owner['host']} since {owner['started']}"
+    except (ValueError, KeyError, TypeError):
+        return "another process"

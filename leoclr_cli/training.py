@@ -1,0 +1,362 @@
+"""The training run: read the data, build the method, loop, and lose nothing.
+
+What a step computes depends on the settings and on the number of the step alone: data order, augmentation, the shuffle
+of keys and dropout are drawn from (seed, step). A checkpoint therefore holds tensors and a step number, no generator
+and no position in a stream, and going on from it is the uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch  # noqa: TID253
+from accelerate import Accelerator  # noqa: TID253
+from torch import Tensor  # noqa: TID253
+
+from leoclr.backends.method import spread
+from leoclr.cli import build
+from leoclr.cli.augmentation import augmentation_spec
+from leoclr.cli.bad_images import BadImages, lines_of_all
+from leoclr.cli.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, prune, save_checkpoint, step_folder
+from leoclr.cli.clock import Clock
+from leoclr.cli.console import progress, say, warn
+from leoclr.cli.devices import lost_process, make_accelerator, release_accelerator
+from leoclr.cli.keys import FIELDS, get
+from leoclr.cli.lock import RunLock
+from leoclr.cli.metrics import MetricsLog, require_trackers
+from leoclr.cli.monitor import KnnMonitor
+from leoclr.cli.optimizers import load_optimizer_tensors, optimizer_tensors
+from leoclr.cli.progress_line import ProgressLine
+from leoclr.cli.remote_data import block_cache, cache_line, check_cache
+from leoclr.cli.run_checks import description, micro_batch, warnings_about
+from leoclr.cli.runs import RunFolder
+from leoclr.cli.settings import Settings
+from leoclr.cli.stopping import GracefulStop
+from leoclr.cli.train_step import TrainStep
+from leoclr.cli.versions import versions
+from leoclr.datasets.errors import CheckpointError, RunError
+from leoclr.datasets.index import Index
+from leoclr.datasets.loader import Batch, StepDataset, batches
+from leoclr.datasets.locate import open_data, sibling_split
+from leoclr.datasets.plan import Plan
+from leoclr.datasets.views import POLICIES
+from leoclr.datasets.workers import lost_worker
+
+_COLLAPSED = 0.01  # an untrained ResNet lies around 0.1
+_AGREE_STEPS_CUDA = 10  # asking all GPUs whether to stop waits for them; every step would cost speed
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended.
+
+    Attributes:
+        stopped_by: Number of the signal that stopped it, or 0 where it is complete.
+        loss: Mean over the last stretch that was logged; None where no step was left to make.
+        knn: The last k-NN score of this session in [0, 1], or None.
+    """
+
+    run: str
+    checkpoint: str
+    step: int
+    steps: int
+    stopped_by: int
+    loss: float | None
+    knn: float | None
+    images_per_second: float
+    seconds: float
+    bad_images: int
+
+
+def train(settings: Settings, output: Path, preset: str | None, command: list[str], resume: bool) -> TrainResult:
+    """Pre-train an encoder as the settings say, in the run folder `output`.
+
+    Args:
+        preset, command: The preset's name and the command line, for the record.
+        resume: Whether to go on from the run's newest sound checkpoint.
+
+    Raises:
+        LeoclrError: The data, the settings, the device, the run folder or the loss do not allow to go on; what was
+            saved before stays.
+    """
+    require_trackers(settings.run.trackers)
+    accelerator = make_accelerator(settings, output)
+    try:
+        with contextlib.ExitStack() as stack:
+            trainer = Trainer(settings, RunFolder(output), accelerator)
+            if accelerator.is_main_process:
+                stack.enter_context(RunLock(output))  # after all that the settings and the data can be refused for
+            trainer.start(resume, preset, command)
+            return trainer.fit(stack.enter_context(GracefulStop()))
+    except RuntimeError as error:
+        raise lost_worker(error) or lost_process(error) or error from None
+    except OSError as error:
+        raise RunError(f"the run in {output} cannot go on, but its checkpoints are as they were: {error}") from None
+    finally:
+        release_accelerator()
+
+
+class Trainer:
+    """One process's part of a run. `tensors` and `state` are all that must survive a resume."""
+
+    def __init__(self, settings: Settings, run: RunFolder, accelerator: Accelerator) -> None:
+        self.settings, self.run, self.accelerator = settings, run, accelerator
+        self.main, self.device, self.ranks = accelerator.is_main_process, accelerator.device, accelerator.num_processes
+        with accelerator.main_process_first():
+            self.index = _open(settings.data.train, settings)
+            check_cache(settings, self.index)
+            self.val_specs = settings.data.val or sibling_split(settings.data.train)
+            val = _open(self.val_specs, settings) if self.val_specs else None
+        data, train = settings.data, settings.train
+        self.plan = Plan.of(
+            self.index, data.batch_size, train.seed, accelerator.process_index, self.ranks, data.shuffle_window
+        )
+        micro = micro_batch(settings, self.ranks)
+        self.policy = POLICIES[settings.views]
+        self.steps = train.epochs * self.plan.steps_per_epoch
+        self.dataset = StepDataset(self.index, self.plan, self.policy, augmentation_spec(settings))
+        self.backend = build.backend(settings, self.device)
+        warmup = round(settings.optimizer.warmup_epochs * self.plan.steps_per_epoch)
+        self.take_step = TrainStep(settings, accelerator, self.backend, self.policy.pairs, micro, self.steps, warmup)
+        self.optimizer = self.take_step.optimizer
+        self.knn = KnnMonitor.of(settings, self.index, val)
+        self.step, self.collapsed = 0, False
+        self.samples = torch.empty(0, dtype=torch.long)  # of the newest step
+        self.bad = self._bad_images(())
+
+    def start(self, resume: bool, preset: str | None, command: list[str]) -> None:
+        """Load the newest checkpoint, or describe the new run; refuse what would mix two runs in one folder."""
+        newest, damaged = newest_checkpoint(self.run.checkpoints)
+        if newest is not None and not resume:
+            raise RunError(
+                f"{self.run.path} holds a run already; go on with `leoclr train --resume {self.run.path}`, or choose "
+                "another --output"
+            )
+        if newest is not None:
+            self._load(load_checkpoint(newest))
+        if self.main:
+            for line in (*damaged, *warnings_about(self.settings, self.index, self.take_step.micro)):
+                warn(line)
+            if newest is None:
+                about = description(self.settings, self.index, self.val_specs, preset, command, self.device, self.ranks)
+                self.run.write(about)
+            self._announce()
+        self.accelerator.wait_for_everyone()
+
+    def fit(self, stop: GracefulStop) -> TrainResult:
+        """Loop over the steps that are left, then save."""
+        began, first = time.monotonic(), self.step
+        saved, saved_at, stopped = first, began, 0
+        clock = Clock(self.step, self.plan.batch_size)
+        line = ProgressLine(self.step, self.steps, self.plan.steps_per_epoch, self.plan.batch_size, self.main)
+        loader, losses, bad = self._loader(), list[Tensor](), list[str]()
+        values: dict[str, float] = {}
+        with contextlib.closing(self._log()) as log:
+            while self.step < self.steps:
+                minutes = (time.monotonic() - saved_at) / 60
+                stopped, due = self._agree(stop.requested, minutes >= self.settings.run.checkpoint_minutes)
+                if stopped:
+                    break
+                if self.step > saved and (due or self._keeps(self.step)):
+                    self._settle(losses, bad)
+                    self.save()
+                    saved, saved_at = self.step, time.monotonic()
+                with clock.waiting():
+                    batch = next(loader)
+                bad += batch.bad
+                loss, embeddings = self._train_step(batch)
+                losses.append(loss)
+                self.step += 1
+                if self.step % self.plan.steps_per_epoch == 0 or self.step % self.settings.run.log_steps == 0:
+                    values = self._measures(self._settle(losses, bad), embeddings, clock)
+                    line.show(self.step, values["loss"], values["images_per_second"], values["waiting"])
+                    if self._knn_is_due():
+                        line.finish_line()
+                        values["knn"] = self._score()
+                    log.write(self.step, values)
+            line.finish_line()
+            if losses:
+                self._settle(losses, bad)
+            checkpoint = self.save()
+        seconds = time.monotonic() - began
+        return TrainResult(
+            run=str(self.run.path),
+            checkpoint=str(checkpoint),
+            step=self.step,
+            steps=self.steps,
+            stopped_by=stopped,
+            loss=values.get("loss"),
+            knn=values.get("knn"),
+            images_per_second=(self.step - first) * self.plan.batch_size / seconds,
+            seconds=seconds,
+            bad_images=len(self.bad),
+        )
+
+    def save(self) -> Path:
+        """Write a checkpoint (first process only: all hold the same) and remove old ones."""
+        if self.main:
+            if not self.run.settings_file.exists():
+                raise RunError(f"{self.run.path} has vanished, and with it run.json; nothing is saved in its place")
+            save_checkpoint(self.run.checkpoints, self.step, self.tensors(), self.state())
+            prune(self.run.checkpoints, self.settings.run.keep, self._keeps)
+        return step_folder(self.run.checkpoints, self.step)
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Both encoders, the queue and its head, and the optimizer's memory."""
+        return {"model": self.backend.state_dict(), "optimizer": optimizer_tensors(self.optimizer)}
+
+    def state(self) -> dict[str, Any]:
+        """The rest. Position in the data, learning rate and all randomness follow from settings and step."""
+        scaler = self.accelerator.scaler
+        return {
+            "step": self.step,
+            "steps": self.steps,
+            "epoch": self.step / self.plan.steps_per_epoch,
+            "settings": self.settings.model_dump(mode="json"),
+            "data": {"digest": self.index.digest, "samples": len(self.index)},
+            "bad_images": self.bad.lines(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "versions": versions(),
+        }
+
+    def _load(self, checkpoint: Checkpoint) -> None:
+        data = checkpoint.state["data"]
+        if data["digest"] != self.index.digest:
+            raise RunError(
+                f"{checkpoint.path} was trained on other data ({data['samples']:,} images, digest "
+                f"{data['digest'][:12]}) than {', '.join(self.settings.data.train)} ({len(self.index):,} images, "
+                f"digest {self.index.digest[:12]}); resume on the same shards"
+            )
+        try:
+            self.backend.load_state_dict(checkpoint.tensors["model"])
+            load_optimizer_tensors(self.optimizer, checkpoint.tensors["optimizer"])
+        except (RuntimeError, ValueError, KeyError, IndexError) as error:
+            detail = " ".join(str(error).split())
+            raise CheckpointError(f"{checkpoint.path} does not fit the settings: {detail[:600]}") from None
+        if self.accelerator.scaler is not None and checkpoint.state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
+        self.step = checkpoint.step
+        self.bad = self._bad_images(checkpoint.state["bad_images"])
+
+    def _train_step(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        self.samples = batch.samples
+        try:
+            return self.take_step(batch.views, self.step)
+        except FloatingPointError:
+            raise self._not_finite() from None
+
+    def _settle(self, losses: list[Tensor], bad: list[str]) -> float:
+        """The mean loss since the last time, over all processes; the bad images of all are counted. Empties both.
+
+        Raises:
+            RunError: A loss is not finite, so that nothing is saved or reported that is not.
+            DataError: There are too many bad images.
+        """
+        mean = float(self.accelerator.reduce(torch.stack(losses).mean(), "mean")) if losses else 0.0
+        if not math.isfinite(mean):
+            raise self._not_finite()
+        self.bad.add(lines_of_all(bad, self.accelerator))
+        losses.clear()
+        bad.clear()
+        return mean
+
+    def _not_finite(self) -> RunError:
+        keys = ", ".join(self.index.key(int(number)) for number in self.samples[:8])
+        return RunError(
+            f"the loss or its gradient is not finite at step {self.step}; the last checkpoint is kept. "
+            f"Try a smaller --lr or more warm-up; the batch began with {keys}"
+        )
+
+    def _measures(self, loss: float, embeddings: Tensor, clock: Clock) -> dict[str, float]:
+        deviation, rank = (float(value) for value in spread(embeddings))
+        if deviation < _COLLAPSED and self.main and not self.collapsed:
+            warn(f"the embeddings have collapsed at step {self.step}: standard deviation {deviation:.4f} of 1")
+            self.collapsed = True
+        images_per_second, waiting = clock.read(self.step)
+        return {
+            "epoch": self.step / self.plan.steps_per_epoch,
+            "loss": loss,
+            "lr": float(self.optimizer.param_groups[0]["lr"]),
+            "embedding_std": deviation,
+            "effective_rank": rank,
+            "images_per_second": images_per_second,
+            "waiting": waiting,
+            "bad_images": float(len(self.bad)),
+        }
+
+    def _score(self) -> float:
+        """k-NN accuracy, on the first process while the others wait."""
+        assert self.knn is not None
+        value = 0.0
+        if self.main:
+            value = self.knn.score(self.backend.encoder.backbone, self.device)
+            say(f"epoch {self.step // self.plan.steps_per_epoch}: k-NN top-1 {value:.2%} ({self.knn.protocol})")
+        self.accelerator.wait_for_everyone()
+        return value
+
+    def _knn_is_due(self) -> bool:
+        epoch, rest = divmod(self.step, self.plan.steps_per_epoch)
+        every = self.settings.run.knn_epochs
+        return self.knn is not None and rest == 0 and (self.step == self.steps or epoch % every == 0)
+
+    def _keeps(self, step: int) -> bool:
+        """Whether the checkpoint of a step is one that is kept for good."""
+        every = self.settings.run.checkpoint_epochs * self.plan.steps_per_epoch
+        return every > 0 and step % every == 0
+
+    def _agree(self, signal_number: int, save_is_due: bool) -> tuple[int, bool]:
+        """What any process was asked to stop by (0: nothing), and whether any finds a save due.
+
+        All must act alike: clocks differ, and a process that went its own way would leave the others waiting.
+        """
+        if self.ranks == 1:
+            return signal_number, save_is_due
+        if self.device.type == "cuda" and self.step % _AGREE_STEPS_CUDA:
+            return 0, False
+        asked = torch.tensor([[signal_number, int(save_is_due)]], device=self.device)
+        found = self.accelerator.gather(asked).max(dim=0).values.tolist()  # SIGTERM, 15, before SIGINT, 2
+        return found[0], bool(found[1])
+
+    def _bad_images(self, known: tuple[str, ...] | list[str]) -> BadImages:
+        limit = self.settings.data.max_bad_samples
+        return BadImages(self.run.path / "bad-images.txt", len(self.index), limit, known, self.main)
+
+    def _log(self) -> MetricsLog:
+        """metrics.jsonl and the trackers; the first process's alone."""
+        if self.settings.run.trackers:
+            self.accelerator.init_trackers("leoclr", {key: str(get(self.settings, key)) for key in FIELDS})
+        return MetricsLog(self.run.metrics, self.accelerator, self.step)
+
+    def _loader(self) -> Iterator[Batch]:
+        workers = self.settings.run.workers
+        if workers < 0:
+            cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            workers = min(16, cores) if self.device.type == "cuda" else max(1, cores // 2)
+        return batches(self.dataset, self.step, self.steps, workers, pin_memory=self.device.type == "cuda")
+
+    def _announce(self) -> None:
+        settings, plan = self.settings, self.plan
+        processes = f" in {self.ranks} processes" if self.ranks > 1 else ""
+        say(
+            f"{settings.views} views under {settings.backend}, {settings.encoder.backbone} at "
+            f"{settings.data.image_size} px, {settings.train.precision} on {self.device.type}{processes}\n"
+            f"{plan.size:,} images in {len(self.index.shards):,} shards; {settings.train.epochs:,} epochs of "
+            f"{plan.steps_per_epoch:,} steps of {plan.batch_size:,} images; {plan.size % plan.batch_size:,} left out, "
+            "others each epoch"
+        )
+        if line := cache_line(settings, self.index):
+            say(line)
+        if self.step:
+            say(f"going on after step {self.step:,} of {self.steps:,}")
+
+
+def _open(specs: tuple[str, ...], settings: Settings) -> Index:
+    with progress("reading shard headers", None, "bytes") as advance:
+        return open_data(specs, advance, block_cache(settings.run))

@@ -1,0 +1,64 @@
+"""Write the table of settings in docs/settings.md from the settings themselves.
+
+Run it after a change of the settings. With --check it writes nothing and fails where the table is not current.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, get_args, get_origin
+
+from leoclr.cli.keys import FIELDS, SECTIONS, get
+from leoclr.cli.setting_files import toml_value
+from leoclr.cli.settings import Settings
+
+PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
+START, END = "<!-- settings: start -->\n", "<!-- settings: end -->\n"
+
+
+def table() -> Iterator[str]:
+    """The lines of a table for each section, those of the two choices at the top first."""
+    for section in ("", *SECTIONS):
+        if section:
+            meaning = " ".join((Settings.model_fields[section].annotation.__doc__ or "").split())
+            yield from ("", f"### {section}", "", meaning)
+        yield from ("", "| key | default | meaning |", "|---|---|---|")
+        for key, field in FIELDS.items():
+            if key.rpartition(".")[0] == section:
+                meaning = f"{_choices(field.annotation)}{field.description}".replace("|", "\\|")
+                yield f"| `{key}` | `{_default(key)}` | {meaning} |"
+
+
+def _default(key: str) -> str:
+    value = get(Settings(), key)
+    if isinstance(value, tuple):
+        return f"[{', '.join(_number(item) for item in value)}]"
+    return toml_value(value)
+
+
+def _number(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else toml_value(value)
+
+
+def _choices(annotation: object) -> str:
+    if get_origin(annotation) is not Literal:
+        return ""
+    return f"{', '.join(f'`{choice}`' for choice in get_args(annotation))}. "
+
+
+def main() -> None:
+    """Write the page, or with --check exit with 1 where it is out of date."""
+    before, _, rest = PAGE.read_text("utf-8").partition(START)
+    _, _, after = rest.partition(END)
+    page = "".join((before, START, *(f"{line}\n" for line in table()), "\n", END, after))
+    if "--check" in sys.argv[1:]:
+        if page != PAGE.read_text("utf-8"):
+            sys.exit(f"{PAGE} is not current; run python scripts/settings_table.py")
+    else:
+        PAGE.write_text(page, "utf-8")
+
+
+if __name__ == "__main__":
+    main()

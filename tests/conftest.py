@@ -1,0 +1,79 @@
+"""Data that the tests make: shards of small random pictures, written by webdataset itself. And the option --slow."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+
+MakeShards = Callable[..., Path]
+
+
+def png(number: int, side: int = 16) -> bytes:
+    """A picture that depends on its number: smooth colours, so that crops of it are alike."""
+    generator = np.random.default_rng(number)
+    small = Image.fromarray(generator.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+    buffer = io.BytesIO()
+    small.resize((side, side), Image.Resampling.BICUBIC).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="slow; --slow runs it"))
+
+
+@pytest.fixture
+def make_shards(tmp_path: Path) -> MakeShards:
+    """`make_shards(sizes, name="data", labelled=True, classes=4, bad=())` writes one shard per size and returns the
+    folder. Samples whose number is in `bad` are not images."""
+
+    def make(
+        sizes: tuple[int, ...], name: str = "data", labelled: bool = True, classes: int = 4, bad: tuple[int, ...] = ()
+    ) -> Path:
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        number = 0
+        for shard, size in enumerate(sizes):
+            with webdataset.TarWriter(str(folder / f"{Path(name).name}-{shard:06d}.tar"), encoder=False) as writer:
+                for _ in range(size):
+                    sample = {"__key__": f"{number:05d}", "png": b"not an image" if number in bad else png(number)}
+                    if labelled:
+                        sample["cls"] = str(number % classes).encode()
+                    writer.write(sample)
+                    number += 1
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def serve() -> Iterator[Callable[[Path], str]]:
+    """`serve(folder)` starts a web server for a folder (range_server.py) and returns its address."""
+    servers: list[subprocess.Popen[str]] = []
+
+    def start(folder: Path) -> str:
+        script = Path(__file__).with_name("range_server.py")
+        server = subprocess.Popen(
+            [sys.executable, str(script), str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        servers.append(server)
+        assert server.stdout is not None
+        return f"http://127.0.0.1:{int(server.stdout.readline())}"
+
+    yield start
+    for server in servers:
+        server.communicate()

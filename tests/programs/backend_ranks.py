@@ -1,0 +1,86 @@
+"""One process of a group: two steps of every backend under every view policy, in float64, on its part of a batch.
+
+Run with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set; the argument is the file to write (by every rank, with its
+number in place of RANK in the name).
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import cast
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from leoclr.backends.backbones import Backbone
+from leoclr.backends.encoder import Encoder
+from leoclr.backends.moco import MoCo
+from leoclr.backends.queue import KeyQueue
+from leoclr.backends.simclr import SimCLR
+from leoclr.datasets.views import POLICIES
+
+BATCH, SPLITS = 16, 4
+
+
+def tiny_backbone(batch_norm: bool) -> Backbone:
+    norm: nn.Module = nn.BatchNorm2d(6) if batch_norm else nn.Identity()
+    network = nn.Sequential(nn.Conv2d(3, 6, 3), norm, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    backbone = cast(Backbone, network)
+    backbone.feature_dim = 6
+    return backbone
+
+
+def two_steps(kind: str, views: str, batch_norm: bool) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    encoder = Encoder(tiny_backbone(batch_norm), 0, 4).double()
+    backend: MoCo | SimCLR
+    if kind == "moco":
+        queue = KeyQueue(40, 4, seed=0).double()
+        backend = MoCo(encoder, queue, 0.9, 0.2, enqueue="all", bn_splits=SPLITS if batch_norm else 1)
+    else:
+        backend = SimCLR(encoder, 0.2)
+    model: nn.Module = backend
+    if dist.get_world_size() > 1:
+        model = DistributedDataParallel(backend)
+    optimizer = torch.optim.SGD(encoder.parameters(), lr=0.5)
+    policy = POLICIES[views]
+    share = BATCH // dist.get_world_size()
+    mine = slice(dist.get_rank() * share, (dist.get_rank() + 1) * share)
+    results = {}
+    for step in range(2):
+        generator = torch.Generator().manual_seed(step)
+        images = {name: torch.randn(BATCH, 3, 6, 6, generator=generator, dtype=torch.float64) for name in policy.views}
+        output = model({name: view[mine] for name, view in images.items()}, policy.pairs, step)
+        output.loss.backward()
+        loss = output.loss.detach() / dist.get_world_size()
+        dist.all_reduce(loss)
+        results[f"loss.{step}"] = loss
+        for name, parameter in encoder.named_parameters():
+            assert parameter.grad is not None
+            results[f"gradient.{step}.{name}"] = parameter.grad.clone()
+        optimizer.step()
+        optimizer.zero_grad()
+        backend.after_step()
+    if isinstance(backend, MoCo):
+        results["queue"] = backend.queue.keys.clone()
+        results |= {f"key.{name}": value.detach().clone() for name, value in backend.key_encoder.named_parameters()}
+    return results
+
+
+def main() -> None:
+    dist.init_process_group("gloo")
+    results: dict[str, Tensor] = {}
+    for kind in ("moco", "simclr"):
+        for views in POLICIES:
+            for batch_norm in (False, True) if kind == "moco" else (False,):
+                case = f"{kind}.{views}.{'bn' if batch_norm else 'plain'}"
+                results |= {f"{case}.{name}": value for name, value in two_steps(kind, views, batch_norm).items()}
+    save_file(results, sys.argv[1].replace("RANK", str(dist.get_rank())))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

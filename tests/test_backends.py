@@ -1,0 +1,196 @@
+"""The methods: who is pulled to whom, what gets a gradient, what the queue and the key encoder do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from leoclr.backends.backbones import Backbone, build_backbone
+from leoclr.backends.batchnorm import SplitBatchNorm2d, split_batch_norm
+from leoclr.backends.encoder import Encoder
+from leoclr.backends.losses import info_nce, nt_xent
+from leoclr.backends.method import spread
+from leoclr.backends.moco import MoCo
+from leoclr.backends.queue import KeyQueue
+from leoclr.backends.simclr import SimCLR
+from leoclr.datasets.views import POLICIES
+
+LEOCLR = POLICIES["leoclr"].pairs
+
+
+def tiny_encoder(seed: int = 0) -> Encoder:
+    torch.manual_seed(seed)
+    backbone = cast(Backbone, nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    backbone.feature_dim = 6
+    return Encoder(backbone, 0, 4).double()
+
+
+def moco(queue: int = 12, **options: object) -> MoCo:
+    return MoCo(tiny_encoder(), KeyQueue(queue, 4, seed=1).double(), 0.9, 0.2, **options)  # type: ignore[arg-type]
+
+
+def views(batch: int = 5, seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(batch, 3, 5, 5, generator=generator, dtype=torch.float64) for name in ("x", "x1", "x2")}
+
+
+def test_the_leoclr_graph_pulls_both_crops_to_the_original_and_never_to_each_other() -> None:
+    policy = POLICIES["leoclr"]
+    assert set(policy.pairs) == {("x", "x1"), ("x", "x2")}
+    assert policy.views == {"x": "whole", "x1": "crop", "x2": "crop"}
+
+
+def test_moco_with_leoclr_views_is_equation_3() -> None:
+    backend, images = moco(), views()
+    loss = backend(images, LEOCLR, 0).loss
+    u, (v1, v2) = backend.encoder(images["x"]), (backend.key_encoder(images[name]) for name in ("x1", "x2"))
+    expected = sum(info_nce(u, [v], backend.queue.keys, 0.2).item() for v in (v1, v2))
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+    assert moco(reduction="mean")(images, LEOCLR, 0).loss.item() == pytest.approx(expected / 2, rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["moco", "simclr"])
+def test_the_crops_of_an_image_do_not_act_on_each_other(kind: str) -> None:
+    """The gradient with respect to one crop does not depend on the other crop of the same image."""
+
+    def gradient(other: Tensor) -> Tensor:
+        backend = moco().requires_grad_() if kind == "moco" else SimCLR(tiny_encoder(), 0.2)
+        images = views() | {"x2": other}
+        images["x1"].requires_grad_()
+        if kind == "moco":  # keys carry no gradient; let them for this question
+            u, v1, v2 = (backend.encoder(images[name]) for name in ("x", "x1", "x2"))
+            loss = info_nce(u, [v1, v2], cast(MoCo, backend).queue.keys, 0.2).sum()
+        else:
+            loss = backend(images, LEOCLR, 0).loss
+        return torch.autograd.grad(loss, images["x1"])[0]
+
+    torch.testing.assert_close(gradient(views(seed=1)["x2"]), gradient(views(seed=2)["x2"]), rtol=1e-12, atol=1e-14)
+
+
+def test_keys_get_no_gradient_and_the_original_does() -> None:
+    backend = moco()
+    images = {name: view.requires_grad_() for name, view in views().items()}
+    backend(images, LEOCLR, 0).loss.backward()
+    assert images["x"].grad is not None and images["x"].grad.abs().max() > 0
+    assert images["x1"].grad is None and images["x2"].grad is None
+    assert all(parameter.grad is None for parameter in backend.key_encoder.parameters())
+
+
+def test_simclr_learns_through_every_view() -> None:
+    backend = SimCLR(tiny_encoder(), 0.2)
+    images = {name: view.requires_grad_() for name, view in views().items()}
+    backend(images, LEOCLR, 0).loss.backward()
+    assert all(view.grad is not None and view.grad.abs().max() > 0 for view in images.values())
+
+
+def test_simclr_with_leoclr_views_is_the_sum_of_its_two_pairs() -> None:
+    backend, images = SimCLR(tiny_encoder(), 0.2), views()
+    u, v1, v2 = (backend.encoder(images[name]) for name in ("x", "x1", "x2"))
+    expected = nt_xent(u, v1, 0.2) + nt_xent(u, v2, 0.2)
+    assert backend(images, LEOCLR, 0).loss.item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+def test_the_momentum_update_is_exact() -> None:
+    backend = moco()
+    with torch.no_grad():
+        for parameter in backend.encoder.parameters():
+            parameter.add_(1.0)
+    before = [parameter.clone() for parameter in backend.key_encoder.parameters()]
+    backend.after_step()
+    for now, old, query in zip(backend.key_encoder.parameters(), before, backend.encoder.parameters(), strict=True):
+        torch.testing.assert_close(now, 0.9 * old + 0.1 * query, rtol=1e-14, atol=1e-15)
+
+
+def test_the_queue_is_first_in_first_out_across_the_end_of_the_ring() -> None:
+    queue = KeyQueue(5, 2, seed=0)
+    history = list(queue.keys.clone())
+    for number, count in enumerate((2, 2, 3, 7, 1)):
+        keys = torch.full((count, 2), float(number)) + torch.arange(count)[:, None] / 10
+        queue.enqueue(keys)
+        history = [*history, *keys][-5:]
+        head = int(queue.head)
+        in_order = torch.cat([queue.keys[head:], queue.keys[:head]])
+        torch.testing.assert_close(in_order, torch.stack(history))
+
+
+@pytest.mark.parametrize(("enqueue", "expected"), [("first", ["x1"]), ("last", ["x2"]), ("all", ["x1", "x2"])])
+def test_the_keys_enter_the_queue_after_their_step(enqueue: str, expected: list[str]) -> None:
+    backend, images = moco(enqueue=enqueue), views()
+    before = backend.queue.keys.clone()
+    backend(images, LEOCLR, 0)
+    assert torch.equal(backend.queue.keys, before)  # no key of a batch is among its own negatives
+    keys = torch.cat([backend.key_encoder(images[name]) for name in expected])
+    backend.after_step()
+    torch.testing.assert_close(backend.queue.keys[: len(keys)], keys)
+    assert torch.equal(backend.queue.keys[len(keys) :], before[len(keys) :])
+
+
+def test_accumulated_micro_batches_see_the_negatives_of_one_step() -> None:
+    whole, parts, images = moco(), moco(), views(batch=6)
+    full = whole(images, LEOCLR, 0).loss
+    losses = [
+        parts({name: view[start : start + 3] for name, view in images.items()}, LEOCLR, 0).loss for start in (0, 3)
+    ]
+    assert full.item() == pytest.approx(sum(loss.item() for loss in losses) / 2, rel=1e-12)
+    whole.after_step()
+    parts.after_step()
+    torch.testing.assert_close(whole.queue.keys, parts.queue.keys)
+
+
+def test_split_batch_norm_is_batch_norm_of_each_group() -> None:
+    torch.manual_seed(0)
+    images = torch.randn(12, 3, 4, 4)
+    plain, split = nn.Sequential(nn.BatchNorm2d(3)), nn.Sequential(nn.BatchNorm2d(3))
+    split_batch_norm(split, 3)
+    expected = torch.cat([plain(group) for group in images.chunk(3)])
+    torch.testing.assert_close(split(images), expected)
+    assert isinstance(split[0], SplitBatchNorm2d) and list(split.state_dict()) == list(plain.state_dict())
+    means = torch.stack([group.mean(dim=(0, 2, 3)) for group in images.chunk(3)]).mean(dim=0)
+    torch.testing.assert_close(split[0].running_mean, 0.1 * means)
+
+
+def test_shuffled_keys_come_back_in_order() -> None:
+    shuffled, plain, images = moco(bn_splits=5), moco(), views()
+    losses: Mapping[str, Tensor] = {
+        "shuffled": shuffled(images, LEOCLR, 3).loss,
+        "plain": plain(images, LEOCLR, 3).loss,
+    }
+    assert losses["shuffled"].item() == pytest.approx(losses["plain"].item(), rel=1e-12)  # no batch statistics here
+
+
+def test_spread_tells_collapse_from_an_even_sphere() -> None:
+    torch.manual_seed(0)
+    sphere = nn.functional.normalize(torch.randn(2000, 16), dim=1)
+    deviation, rank = spread(sphere)
+    assert deviation.item() == pytest.approx(1, abs=0.02) and rank.item() > 15.5
+    deviation, rank = spread(sphere[:1].repeat(100, 1))
+    assert deviation.item() < 1e-6 and rank.item() < 1.01
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "width", "dimension"),
+    [("resnet18", "imagenet", 64, 512), ("resnet18", "cifar", 16, 128), ("resnet34", "cifar", 8, 64)],
+)
+def test_backbones_give_pooled_features(name: str, stem: str, width: int, dimension: int) -> None:
+    backbone = build_backbone(name, stem, width).eval()
+    assert backbone.feature_dim == dimension
+    assert backbone(torch.zeros(2, 3, 32, 32)).shape == (2, dimension)
+
+
+def test_any_torchvision_classifier_is_a_backbone() -> None:
+    backbone = build_backbone("mobilenet_v3_small").eval()
+    assert backbone(torch.zeros(1, 3, 32, 32)).shape == (1, backbone.feature_dim)
+    with pytest.raises(ValueError, match="resnet18"):
+        build_backbone("resnet19")
+    with pytest.raises(ValueError, match="resnet50"):
+        build_backbone("resnet50", width=32)
+
+
+def test_the_cifar_stem_keeps_the_resolution() -> None:
+    backbone = build_backbone("resnet18", "cifar", 8)
+    shape = backbone.get_submodule("layer1")(backbone.get_submodule("conv1")(torch.zeros(1, 3, 32, 32))).shape
+    assert shape == (1, 8, 32, 32)

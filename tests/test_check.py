@@ -1,0 +1,82 @@
+"""`leoclr check` finds each fault, names its place, and says what train would do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from leoclr.cli.app import main
+from leoclr.datasets.errors import DataError
+from leoclr.datasets.locate import open_data
+from leoclr.datasets.reader import SampleReader
+
+MakeShards = Callable[..., Path]
+
+
+def check(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, object]]:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main(["check", *arguments, "--json"])
+    code = stopped.value.code
+    assert isinstance(code, int)
+    return code, json.loads(capsys.readouterr().out)
+
+
+def indexed(data: Path) -> Path:
+    with pytest.raises(SystemExit, match="0"):
+        main(["index", str(data)])
+    return data
+
+
+def flip(path: Path, position: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 0xFF
+    path.write_bytes(content)
+
+
+def test_sound_shards_have_no_faults(make_shards: MakeShards, capsys: pytest.CaptureFixture[str]) -> None:
+    code, report = check(capsys, str(indexed(make_shards((5, 7)))))
+    assert (code, report) == (0, {"shards": 2, "samples": 12, "decoded": True, "faults": []})
+
+
+def test_each_fault_is_found_and_its_consequence_told(
+    make_shards: MakeShards, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = indexed(make_shards((4, 4, 4, 4), bad=(13,)))
+    shards = sorted(data.glob("*.tar"))
+    shards[0].unlink()
+    shards[1].write_bytes(shards[1].read_bytes()[:-512])
+    flip(shards[2], 600)
+    code, report = check(capsys, str(data))
+    faults = report["faults"]
+    assert code == 1 and isinstance(faults, list)
+    found = [(Path(fault["shard"]).name, fault["what"], fault["consequence"]) for fault in faults]
+    assert [name for name, _, _ in found] == [shard.name for shard in shards]
+    whats = ["is missing", "bytes; the index says", "SHA-256", "00013: the image cannot be decoded"]
+    assert all(word in what for word, (_, what, _) in zip(whats, found, strict=True))
+    consequences = ["refuses to start", "refuses to start", "stops when", "another image"]
+    assert all(word in consequence for word, (_, _, consequence) in zip(consequences, found, strict=True))
+
+
+def test_without_checksums_the_members_are_compared(
+    make_shards: MakeShards, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_shards((4, 4))
+    check(capsys, str(data))  # builds an index from the headers alone
+    shards = sorted(data.glob("*.tar"))
+    shards[0].write_bytes(shards[1].read_bytes())  # as many samples and bytes, but others
+    _, report = check(capsys, str(data), "--no-decode")
+    assert "other samples than its index lists" in json.dumps(report["faults"])
+
+
+def test_training_stops_at_a_byte_that_changed(make_shards: MakeShards, capsys: pytest.CaptureFixture[str]) -> None:
+    data = indexed(make_shards((4,)))
+    index = open_data([str(data)])
+    flip(next(data.glob("*.tar")), int(index.offset[2]) + 20)
+    reader = SampleReader(index)
+    assert reader.read(1) == reader.read(1)
+    with pytest.raises(DataError, match="'00002' has changed since it was indexed"):
+        reader.read(2)

@@ -1,0 +1,42 @@
+"""`leoclr train --dry-run` tells the plan and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from leoclr.cli.app import main
+from leoclr.datasets.locate import open_data
+from leoclr.datasets.plan import Plan
+
+MakeShards = Callable[..., Path]
+
+
+def test_the_plan_is_the_one_that_training_follows(
+    make_shards: MakeShards, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_shards((9, 14))
+    monkeypatch.chdir(tmp_path)
+    arguments = ["train", "--data", str(data), "--batch-size", "8", "--epochs", "3", "--seed", "5", "--dry-run"]
+    main_ok([*arguments, "--num-processes", "2", "--json"])
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["samples"], plan["steps_per_epoch"], plan["steps"], plan["left_out_each_epoch"]) == (23, 2, 6, 7)
+    assert plan["images_per_process"] == [4, 4]
+    index = open_data([str(data)])
+    order = Plan.of(index, 8, 5).step(0).samples
+    assert plan["first_keys"] == [index.key(int(number)) for number in order]
+    assert np.array_equal(np.sort(Plan.of(index, 23, 5).step(0).samples), np.arange(23))
+    main_ok(arguments)
+    text = capsys.readouterr().out
+    assert "23 samples in 2 shards" in text and plan["first_keys"][0] in text
+    assert not (tmp_path / "runs").exists()
+
+
+def main_ok(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert not stopped.value.code

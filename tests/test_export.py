@@ -1,0 +1,201 @@
+"""`leoclr export`: files that other programs open, with the same features, or no file."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+import typer
+from torch import Tensor
+from typer.testing import CliRunner
+
+from leoclr.backends.backbones import build_backbone
+from leoclr.cli.checkpoint import save_checkpoint
+from leoclr.cli.command import LeoclrCommand
+from leoclr.cli.encoders import LoadedEncoder, load_encoder
+from leoclr.cli.export import TOLERANCE, export_encoder
+from leoclr.cli.export_command import default_path, export
+from leoclr.cli.export_formats import ExportFormat
+from leoclr.cli.runs import RunFolder
+from leoclr.cli.settings import Settings
+from leoclr.datasets.errors import CheckpointError, SettingsError
+
+app = typer.Typer()
+app.command(cls=LeoclrCommand)(export)
+
+
+def trained_weights(name: str, stem: str = "imagenet", width: int = 64) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    backbone = build_backbone(name, stem, width)
+    backbone(torch.randn(8, 3, 32, 32))
+    return backbone.state_dict()
+
+
+def load_weights(folder: Path, tensors: dict[str, Tensor], name: str | None = None) -> LoadedEncoder:
+    path = folder / "weights.pth"
+    torch.save(tensors, path)
+    return load_encoder(path, name)
+
+
+@pytest.fixture(scope="module")
+def cifar_encoder(tmp_path_factory: pytest.TempPathFactory) -> LoadedEncoder:
+    return load_weights(tmp_path_factory.mktemp("cifar"), trained_weights("resnet18", "cifar"))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run of a small ResNet."""
+    encoder = {"backbone": "resnet18", "stem": "cifar", "width": 8}
+    settings = Settings.model_validate({"data": {"image_size": 32}, "encoder": encoder}).model_dump(mode="json")
+    folder = RunFolder(tmp_path / "runs" / "first")
+    folder.write({"settings": settings, "started": "2026-01-02T10:00:00+00:00"})
+    model = {f"encoder.backbone.{key}": value for key, value in trained_weights("resnet18", "cifar", 8).items()}
+    save_checkpoint(folder.checkpoints, 7, {"model": model}, {"settings": settings})
+    return folder.path
+
+
+IMPORTS = """
+import sys
+from pathlib import Path
+import numpy, onnxruntime, timm, torch, torchvision
+images = numpy.random.default_rng(0).standard_normal((5, 3, 32, 32), dtype=numpy.float32)
+"""
+
+FEATURES = """
+model.fc = torch.nn.Identity()
+with torch.no_grad():
+    features = model.eval()(torch.from_numpy(images)).numpy()
+"""
+
+SAVE = """
+numpy.save(Path(sys.argv[1]) / "{format}.npy", features)
+assert "{format}" == "safetensors" or not any(name.startswith("leoclr") for name in sys.modules)
+"""
+
+
+def test_the_printed_lines_open_each_file_in_another_process_and_give_the_same_features(
+    tmp_path: Path, cifar_encoder: LoadedEncoder
+) -> None:
+    script = IMPORTS
+    for format in sorted(ExportFormat, key=lambda format: format == ExportFormat.safetensors):  # it imports leoclr
+        report = export_encoder(cifar_encoder, format, tmp_path / f"{format}{format.suffix}")
+        assert report.largest_difference <= TOLERANCE
+        lines = "\n".join(report.usage)
+        script += lines + ("\n" if format == ExportFormat.onnx else FEATURES) + SAVE.format(format=format)
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    images = np.random.default_rng(0).standard_normal((5, 3, 32, 32), dtype=np.float32)
+    with torch.no_grad():
+        expected = cifar_encoder.backbone(torch.from_numpy(images)).numpy()
+    assert expected.std() > 0.01
+    for format in ExportFormat:
+        np.testing.assert_allclose(np.load(tmp_path / f"{format}.npy"), expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("format", [ExportFormat.torchvision, ExportFormat.timm])
+def test_resnet50_loads_into_the_librarys_own_model(tmp_path: Path, format: ExportFormat) -> None:
+    encoder = load_weights(tmp_path, trained_weights("resnet50"))
+    report = export_encoder(encoder, format, default_path(encoder.name, tmp_path, format))
+    assert report.path == tmp_path / "export" / "resnet50.pth"
+    assert report.largest_difference <= TOLERANCE
+    assert len(report.usage) == 2
+    assert load_encoder(report.path).digest == encoder.digest
+    tensors = torch.load(report.path, weights_only=True)
+    missing, unexpected = torchvision.models.resnet50().load_state_dict(tensors, strict=False)
+    assert (missing, unexpected) == (["fc.weight", "fc.bias"], [])
+
+
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [("mobilenet_v3_small", ExportFormat.torchvision), ("timm:resnet10t", ExportFormat.timm)],
+)
+def test_other_architectures_go_to_their_own_library_only(tmp_path: Path, name: str, format: ExportFormat) -> None:
+    encoder = load_weights(tmp_path, trained_weights(name), name)
+    assert export_encoder(encoder, format, tmp_path / "out.pth").largest_difference <= TOLERANCE
+    (other,) = {ExportFormat.torchvision, ExportFormat.timm} - {format}
+    with pytest.raises(CheckpointError, match=f"export --format {format} instead"):
+        export_encoder(encoder, other, tmp_path / "other.pth")
+    assert not (tmp_path / "other.pth").exists()
+
+
+@pytest.mark.parametrize("format", [ExportFormat.torchvision, ExportFormat.timm])
+def test_a_width_that_the_library_does_not_have_is_refused(run: Path, tmp_path: Path, format: ExportFormat) -> None:
+    with pytest.raises(CheckpointError, match=f"{format}'s resnet18 has no width 8; export --format safetensors"):
+        export_encoder(load_encoder(run), format, tmp_path / "out.pth")
+    assert not (tmp_path / "out.pth").exists()
+
+
+def test_a_file_with_other_features_is_not_kept(tmp_path: Path) -> None:
+    tensors = trained_weights("resnet18", "cifar", 8)
+    tensors["layer4.1.bn2.weight"] *= 1e7  # rounding in another order now exceeds what is accepted
+    encoder, path = load_weights(tmp_path, tensors), tmp_path / "out" / "encoder.onnx"
+    with pytest.raises(CheckpointError, match=f"{path} was not written: its features differ by"):
+        export_encoder(encoder, ExportFormat.onnx, path)
+    assert list(path.parent.iterdir()) == []
+
+
+def test_features_that_are_not_numbers_are_refused_and_the_old_file_stays(tmp_path: Path) -> None:
+    tensors = trained_weights("resnet18", "cifar", 8)
+    tensors["layer4.1.bn2.weight"][0] = float("nan")
+    path = tmp_path / "encoder.safetensors"
+    path.write_bytes(b"older")
+    with pytest.raises(CheckpointError, match="differ by nan"):
+        export_encoder(load_weights(tmp_path, tensors), ExportFormat.safetensors, path)
+    assert path.read_bytes() == b"older"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["encoder.safetensors", "weights.pth"]
+
+
+@pytest.mark.parametrize("format", [ExportFormat.torchvision, ExportFormat.safetensors])
+def test_the_same_encoder_gives_the_same_bytes(
+    tmp_path: Path, cifar_encoder: LoadedEncoder, format: ExportFormat
+) -> None:
+    first = export_encoder(cifar_encoder, format, tmp_path / "first").path
+    second = export_encoder(cifar_encoder, format, tmp_path / "second").path
+    assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize(("format", "module"), [(ExportFormat.timm, "timm"), (ExportFormat.onnx, "onnxscript")])
+def test_a_missing_extra_is_named(
+    tmp_path: Path,
+    cifar_encoder: LoadedEncoder,
+    format: ExportFormat,
+    module: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(SettingsError, match=rf"needs {module}: pip install 'leoclr-cli\[{format}\]'"):
+        export_encoder(cifar_encoder, format, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, cifar_encoder: LoadedEncoder) -> None:
+    (tmp_path / "file").write_text("")
+    path = tmp_path / "file" / "out.pth"
+    with pytest.raises(CheckpointError, match=f"cannot write {path}"):
+        export_encoder(cifar_encoder, ExportFormat.torchvision, path)
+
+
+def test_the_command_exports_the_newest_run_into_itself(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.parent.parent)
+    result = CliRunner().invoke(app, [], catch_exceptions=False)
+    path = run / "export" / "resnet18.safetensors"
+    assert str(path) in result.stdout
+    assert "largest difference  0.0e+00" in result.stdout
+    assert load_encoder(path).digest == load_encoder(run).digest
+
+
+def test_the_command_prints_nothing_but_json_when_asked(run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "encoder.onnx"
+    arguments = [str(run), "--format", "onnx", "-o", str(path), "--json"]
+    result = json.loads(CliRunner().invoke(app, arguments, catch_exceptions=False).stdout)
+    assert result["path"] == str(path)
+    assert result["bytes"] == path.stat().st_size
+    assert result["largest_difference"] <= TOLERANCE
+    assert (result["backbone"], result["width"], result["feature_dim"], result["image_size"]) == ("resnet18", 8, 64, 32)
+    assert result["digest"] == load_encoder(run).digest

@@ -1,0 +1,77 @@
+"""`--help` answers at once, for every command, with examples."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from leoclr.cli.app import app
+
+HEAVY = ("accelerate", "scipy", "sklearn", "torch", "torchvision", "webdataset")
+
+
+def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The words of every command and group of commands."""
+    yield path
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, (*path, name))
+
+
+COMMANDS = list(commands(typer.main.get_command(app)))
+
+
+def test_commands_that_are_promised_exist() -> None:
+    assert {" ".join(path) for path in COMMANDS} >= {
+        *("", "quickstart", "shard", "index", "views", "train", "show-config", "export"),
+        *("eval", "eval knn", "eval linear", "eval robustness"),
+    }
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_help_shows_examples_and_explains_every_option(path: tuple[str, ...]) -> None:
+    printed = CliRunner().invoke(app, [*path, "--help"])
+    assert printed.exit_code == 0
+    assert printed.stdout.count(f"\n    {' '.join(('leoclr', *path))}") >= 2 or not path
+    assert "Examples:" in printed.stdout
+    assert "..." not in printed.stdout.partition("Commands:")[2], "a summary is cut off"
+
+    command: Any = typer.main.get_command(app)
+    for name in path:
+        command = command.commands[name]
+    for parameter in command.params:
+        assert parameter.help, f"{parameter.name} has no help"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = f"""
+import json, sys
+from typer.testing import CliRunner
+from leoclr.cli.app import app
+for path in {COMMANDS!r}:
+    assert CliRunner().invoke(app, [*path, "--help"]).exit_code == 0
+print(json.dumps(sorted(set({HEAVY!r}) & set(sys.modules))))
+"""
+    assert json.loads(subprocess.check_output([sys.executable, "-c", program])) == []
+
+
+def test_help_answers_in_half_a_second() -> None:
+    """Of processor time, the best of five, where Python itself takes 0.05 s to start; in proportion on a slower or busy
+    machine."""
+    help_seconds = min(processor_seconds("-m", "leoclr.cli", "--help") for _ in range(5))
+    python_seconds = min(processor_seconds("-c", "pass") for _ in range(5))
+    assert help_seconds < max(0.5, 10 * python_seconds)
+
+
+def processor_seconds(*arguments: str) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime

@@ -1,0 +1,70 @@
+"""The schedule, LARS against timm's, and which parameters decay."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from timm.optim.lars import Lars
+from torch import nn
+
+from leoclr.cli.optimizers import LARS, build_optimizer, learning_rate, load_optimizer_tensors, optimizer_tensors
+from leoclr.cli.settings import OptimizerSettings
+
+
+def test_the_rate_warms_up_linearly_and_then_follows_half_a_cosine() -> None:
+    rates = [learning_rate(step, steps=110, warmup_steps=10, peak=2.0) for step in range(110)]
+    assert rates[:10] == pytest.approx([0.2 * (step + 1) for step in range(10)])
+    assert rates[10] == pytest.approx(2.0) and rates[60] == pytest.approx(1.0)
+    assert rates[109] == pytest.approx(1 + math.cos(math.pi * 99 / 100))
+    assert all(later < earlier for earlier, later in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_lars_takes_the_steps_of_timms() -> None:
+    torch.manual_seed(0)
+    start, gradients = torch.randn(7, 5), [torch.randn(7, 5) for _ in range(4)]
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    optimizers = (
+        LARS([ours], lr=0.3, momentum=0.9, weight_decay=1e-2),
+        Lars([theirs], lr=0.3, momentum=0.9, weight_decay=1e-2, trust_coeff=0.001, eps=0.0),
+    )
+    for gradient in gradients:
+        for parameter, optimizer in zip((ours, theirs), optimizers, strict=True):
+            parameter.grad = gradient.clone()
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_lars_leaves_biases_to_plain_momentum_and_does_not_decay_them() -> None:
+    layer = nn.Linear(3, 2)
+    before = layer.bias.detach().clone()
+    optimizer = build_optimizer(layer, OptimizerSettings(name="lars", lr=0.5, weight_decay=0.1))
+    layer.weight.grad, layer.bias.grad = torch.ones(2, 3), torch.ones(2)
+    optimizer.step()
+    torch.testing.assert_close(layer.bias, before - 0.5)
+
+
+def test_a_parameter_without_length_is_not_divided_by_it() -> None:
+    parameter = nn.Parameter(torch.zeros(3, 3))
+    optimizer = LARS([parameter], lr=0.1)
+    parameter.grad = torch.ones(3, 3)
+    optimizer.step()
+    torch.testing.assert_close(parameter, torch.full((3, 3), -0.1))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
+def test_restored_memory_has_the_layout_of_its_parameter(name: str) -> None:
+    """torch's fused kernels would otherwise pair the wrong elements of a channels-last parameter."""
+    layer = nn.Conv2d(8, 8, 3).to(memory_format=torch.channels_last)
+    settings = OptimizerSettings(name=name, lr=0.1)  # type: ignore[arg-type]
+    optimizer = build_optimizer(layer, settings)
+    layer(torch.randn(2, 8, 5, 5)).sum().backward()
+    optimizer.step()
+    saved = {name: value.contiguous().clone() for name, value in optimizer_tensors(optimizer).items()}
+    other = build_optimizer(layer, settings)
+    load_optimizer_tensors(other, saved)
+    for name, value in optimizer_tensors(other).items():
+        torch.testing.assert_close(value, saved[name])
+        if value.ndim == 4:
+            assert value.stride() == layer.weight.stride()

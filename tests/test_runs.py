@@ -1,0 +1,171 @@
+"""Finding runs and checkpoints, and one writer at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+
+from leoclr.cli.checkpoint import save_checkpoint
+from leoclr.cli.lock import RunLock
+from leoclr.cli.runs import RunFolder, newest_run, resolve_checkpoint
+from leoclr.datasets.errors import CheckpointError, RunError
+
+
+def make_run(path: Path, started: str, steps: tuple[int, ...] = ()) -> Path:
+    run = RunFolder(path)
+    run.write({"settings": {}, "started": started})
+    for step in steps:
+        save_checkpoint(run.checkpoints, step, {"model": {"weight": torch.ones(3)}}, {})
+    return path
+
+
+def test_run_json_is_read_as_it_was_written(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "new" / "run")
+    run.write({"settings": {"backend": "simclr"}, "data": {"samples": 3}})
+    assert run.read() == {"format": 1, "settings": {"backend": "simclr"}, "data": {"samples": 3}}
+    assert [path.name for path in run.path.iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", '{"format": 99}'])
+def test_a_missing_or_damaged_run_json_is_named(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "run.json").write_text(content)
+    with pytest.raises(RunError, match=str(tmp_path)):
+        RunFolder(tmp_path).read()
+
+
+def test_a_failed_write_keeps_the_old_run_json(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.write({"epoch": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        run.write({"epoch": float("nan")})
+    assert run.read()["epoch"] == 1
+
+
+def test_the_newest_run_is_the_one_started_last_wherever_it_lies(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs" / "b", "2026-01-02T10:00:00+00:00")
+    newest = make_run(tmp_path / "elsewhere", "2026-01-02T10:30:00+00:00")
+    make_run(tmp_path / "runs" / "a", "2026-01-02T11:00:00+02:00")
+    assert newest_run(tmp_path) == newest
+
+
+def test_a_run_that_does_not_say_when_it_started_counts_from_its_file(tmp_path: Path) -> None:
+    old = make_run(tmp_path / "old", "2026-01-02T10:00:00+00:00")
+    silent = make_run(tmp_path / "silent", "")
+    os.utime(silent / "run.json", (0, 0))
+    assert newest_run(tmp_path) == old
+    os.utime(silent / "run.json", (4e9, 4e9))
+    assert newest_run(tmp_path) == silent
+
+
+def test_no_run_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="leoclr train --data"):
+        newest_run(tmp_path)
+
+
+def test_each_way_to_name_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path / "runs" / "first", "2026-01-02T10:00:00+00:00", (5, 1000000000))
+    checkpoints = run / "checkpoints"
+    newest = checkpoints / "step-1000000000"
+    exported = tmp_path / "weights.pth"
+    exported.write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    assert resolve_checkpoint(None) == Path("runs/first/checkpoints/step-1000000000")
+    assert resolve_checkpoint(run) == resolve_checkpoint(checkpoints) == newest
+    assert resolve_checkpoint(checkpoints / "step-000000005") == checkpoints / "step-000000005"
+    assert resolve_checkpoint(exported) == exported
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "run", "2026-01-02T10:00:00+00:00", (1, 2))
+    damaged = run / "checkpoints" / "step-000000002" / "model.safetensors"
+    damaged.write_bytes(b"")
+    assert resolve_checkpoint(run).name == "step-000000001"
+    assert f"warning: passed over a damaged checkpoint: {damaged}" in capsys.readouterr().err
+    (run / "checkpoints" / "step-000000001" / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match="no sound checkpoint.*model.safetensors.*manifest.json"):
+        resolve_checkpoint(run)
+
+
+def test_what_is_no_checkpoint_is_said_plainly(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such run, checkpoint or file: .*gone"):
+        resolve_checkpoint(tmp_path / "gone")
+    with pytest.raises(CheckpointError, match="neither a run, a checkpoint nor an exported file"):
+        resolve_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match="has no checkpoint yet"):
+        resolve_checkpoint(make_run(tmp_path / "run", "2026-01-02T10:00:00+00:00"))
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from leoclr.cli.lock import RunLock
+with RunLock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(100)
+"""
+
+FORK = """
+import os, sys, time
+from pathlib import Path
+from leoclr.cli.lock import RunLock
+with RunLock(Path(sys.argv[1])):
+    if os.fork() == 0:
+        time.sleep(100)
+    print("held", flush=True)
+    time.sleep(100)
+"""
+
+
+def holder(script: str, run: Path) -> subprocess.Popen[str]:
+    """A process in a session of its own that holds the lock of `run`."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(run)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    return process
+
+
+@pytest.mark.parametrize("script", [HOLD, FORK], ids=["alone", "with a worker that outlives it"])
+def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path: Path, script: str) -> None:
+    first = holder(script, tmp_path)
+    try:
+        with pytest.raises(RunError, match=f"{tmp_path} is in use by process {first.pid} on {socket.gethostname()}"):
+            with RunLock(tmp_path):
+                pass
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait()
+        with RunLock(tmp_path):
+            assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(first.pid, signal.SIGKILL)
+        first.communicate()
+
+
+def test_the_lock_is_free_again_after_the_block_even_when_it_raises(tmp_path: Path) -> None:
+    with pytest.raises(KeyError):
+        with RunLock(tmp_path / "run"):
+            raise KeyError
+    with RunLock(tmp_path / "run"):
+        with pytest.raises(RunError, match=f"process {os.getpid()} "):
+            with RunLock(tmp_path / "run"):
+                pass
+
+
+def test_a_folder_that_cannot_hold_a_lock_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=f"cannot write to the run folder {tmp_path / 'file' / 'run'}"):
+        with RunLock(tmp_path / "file" / "run"):
+            pass

@@ -1,0 +1,314 @@
+"""Where images come from, and what their names are taken to mean."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import pickle
+import stat
+import tarfile
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Mapping
+from hashlib import md5
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision.datasets import CIFAR10, STL10
+
+from leoclr.datasets.arrangement import NO_SPLIT, Collection, arrange, hold_out, make_keys
+from leoclr.datasets.decode import MAX_BYTES, decode_image
+from leoclr.datasets.errors import BadImage, DataError
+from leoclr.datasets.sources import open_source
+
+LABELLED = {"cat/1.png": b"c1", "cat/2.JPEG": b"c2", "dog/1.png": b"d1", "dog/notes.md": b"-", ".hidden/3.png": b"h"}
+
+
+class Names:
+    """A source that is nothing but names."""
+
+    name = "names"
+    other_files = 0
+
+    def __init__(self, *paths: str) -> None:
+        self.paths = paths
+
+    def read(self, path: str) -> bytes:
+        return path.encode()
+
+
+def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
+    for name, data in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(data)
+
+
+def write_tar(path: Path, files: Mapping[str, bytes], mode: str = "w") -> None:
+    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+
+
+def write_gzipped(path: Path, files: Mapping[str, bytes]) -> None:
+    write_tar(path, files, "w:gz")
+
+
+def write_zip(path: Path, files: Mapping[str, bytes]) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+
+
+def shape(collection: Collection) -> dict[str, dict[str, int]]:
+    """Label by key, of every split."""
+    return {split: {p.key: p.label for p in pictures} for split, pictures in collection.splits.items()}
+
+
+Writer = Callable[[Path, Mapping[str, bytes]], None]
+KINDS: list[tuple[str, Writer]] = [
+    ("images", write_folder),
+    ("images.tar", write_tar),
+    ("images.tar.gz", write_gzipped),
+    ("images.TGZ", write_gzipped),
+    ("images.zip", write_zip),
+]
+
+
+@pytest.mark.parametrize(("name", "write"), KINDS)
+def test_every_kind_of_source_lists_and_reads_the_same_files(name: str, write: Writer, tmp_path: Path) -> None:
+    write(tmp_path / name, LABELLED)
+    with open_source(str(tmp_path / name), tmp_path) as source:
+        assert sorted(source.paths) == ["cat/1.png", "cat/2.JPEG", "dog/1.png"]
+        assert [source.read(path) for path in sorted(source.paths)] == [b"c1", b"c2", b"d1"]
+    assert [path.name for path in tmp_path.iterdir()] == [name]  # no spool file is left
+
+
+@pytest.mark.parametrize(("name", "write"), KINDS[1:])
+@pytest.mark.parametrize("member", ["/etc/1.png", "../1.png", "a/../../1.png"])
+def test_names_that_leave_the_archive_are_refused(name: str, write: Writer, member: str, tmp_path: Path) -> None:
+    write(tmp_path / name, {"a.png": b"", member: b"x"})
+    with pytest.raises(DataError, match="refused the member name"), open_source(str(tmp_path / name), tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+def test_links_and_devices_in_a_tar_are_refused(kind: bytes, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        member = tarfile.TarInfo("secret.png")
+        member.type, member.linkname = kind, "/etc/passwd"
+        archive.addfile(member)
+    with pytest.raises(DataError, match="'secret.png' is a link or device"):
+        with open_source(str(tmp_path / "x.tar"), tmp_path):
+            pass
+
+
+def test_a_link_in_a_zip_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        member = zipfile.ZipInfo("secret.png")
+        member.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(member, "/etc/passwd")
+    with pytest.raises(DataError, match="'secret.png' is a link"), open_source(str(tmp_path / "x.zip"), tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
+def test_a_member_beyond_the_limit_is_not_read(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"huge.{suffix}"
+    member = tarfile.TarInfo("huge.png")
+    member.size = MAX_BYTES + 1
+    with gzip.open(path, "wb", compresslevel=1) if suffix == "tar.gz" else path.open("wb") as file:
+        file.write(member.tobuf())
+        for _ in range(MAX_BYTES // 2**20):
+            file.write(bytes(2**20))
+        file.write(bytes(3 * 512))  # the last byte with its padding, and the end mark
+    with open_source(str(path), tmp_path) as source, pytest.raises(BadImage, match="the limit is"):
+        source.read("huge.png")
+
+
+@pytest.mark.parametrize(("name", "write"), KINDS[1:])
+def test_a_truncated_archive_is_refused(name: str, write: Writer, tmp_path: Path) -> None:
+    path = tmp_path / name
+    write(path, {f"{number}.png": np.random.default_rng(number).bytes(3000) for number in range(8)})
+    whole = path.read_bytes()
+    for length in (0, 100, 4096, 2 * 3584, 16_000):  # 3584: a tar member of 3000 bytes with its header
+        path.write_bytes(whole[:length])
+        with pytest.raises(DataError, match="truncated|damaged"), open_source(str(path), tmp_path):
+            pass
+
+
+def test_an_unknown_source_names_what_there_is(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no such folder or archive.*cifar10, cifar100, stl10"):
+        with open_source(str(tmp_path / "imagenet"), tmp_path):
+            pass
+    (tmp_path / "x.rar").write_bytes(b"")
+    with pytest.raises(DataError, match="neither a folder nor an archive"):
+        with open_source(str(tmp_path / "x.rar"), tmp_path):
+            pass
+
+
+def test_a_folder_that_links_to_itself_is_listed_once(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"a/1.png": b"1", "b/2.png": b"2"})
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    (tmp_path / "b" / "3.png").symlink_to(tmp_path / "a" / "1.png")
+    with open_source(str(tmp_path), tmp_path) as source:
+        assert sorted(source.paths) == ["a/1.png", "b/2.png", "b/3.png"]
+        assert source.read("b/3.png") == b"1"
+
+
+def test_classes_are_the_sorted_folders() -> None:
+    collection = arrange(Names("zebra/1.png", "ant/1.png", "ant/deep/2.png"))
+    assert collection.classes == ("ant", "zebra")
+    assert shape(collection) == {NO_SPLIT: {"ant/1": 0, "ant/deep/2": 0, "zebra/1": 1}}
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ("b.png", "a.png"),
+        ("b.png", "x/a.png", "y/c.png"),  # folders, but images beside them
+        ("photos/b.png", "photos/a.png"),  # one folder around everything
+        ("data/photos/b.png", "data/photos/x/a.png"),
+    ],
+)
+def test_images_at_the_top_have_no_classes(paths: tuple[str, ...]) -> None:
+    collection = arrange(Names(*paths))
+    assert collection.classes == ()
+    assert list(collection.splits) == [NO_SPLIT]
+    assert {picture.label for picture in collection.splits[NO_SPLIT]} == {-1}
+    assert {picture.key.rpartition("/")[2] for picture in collection.splits[NO_SPLIT]} <= {"a", "b", "c"}
+
+
+def test_split_folders_stay_splits_and_share_their_classes() -> None:
+    names = ["w/train/cat/1.png", "w/train/dog/1.png", "w/train/elk/1.png", "w/valid/elk/2.png", "w/unlabeled/a/3.png"]
+    collection = arrange(Names(*names, "w/unlabeled/b/4.png", "w/test/5.png"))
+    assert collection.classes == ("cat", "dog", "elk")
+    assert shape(collection) == {
+        "train": {"cat/1": 0, "dog/1": 1, "elk/1": 2},
+        "val": {"elk/2": 2},
+        "test": {"5": -1},
+        "unlabeled": {"a/3": -1, "b/4": -1},
+    }
+
+
+def test_train_beside_other_vehicles_is_a_class() -> None:
+    assert arrange(Names("car/1.png", "train/1.png")).classes == ("car", "train")
+
+
+def test_folders_that_can_be_understood_in_two_ways_are_refused() -> None:
+    with pytest.raises(DataError, match="extra lies beside the split folders test, train"):
+        arrange(Names("train/1.png", "test/1.png", "extra/1.png"))
+    with pytest.raises(DataError, match="two of the folders val, valid are the same split"):
+        arrange(Names("val/1.png", "valid/1.png"))
+
+
+def test_no_images_is_one_clear_line() -> None:
+    with pytest.raises(DataError, match="names: it is empty; expected images"):
+        arrange(Names())
+    with pytest.raises(DataError, match="names: no images among 2 files"):
+        arrange(Names("a.txt", "b.json"))
+
+
+def test_keys_are_safe_and_unique() -> None:
+    names = [
+        "a.v1.0.png",
+        "a.v1.1.png",
+        "a_v1_0.png",
+        "b.png",
+        "b.jpg",
+        "tab\there.png",
+        "__meta__/c.png",
+        "größe/é.png",
+    ]
+    assert make_keys(names) == ["a_v1_0", "a_v1_1", "a_v1_0-2", "b", "b-2", "tab_here", "x__meta__/c", "größe/é"]
+
+
+def test_hold_out_is_stratified_seeded_and_complete() -> None:
+    paths = [f"{name}/{number}.png" for name, count in (("a", 100), ("b", 40), ("c", 3)) for number in range(count)]
+    collection = arrange(Names(*paths))
+    held = hold_out(collection, 0.2, seed=5)
+    assert list(held.splits) == ["train", "val"]
+    assert Counter(picture.label for picture in held.splits["val"]) == {0: 20, 1: 8, 2: 1}
+    assert sorted(p.path for split in held.splits.values() for p in split) == sorted(paths)
+    assert held == hold_out(collection, 0.2, seed=5)
+    assert held != hold_out(collection, 0.2, seed=6)
+
+
+def test_hold_out_of_many_small_classes_takes_the_share_of_the_whole() -> None:
+    collection = arrange(Names(*(f"{label}/{number}.png" for label in range(50) for number in range(4))))
+    assert len(hold_out(collection, 0.1, seed=0).splits["val"]) == 20
+
+
+def test_hold_out_refuses_what_it_cannot_do() -> None:
+    with pytest.raises(DataError, match="splits train, val; leave --val out"):
+        hold_out(arrange(Names("train/1.png", "val/2.png")), 0.5, seed=0)
+    with pytest.raises(DataError, match="leaves one of the two splits empty"):
+        hold_out(arrange(Names("1.png", "2.png")), 0.1, seed=0)
+
+
+def sums(folder: Path) -> list[list[str]]:
+    return [[path.name, md5(path.read_bytes()).hexdigest()] for path in sorted(folder.iterdir())]
+
+
+def test_stl10_gives_lossless_images_with_its_unlabelled_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / STL10.base_folder
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 3, 96, 96), dtype=np.uint8)
+    for split in ("train", "test", "unlabeled"):
+        pixels.tofile(folder / f"{split}_X.bin")
+    for split in ("train", "test"):
+        np.array([2, 1, 2], np.uint8).tofile(folder / f"{split}_y.bin")
+    (folder / "class_names.txt").write_text("airplane\nbird\n")
+    summed = dict(sums(folder))
+    for name in ("train_list", "test_list"):
+        files = [entry[0] for entry in getattr(STL10, name)]
+        monkeypatch.setattr(STL10, name, [[file, summed[file]] for file in files])
+    with open_source("stl10", tmp_path, root=tmp_path) as source:
+        collection = arrange(source)
+        assert collection.classes == ("airplane", "bird")
+        assert shape(collection)["test"] == {"airplane/000001": 0, "bird/000000": 1, "bird/000002": 1}
+        assert shape(collection)["unlabeled"] == {"000000": -1, "000001": -1, "000002": -1}
+        decoded = np.asarray(decode_image(source.read("unlabeled/000002.png")))
+    np.testing.assert_array_equal(decoded, pixels[2].transpose(2, 1, 0))  # STL-10 stores columns first
+
+
+def test_cifar10_is_loaded_only_when_its_checksums_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / CIFAR10.base_folder
+    folder.mkdir()
+    pixels = np.arange(2 * 3072, dtype=np.int64).astype(np.uint8).reshape(2, 3072)
+    for name in ("train", "test"):
+        (folder / name).write_bytes(pickle.dumps({"data": pixels, "labels": [1, 0]}))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": ["airplane", "automobile"]}))
+    meta, test, train = sums(folder)
+    monkeypatch.setattr(CIFAR10, "train_list", [train])
+    monkeypatch.setattr(CIFAR10, "test_list", [test])
+    monkeypatch.setattr(CIFAR10, "meta", {"filename": meta[0], "key": "label_names", "md5": meta[1]})
+    with open_source("cifar10", tmp_path, root=tmp_path) as source:
+        expected = {"airplane/000001": 0, "automobile/000000": 1}
+        assert shape(arrange(source)) == {"train": expected, "test": expected}
+    (folder / "train").write_bytes(b"cos\nsystem\n(S'touch executed'\ntR.")
+    with pytest.raises(DataError, match="cifar10: not found or damaged"):
+        with open_source("cifar10", tmp_path, root=tmp_path):
+            pass
+
+
+def test_a_torchvision_set_that_is_not_there_names_the_flags(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cifar100: not found or damaged in .*; --download fetches it, --root"):
+        with open_source("cifar100", tmp_path, root=tmp_path):
+            pass
+
+
+def test_a_damaged_zip_member_is_a_bad_image(tmp_path: Path) -> None:
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(data, "PNG")
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.png", data.getvalue())
+    damaged = bytearray(path.read_bytes())
+    damaged[60] ^= 255
+    path.write_bytes(damaged)
+    with open_source(str(path), tmp_path) as source, pytest.raises(BadImage, match="damaged"):
+        source.read("a.png")

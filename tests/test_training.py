@@ -1,0 +1,253 @@
+"""Training runs: every method trains, a stopped run goes on bit for bit, and faults end in one line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from leoclr.cli import training
+from leoclr.cli.layers import resolve
+from leoclr.cli.settings import Settings
+from leoclr.cli.stopping import GracefulStop
+from leoclr.cli.training import TrainResult
+from leoclr.datasets.errors import DataError, LeoclrError, RunError
+
+MakeShards = Callable[..., Path]
+
+TINY: dict[str, str] = {
+    "data.batch_size": "8",
+    "data.image_size": "16",
+    "encoder.backbone": "resnet18",
+    "encoder.stem": "cifar",
+    "encoder.width": "8",
+    "encoder.projector_dim": "8",
+    "moco.queue": "16",
+    "moco.bn_splits": "2",
+    "optimizer.lr": "0.05",
+    "train.epochs": "2",
+    "run.workers": "0",
+    "run.device": "cpu",
+    "run.trackers": "",
+    "run.log_steps": "1",
+}
+
+
+def settings(data: Path, **changes: str) -> Settings:
+    flags = TINY | {"data.train": str(data)} | {name.replace("__", "."): value for name, value in changes.items()}
+    return resolve(None, None, {}, flags).settings
+
+
+def train(chosen: Settings, output: Path, resume: bool = False) -> TrainResult:
+    return training.train(chosen, output, None, ["test"], resume)
+
+
+def weights(result: TrainResult) -> str:
+    digest = hashlib.sha256()
+    for name in ("model", "optimizer"):
+        digest.update((Path(result.checkpoint) / f"{name}.safetensors").read_bytes())
+    return digest.hexdigest()
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Let the next runs be asked to stop, as by SIGTERM, after so many steps."""
+
+    def arrange(steps: int) -> None:
+        original = training.Trainer._train_step
+
+        def step_then_signal(self: training.Trainer, batch: Any) -> Any:
+            result = original(self, batch)
+            if self.step + 1 == steps:
+                signal.raise_signal(signal.SIGTERM)
+            return result
+
+        monkeypatch.setattr(training.Trainer, "_train_step", step_then_signal)
+
+    return arrange
+
+
+@pytest.mark.parametrize("backend", ["moco", "simclr"])
+@pytest.mark.parametrize("views", ["leoclr", "pairwise", "pairwise-symmetric"])
+def test_any_view_policy_trains_under_any_backend(
+    make_shards: MakeShards, tmp_path: Path, backend: str, views: str
+) -> None:
+    run = tmp_path / "run"
+    result = train(settings(make_shards((9, 9)), backend=backend, views=views), run)
+    assert (result.step, result.steps, result.stopped_by) == (4, 4, 0)
+    lines = metrics(run)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert all(line["loss"] > 0 and line["embedding_std"] > 0 and line["effective_rank"] >= 1 for line in lines)
+    assert json.loads((run / "run.json").read_text())["data"]["samples"] == 18
+
+
+@pytest.mark.parametrize(("views", "backend"), [("leoclr", "moco"), ("pairwise", "simclr")])
+def test_a_stopped_and_resumed_run_ends_with_the_same_bits(
+    make_shards: MakeShards, tmp_path: Path, stop_after: Callable[[int], None], views: str, backend: str
+) -> None:
+    data = make_shards((11, 8))
+    chosen = settings(data, views=views, backend=backend, train__epochs="3")
+    whole = train(chosen, tmp_path / "whole")
+    stop_after(3)  # in the middle of the second epoch
+    part = train(chosen, tmp_path / "parts")
+    assert (part.step, part.stopped_by) == (3, signal.SIGTERM)
+    stop_after(0)
+    other_workers = settings(data, views=views, backend=backend, train__epochs="3", run__workers="2")
+    resumed = train(other_workers, tmp_path / "parts", resume=True)
+    assert resumed.step == whole.step == 6
+    assert weights(resumed) == weights(whole)
+    losses = [[line["loss"] for line in metrics(tmp_path / name)] for name in ("parts", "whole")]
+    assert losses[0] == losses[1]
+
+
+def test_the_seed_decides_the_weights(make_shards: MakeShards, tmp_path: Path) -> None:
+    data = make_shards((16,))
+    runs = [train(settings(data, train__seed=seed), tmp_path / str(n)) for n, seed in enumerate(("0", "0", "1"))]
+    assert weights(runs[0]) == weights(runs[1]) != weights(runs[2])
+
+
+def test_knn_is_scored_while_training_when_there_are_labels(make_shards: MakeShards, tmp_path: Path) -> None:
+    data, val = make_shards((16,)), make_shards((8,), "held-out")
+    train(settings(data, data__val=str(val), run__knn_epochs="1"), tmp_path / "run")
+    scores = [line.get("knn") for line in metrics(tmp_path / "run")]
+    assert scores[0] is None and scores[1] is not None and 0 <= scores[1] <= 1
+
+
+def test_scoring_while_training_changes_nothing(make_shards: MakeShards, tmp_path: Path) -> None:
+    data, val = make_shards((16,)), make_shards((8,), "held-out")
+    plain = train(settings(data), tmp_path / "plain")
+    scored = train(settings(data, data__val=str(val), run__knn_epochs="1"), tmp_path / "scored")
+    one, other = _tensors(plain), _tensors(scored)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def _tensors(result: TrainResult) -> dict[str, torch.Tensor]:
+    return load_file(Path(result.checkpoint) / "model.safetensors")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
+    make_shards: MakeShards, tmp_path: Path, stop_after: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_shards((24,))
+    chosen = settings(data)
+    stop_after(2)
+    good = train(chosen, tmp_path / "run")
+    stop_after(0)
+
+    def poisoned(self: training.Trainer, batch: Any) -> Any:
+        next(self.backend.encoder.parameters()).data.fill_(float("nan"))
+        return original(self, batch)
+
+    original = training.Trainer._train_step
+    monkeypatch.setattr(training.Trainer, "_train_step", poisoned)
+    with pytest.raises(RunError, match="the loss or its gradient is not finite at step 2"):
+        train(chosen, tmp_path / "run", resume=True)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [Path(good.checkpoint).name]
+
+
+def test_unreadable_images_are_counted_named_and_limited(make_shards: MakeShards, tmp_path: Path) -> None:
+    data = make_shards((20,), bad=(3, 7))
+    result = train(settings(data, data__max_bad_samples="0.2"), tmp_path / "run")
+    assert result.bad_images == 2
+    assert "00003 in " in (tmp_path / "run" / "bad-images.txt").read_text()
+    with pytest.raises(DataError, match="more than data.max_bad_samples allows"):
+        train(settings(data), tmp_path / "strict")
+
+
+def test_a_folder_holds_one_run(make_shards: MakeShards, tmp_path: Path) -> None:
+    data = make_shards((16,))
+    train(settings(data), tmp_path / "run")
+    with pytest.raises(RunError, match="leoclr train --resume"):
+        train(settings(data), tmp_path / "run")
+
+
+def test_resuming_on_other_data_is_refused(make_shards: MakeShards, tmp_path: Path) -> None:
+    train(settings(make_shards((16,))), tmp_path / "run")
+    with pytest.raises(RunError, match="trained on other data"):
+        train(settings(make_shards((17,), "other")), tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.batch_size": "64"}, "larger than the data set of 16 images; use --batch-size 16"),
+        ({"moco.bn_splits": "3"}, "cannot be split into 3 groups"),
+        ({"encoder.backbone": "resnet19"}, "no classifier 'resnet19'"),
+        ({"run.trackers": "mlflow"}, "mlflow is not installed: pip install mlflow"),
+        ({"run.device": "cuda:99"}, "no CUDA GPU|there is no cuda:99"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_first_step(
+    make_shards: MakeShards, tmp_path: Path, changes: dict[str, str], message: str
+) -> None:
+    data = make_shards((16,))
+    with pytest.raises(LeoclrError, match=message):
+        train(settings(data, **changes), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_queue_longer_than_the_data_is_warned_of(
+    make_shards: MakeShards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(settings(make_shards((16,)), moco__queue="17"), tmp_path / "run")
+    assert "queue of 17 keys is longer than the data set of 16 images" in capsys.readouterr().err
+
+
+def test_a_collapse_is_warned_of_once(
+    make_shards: MakeShards, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = training.Trainer._train_step
+
+    def collapsed(self: training.Trainer, batch: Any) -> Any:
+        for parameter in self.backend.encoder.projector.parameters():
+            parameter.data.fill_(0.1)
+        return original(self, batch)
+
+    monkeypatch.setattr(training.Trainer, "_train_step", collapsed)
+    train(settings(make_shards((16,))), tmp_path / "run")
+    assert capsys.readouterr().err.count("the embeddings have collapsed at step 1") == 1
+    assert metrics(tmp_path / "run")[0]["effective_rank"] < 1.1
+
+
+def test_bf16_is_computed_or_refused_never_emulated(make_shards: MakeShards, tmp_path: Path) -> None:
+    chosen = settings(make_shards((16,)), train__precision="bf16")
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        assert train(chosen, tmp_path / "run").step == 4
+    else:
+        with pytest.raises(RunError, match="does not compute in bf16; take --precision float32"):
+            train(chosen, tmp_path / "run")
+
+
+def test_accumulation_takes_as_many_steps(make_shards: MakeShards, tmp_path: Path) -> None:
+    result = train(settings(make_shards((18,)), train__accumulation="2"), tmp_path / "run")
+    assert result.step == 4
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
+def test_every_optimizer_resumes(
+    make_shards: MakeShards, tmp_path: Path, stop_after: Callable[[int], None], optimizer: str
+) -> None:
+    chosen = settings(make_shards((16,)), optimizer__name=optimizer, optimizer__warmup_epochs="1")
+    whole = train(chosen, tmp_path / "whole")
+    stop_after(1)
+    train(chosen, tmp_path / "parts")
+    stop_after(0)
+    assert weights(train(chosen, tmp_path / "parts", resume=True)) == weights(whole)
+
+
+def test_the_first_signal_only_asks(capsys: pytest.CaptureFixture[str]) -> None:
+    with GracefulStop() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.requested == signal.SIGINT
+    assert "saving" in capsys.readouterr().err
