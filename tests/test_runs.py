@@ -122,8 +122,7 @@ from pathlib import Path
 from leoclr.cli.lock import RunLock
 with RunLock(Path(sys.argv[1])):
     if os.fork() == 0:
-        time.sleep(100)
-    print("held", flush=True)
+        print("held", flush=True)  # by the child, once it has run what it does at a fork
     time.sleep(100)
 """
 
