@@ -14,6 +14,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from leoclr.datasets.storage import Storage
 
 BLOCK_BYTES = 1 << 22
 DEFAULT_BYTES = 20 << 30
+FETCHES = 8  # at a time
 _LOCK_DIGITS = 3
 _TOUCH_SECONDS = 60.0  # a block that was used since is not marked as used again
 _ABANDONED_SECONDS = 3600.0
@@ -209,6 +211,12 @@ class CachedStorage:
         """Bring a block into the cache. Returns it where it was not there."""
         start, size = block * BLOCK_BYTES, self._block_size(block)
         return self._cache.fill(self._name(block), size, lambda: self._storage.read(start, size))
+
+    def bring(self, offset: int, length: int) -> None:
+        """Fetch what is missing of a range, several blocks at a time."""
+        with ThreadPoolExecutor(FETCHES) as threads:
+            for _ in threads.map(self.fetch, self.missing(offset, length)):
+                pass
 
     def drop(self, offset: int, length: int) -> None:
         """Forget the blocks of a range, whose bytes were found to be wrong."""

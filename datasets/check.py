@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from leoclr.datasets.addresses import is_remote
+from leoclr.datasets.block_cache import BlockCache, CachedStorage
 from leoclr.datasets.decode import decode_image
 from leoclr.datasets.errors import BadImage, DataError
-from leoclr.datasets.files import ignore, sha256_file
+from leoclr.datasets.files import ignore
 from leoclr.datasets.index import Index
 from leoclr.datasets.reader import SampleReader
-from leoclr.datasets.scan import build_index
+from leoclr.datasets.scan import index_file
+from leoclr.datasets.storage import LocalFile, Missing, Storage, as_file
 
 REFUSED = "train refuses to start and names the shard"
 STOPS = "train stops when it reads the changed part"
 SKIPPED = "train puts another image in its place, up to data.max_bad_samples"
 _IN_FLIGHT = 64
+_PIECE = 1 << 25  # bytes of a shard that are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class Fault:
 
 
 def check_shard(index: Index, number: int, decode: bool, advance: Callable[[int], None] = ignore) -> list[Fault]:
-    """Compare one shard with its index.
+    """Compare one shard, local or remote, with its index.
 
     Size first, then the SHA-256; where the index holds none, the members are read again. Then every image is decoded,
     unless the bytes are known to be others than those indexed.
@@ -41,35 +47,64 @@ def check_shard(index: Index, number: int, decode: bool, advance: Callable[[int]
         number: Of the shard in the index.
         decode: Whether to decode the images.
         advance: Called with the number of samples that are done.
+
+    Raises:
+        DataError: A server refuses to show the shard, or cannot be reached.
     """
     shard = index.shards[number]
-    path = Path(shard.path)
-    faults: list[Fault] = []
-    if not path.is_file():
-        faults.append(Fault(shard.path, "is missing", REFUSED))
-    elif (size := path.stat().st_size) != shard.bytes:
-        faults.append(Fault(shard.path, f"has {size:,} bytes; the index says {shard.bytes:,}", REFUSED))
-    elif shard.sha256 is not None and sha256_file(path) != shard.sha256:
-        faults.append(Fault(shard.path, "holds other bytes than when it was indexed (SHA-256)", STOPS))
-    elif shard.sha256 is None:
-        faults += _compare_members(index, number)
-    if faults or not decode:
+    try:
+        with closing(_open(index, number)) as storage:
+            fault = _difference(index, number, storage)
+    except Missing:
+        fault = Fault(shard.path, "is missing", REFUSED)
+    if fault or not decode:
         advance(shard.samples)
-        return faults
+        return [fault] if fault else []
     return list(_undecodable(index, number, advance))
 
 
-def _compare_members(index: Index, number: int) -> list[Fault]:
+def sha256_of(storage: Storage) -> str:
+    """SHA-256 in hexadecimal of all of a file; what is remote is fetched several blocks at a time."""
+    digest, size = hashlib.sha256(), storage.size()
+    for start in range(0, size, _PIECE):
+        length = min(_PIECE, size - start)
+        if isinstance(storage, CachedStorage):
+            storage.bring(start, length)
+        digest.update(storage.read(start, length))
+    return digest.hexdigest()
+
+
+def _open(index: Index, number: int) -> Storage:
+    path = index.shards[number].path
+    if not is_remote(path):
+        return LocalFile(Path(path))
+    from leoclr.datasets.remote import cached_file
+
+    return cached_file(path, index.cache or BlockCache())
+
+
+def _difference(index: Index, number: int, storage: Storage) -> Fault | None:
+    shard = index.shards[number]
+    if (size := storage.size()) != shard.bytes:
+        return Fault(shard.path, f"has {size:,} bytes; the index says {shard.bytes:,}", REFUSED)
+    if shard.sha256 is None:
+        return _compare_members(index, number, storage)
+    if sha256_of(storage) != shard.sha256:
+        return Fault(shard.path, "holds other bytes than when it was indexed (SHA-256)", STOPS)
+    return None
+
+
+def _compare_members(index: Index, number: int, storage: Storage) -> Fault | None:
     path = index.shards[number].path
     try:
-        found = build_index([Path(path)], checksum=False)
+        found = index_file(as_file(storage), path, checksum=False)
     except DataError as error:
-        return [Fault(path, str(error).removeprefix(f"{path}: "), STOPS)]
+        return Fault(path, str(error).removeprefix(f"{path}: "), STOPS)
     expected = index.with_shards([number])
     columns = ("offset", "length", "label", "key_bytes", "key_end")
     if all(np.array_equal(getattr(found, name), getattr(expected, name)) for name in columns):
-        return []
-    return [Fault(path, f"holds other samples than its index lists ({len(found):,}, not {len(expected):,})", STOPS)]
+        return None
+    return Fault(path, f"holds other samples than its index lists ({len(found):,}, not {len(expected):,})", STOPS)
 
 
 def _undecodable(index: Index, number: int, advance: Callable[[int], None]) -> Iterator[Fault]:
@@ -80,6 +115,7 @@ def _undecodable(index: Index, number: int, advance: Callable[[int], None]) -> I
         for start in range(int(first), int(last), _IN_FLIGHT):
             samples = range(start, min(start + _IN_FLIGHT, int(last)))
             try:
+                reader.prefetch(samples)
                 encoded = [reader.read(sample) for sample in samples]
             except DataError as error:
                 yield Fault(path, str(error).removeprefix(f"{path}: "), STOPS)

@@ -58,8 +58,13 @@ def open_data(specs: Sequence[str], advance: Callable[[int], None] = ignore, cac
 
 def indexed_data(specs: Sequence[str], advance: Callable[[int], None] = ignore) -> list[Index]:
     """The indexes of the data as they are, one for each folder or index file, without a look at the shards."""
-    paths = [path for spec in specs for path in shard_paths(spec)]
-    return [_open_group(list(group), advance) for _, group in itertools.groupby(paths, key=_index_or_folder)]
+    paths = [path for spec in specs if not is_remote(spec) for path in shard_paths(spec)]
+    indexes = [_open_group(list(group), advance) for _, group in itertools.groupby(paths, key=_index_or_folder)]
+    if addresses := [address for spec in specs if is_remote(spec) for address in shard_addresses(spec)]:
+        from leoclr.datasets.remote import remote_indexes
+
+        indexes += remote_indexes(addresses, BlockCache(), advance)
+    return indexes
 
 
 def check_specs(specs: Sequence[str]) -> None:
@@ -89,7 +94,7 @@ def shard_paths(spec: str) -> list[Path]:
     """The shards that one specification names, missing ones included, without opening any."""
     refuse_commands(spec)
     if is_remote(spec):
-        raise DataError(f"{shown(spec)}: only `train`, `eval` and `views` read shards from afar; copy them here first")
+        raise DataError(f"{shown(spec)}: give the folder for their index with --output")
     spec = local_path(spec)
     path = Path(spec)
     if os.path.isdir(spec):  # unlike pathlib's, these take a name that is too long for one that is not there

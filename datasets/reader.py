@@ -16,14 +16,13 @@ from typing import Any
 from PIL import Image
 
 from leoclr.datasets.addresses import is_remote
-from leoclr.datasets.block_cache import BlockCache, CachedStorage
+from leoclr.datasets.block_cache import FETCHES, BlockCache, CachedStorage
 from leoclr.datasets.decode import MAX_BYTES, decode_image
 from leoclr.datasets.errors import BadImage, DataError
 from leoclr.datasets.index import NO_CRC, Index
 from leoclr.datasets.storage import Storage, open_storage
 
 MAX_OPEN_FILES = 128
-FETCHES = 8  # at a time
 
 
 class SampleReader:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
+from leoclr.datasets.addresses import folder_of, is_remote, name_of
+from leoclr.datasets.block_cache import BlockCache
+from leoclr.datasets.check import sha256_of
 from leoclr.datasets.errors import DataError
 from leoclr.datasets.files import ignore
-from leoclr.datasets.index import SUFFIX, Index, common_name
-from leoclr.datasets.locate import shard_paths
-from leoclr.datasets.scan import build_index
+from leoclr.datasets.index import SUFFIX, Index, common_name, concatenate
+from leoclr.datasets.locate import shard_addresses, shard_paths
+from leoclr.datasets.scan import build_index, index_file, with_classes
+from leoclr.datasets.storage import as_file
 
 
 def find_shards(specs: Sequence[str]) -> list[Path]:
@@ -44,6 +50,41 @@ def write_indexes(
         index.save(path)
         written[path] = index
     return written
+
+
+def write_remote_index(
+    specs: Sequence[str],
+    output: Path,
+    classes: Sequence[str] = (),
+    advance: Callable[[int], None] = ignore,
+) -> dict[Path, Index]:
+    """Index the shards that addresses name, all in one folder of a server, and save the index in the folder `output`,
+    to be put beside them.
+
+    Args:
+        advance: Called with the bytes of each shard that is done.
+    """
+    from leoclr.datasets.remote import cached_file  # not for those who read files alone
+
+    if refused := [spec for spec in specs if not is_remote(spec) or spec.endswith(SUFFIX)]:
+        raise DataError(f"{refused[0]}: --output is for shards on a server; the index of files lies beside them")
+    addresses = [address for spec in specs for address in shard_addresses(spec)]
+    if len(folders := sorted({folder_of(address) for address in addresses})) > 1:
+        raise DataError(f"the shards lie in {len(folders)} folders ({', '.join(folders[:3])}); index one at a time")
+    cache = BlockCache()
+    cache.prepare()
+    parts = []
+    for address in addresses:
+        with closing(cached_file(address, cache)) as storage:
+            digest = sha256_of(storage)
+            part = index_file(as_file(storage), address, checksum=True)
+        parts.append(replace(part, shards=(replace(part.shards[0], sha256=digest),)))
+        advance(storage.size())
+    index = with_classes(concatenate(parts), classes)
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / f"{common_name([name_of(address) for address in addresses])}{SUFFIX}"
+    index.save(path)
+    return {path: index}
 
 
 def read_classes(path: Path) -> tuple[str, ...]:

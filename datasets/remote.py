@@ -8,7 +8,6 @@ images of usual size means all of their bytes, once.
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,14 +24,13 @@ from leoclr.datasets.index import COLUMNS_SUFFIX, SUFFIX, Index, common_name, co
 from leoclr.datasets.index_format import columns_path, read_json
 from leoclr.datasets.retries import Patience
 from leoclr.datasets.scan import index_file
-from leoclr.datasets.storage import Missing, StorageFile, open_storage
+from leoclr.datasets.storage import Missing, as_file, open_storage
 
 AT_THE_START = Patience(attempts=4)  # a wrong host name should not take minutes to be told
 MAX_JSON_BYTES = 1 << 28
 MAX_ROW_BYTES = 1 << 12  # of a sample, its key included
 _REQUESTS = 32
 _SCANS = 8
-_WALK_BUFFER = 1 << 16
 _NAMED = 20
 
 Question = TypeVar("Question")
@@ -57,11 +55,7 @@ def open_remote(addresses: Sequence[str], cache: BlockCache, advance: Callable[[
     Raises:
         DataError: Shards are missing (all are named), refused, damaged, or others than their index says.
     """
-    cache.prepare()
-    parts = [
-        _open_group(list(group), cache, advance) for _, group in itertools.groupby(addresses, key=_index_or_folder)
-    ]
-    index = concatenate(parts)
+    index = concatenate(remote_indexes(addresses, cache, advance))
     shards = []
     for shard, found in zip(index.shards, _find([shard.path for shard in index.shards]), strict=True):
         if found.size != shard.bytes:
@@ -70,7 +64,22 @@ def open_remote(addresses: Sequence[str], cache: BlockCache, advance: Callable[[
                 "put the index that belongs to it beside it"
             )
         shards.append(replace(shard, identity=found.identity))
-    return replace(index, shards=tuple(shards), cache=cache)
+    return replace(index, shards=tuple(shards))
+
+
+def remote_indexes(addresses: Sequence[str], cache: BlockCache, advance: Callable[[int], None]) -> list[Index]:
+    """The indexes of remote shards as they are, one for each folder or index file; shards that have one are not looked
+    at. Raises DataError as `open_remote` does."""
+    cache.prepare()
+    groups = itertools.groupby(addresses, key=_index_or_folder)
+    return [replace(_open_group(list(group), cache, advance), cache=cache) for _, group in groups]
+
+
+def cached_file(address: str, cache: BlockCache) -> CachedStorage:
+    """A remote file as it is now, read through the cache; Missing where there is none."""
+    storage = open_storage(address, patience=AT_THE_START)
+    size, identity = storage.size(), storage.identity()
+    return CachedStorage(open_storage(address, identity), cache, address, identity, size)
 
 
 def working_set(index: Index, window: int) -> int:
@@ -145,8 +154,7 @@ def _build_index(addresses: Sequence[str], cache: BlockCache, advance: Callable[
         def scan(shard: _Found) -> Index:
             remote = open_storage(shard.address, shard.identity)
             storage = CachedStorage(remote, cache, shard.address, shard.identity, shard.size)
-            file = io.BufferedReader(StorageFile(storage), _WALK_BUFFER)
-            return index_file(file, shard.address, checksum=False)
+            return index_file(as_file(storage), shard.address, checksum=False)
 
         parts = []
         for part in _in_parallel(scan, shards, _SCANS):

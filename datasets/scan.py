@@ -89,7 +89,12 @@ def build_index(
         part = _index_shard(path, checksum)
         parts.append(part)
         advance(part.shards[0].bytes)
-    index = replace(concatenate(parts), classes=tuple(classes))
+    return with_classes(concatenate(parts), classes)
+
+
+def with_classes(index: Index, classes: Sequence[str]) -> Index:
+    """The index with class names by number; DataError where a label has none."""
+    index = replace(index, classes=tuple(classes))
     if classes and len(index) and index.label.max() >= len(classes):
         worst = int(index.label.argmax())
         raise DataError(f"sample {index.key(worst)} has class {index.label[worst]}, but there are {len(classes)} names")

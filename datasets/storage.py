@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from leoclr.datasets.addresses import is_remote, scheme_of
 from leoclr.datasets.errors import DataError
@@ -13,6 +13,8 @@ from leoclr.datasets.retries import Patience
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
+
+_BUFFER = 1 << 16
 
 
 class Missing(DataError):
@@ -89,8 +91,12 @@ class LocalFile:
         os.close(self._descriptor)
 
 
-class StorageFile(io.RawIOBase):
-    """A storage as a file to seek in, for code that reads files. Wrap it in io.BufferedReader."""
+def as_file(storage: Storage) -> BinaryIO:
+    """A storage as a file to seek in, for code that reads files."""
+    return io.BufferedReader(_StorageFile(storage), _BUFFER)
+
+
+class _StorageFile(io.RawIOBase):
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage

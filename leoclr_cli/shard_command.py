@@ -193,8 +193,17 @@ def _say_skipped(splits: Sequence[PackedSplit]) -> None:
 
 def index(
     data: Annotated[
-        list[str], typer.Argument(metavar="DATA", help="Shards: brace ranges, globs, or folders of shards.")
+        list[str], typer.Argument(metavar="DATA", help="Shards: brace ranges, globs, folders of shards, or addresses.")
     ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="Where the index of shards on a server is written, to be put beside them.",
+        ),
+    ] = None,
     classes: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Text file with the name of class 0 on its first line, and so on."),
@@ -203,20 +212,26 @@ def index(
 ) -> None:
     """Index shards that webdataset, img2dataset or another tool wrote, with a checksum of each.
 
-    The index lies beside the shards, one for each folder. Of a folder of splits, name the splits.
+    The index lies beside the shards, one for each folder. Of a folder of splits, name the splits. Shards on a server
+    are read once, and their index is written to --output.
 
     \b
     Examples:
       leoclr index 'laion/{00000..00099}.tar'
       leoclr index shards/train shards/val --classes names.txt
+      leoclr index 'https://data.example.org/x-{000..099}.tar' --output .
     """
-    from leoclr.datasets.reindex import find_shards, read_classes, write_indexes
+    from leoclr.datasets.reindex import find_shards, read_classes, write_indexes, write_remote_index
 
     names = read_classes(classes) if classes else ()
-    paths = find_shards(data)
-    total = sum(path.stat().st_size for path in paths)
-    with console.progress("indexing", total, "bytes") as advance:
-        written = write_indexes(paths, names, advance)
+    if output is not None:
+        with console.progress("indexing", None, "bytes") as advance:
+            written = write_remote_index(data, output, names, advance)
+    else:
+        paths = find_shards(data)
+        total = sum(path.stat().st_size for path in paths)
+        with console.progress("indexing", total, "bytes") as advance:
+            written = write_indexes(paths, names, advance)
     if as_json:
         console.print_json(
             [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -14,6 +15,7 @@ from leoclr.datasets.locate import open_data
 from leoclr.datasets.reader import SampleReader
 
 MakeShards = Callable[..., Path]
+Serve = Callable[[Path], str]
 
 
 def check(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, object]]:
@@ -23,6 +25,12 @@ def check(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dic
     code = stopped.value.code
     assert isinstance(code, int)
     return code, json.loads(capsys.readouterr().out)
+
+
+def faults_of(report: dict[str, object]) -> list[dict[str, str]]:
+    faults = report["faults"]
+    assert isinstance(faults, list)
+    return faults
 
 
 def indexed(data: Path) -> Path:
@@ -51,8 +59,8 @@ def test_each_fault_is_found_and_its_consequence_told(
     shards[1].write_bytes(shards[1].read_bytes()[:-512])
     flip(shards[2], 600)
     code, report = check(capsys, str(data))
-    faults = report["faults"]
-    assert code == 1 and isinstance(faults, list)
+    faults = faults_of(report)
+    assert code == 1
     found = [(Path(fault["shard"]).name, fault["what"], fault["consequence"]) for fault in faults]
     assert [name for name, _, _ in found] == [shard.name for shard in shards]
     whats = ["is missing", "bytes; the index says", "SHA-256", "00013: the image cannot be decoded"]
@@ -70,6 +78,55 @@ def test_without_checksums_the_members_are_compared(
     shards[0].write_bytes(shards[1].read_bytes())  # as many samples and bytes, but others
     _, report = check(capsys, str(data), "--no-decode")
     assert "other samples than its index lists" in json.dumps(report["faults"])
+
+
+def test_shards_on_a_server_are_checked_alike(
+    make_shards: MakeShards,
+    serve: Serve,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home-cache"))
+    data = indexed(make_shards((4, 4, 4, 4), bad=(13,)))
+    server = serve(tmp_path)
+    url = f"{server}/data/data-{{000000..000003}}.tar"
+    code, report = check(capsys, url)
+    assert (code, report["samples"]) == (1, 16)
+    assert [fault["what"].partition(":")[0] for fault in faults_of(report)] == ["00013"]
+    shards = sorted(data.glob("*.tar"))
+    shards[0].unlink()
+    shards[1].write_bytes(shards[1].read_bytes()[:-512])
+    flip(shards[2], 600)
+    urlopen(Request(f"{server}/etag", b'"v2"', method="POST")).close()
+    code, report = check(capsys, url)
+    whats = ["is missing", "bytes; the index says", "SHA-256", "00013: the image cannot be decoded"]
+    assert code == 1
+    assert all(word in fault["what"] for word, fault in zip(whats, faults_of(report), strict=True))
+    assert all(fault["shard"].startswith("http://127.0.0.1") for fault in faults_of(report))
+
+
+def test_the_index_of_shards_on_a_server_is_the_one_that_would_lie_beside_them(
+    make_shards: MakeShards,
+    serve: Serve,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home-cache"))
+    data = make_shards((3, 5))
+    url = f"{serve(tmp_path)}/data/data-{{000000..000001}}.tar"
+    with pytest.raises(SystemExit, match="0"):
+        main(["index", url, "--output", str(tmp_path / "made")])
+    indexed(data)
+    for name in ("data.index.json", "data.index.safetensors"):
+        assert (tmp_path / "made" / name).read_bytes() == (data / name).read_bytes()
+    with pytest.raises(SystemExit, match="2"):
+        main(["index", url])
+    assert "give the folder for their index with --output" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["index", str(data), "--output", str(tmp_path)])
+    assert "--output is for shards on a server" in capsys.readouterr().err
 
 
 def test_training_stops_at_a_byte_that_changed(make_shards: MakeShards, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from leoclr.datasets.addresses import check_address, shown
 from leoclr.datasets.errors import DataError
 from leoclr.datasets.http_storage import HttpStorage
 from leoclr.datasets.retries import Patience
-from leoclr.datasets.storage import Missing, StorageFile, open_storage
+from leoclr.datasets.storage import Missing, as_file, open_storage
 
 QUICK = Patience(attempts=3, first_wait=0.01, longest_wait=0.05, silence=0.4, request=0.8)
 CONTENT = np.random.default_rng(0).integers(0, 256, 300_000, dtype=np.uint8).tobytes()
@@ -58,7 +58,7 @@ def test_ranges_size_and_identity(url: str) -> None:
     assert remote.read(1000, 200_000) == CONTENT[1000:201_000]
     assert remote.read(5, 0) == b""
     assert remote.identity() == storage(url).identity()
-    file = StorageFile(open_storage(f"{url}/x.tar"))
+    file = as_file(open_storage(f"{url}/x.tar"))
     file.seek(-4, 2)
     assert file.read() == CONTENT[-4:]
     assert storage(url, "a%20b%25%23.tar").read(0, 10) == CONTENT[:10]
