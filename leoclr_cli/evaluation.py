@@ -17,6 +17,7 @@ import torch  # noqa: TID253
 from leoclr.cli.console import print_json, progress, say, warn
 from leoclr.cli.devices import check_precision, choose_device
 from leoclr.cli.encoders import LoadedEncoder, load_encoder
+from leoclr.cli.eval_options import Request
 from leoclr.cli.runs import RunFolder
 from leoclr.cli.versions import versions
 from leoclr.datasets.errors import EvaluationError, RunError
@@ -25,30 +26,13 @@ from leoclr.datasets.index import Index
 from leoclr.datasets.locate import absolute, open_data, sibling_split
 from leoclr.evals.classes import check_labels, match_classes, stratified_holdout
 from leoclr.evals.feature_cache import FeatureCache, feature_key
-from leoclr.evals.features import Features, Precision, check_features, extract_features
+from leoclr.evals.features import Features, check_features, extract_features
 from leoclr.evals.preprocessing import Preprocessing, View
 from leoclr.evals.report import score_table
 from leoclr.evals.scores import Score
 
 FORMAT = 1
 _HOLDOUT_SHARE = 0.2
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the options common to all scores say. Empty data means: find it."""
-
-    checkpoint: Path | None
-    train_data: tuple[str, ...]
-    data: tuple[str, ...]
-    backbone: str | None
-    image_size: int | None
-    batch_size: int
-    device: str
-    precision: Precision
-    workers: int
-    seed: int
-    cache: bool
 
 
 @dataclass(frozen=True)
@@ -128,7 +112,7 @@ class Evaluation:
     def _features(self, index: Index, view: View, name: str) -> Features:
         preprocessing = Preprocessing(view, self.encoder.mean, self.encoder.std)
         key = feature_key(self.encoder.digest, index.digest, preprocessing, self._arithmetic())
-        features = self._cache.load(key, index) if self.request.cache else None
+        features = self._cache.load(key, index) if not self.request.no_cache else None
         if features is None:
             with progress(f"features of the {name}", len(index), "images") as advance:
                 features = extract_features(
@@ -142,7 +126,7 @@ class Evaluation:
                     advance=advance,
                 )
             check_features(features, index, name)
-            if self.request.cache:
+            if not self.request.no_cache:
                 self._cache.store(key, features)
         if features.skipped:
             note = f"{name}: {len(features.skipped)} of {len(index)} images left out, {features.skipped[0]}"
@@ -202,7 +186,7 @@ class Evaluation:
 
 
 def _labelled_data(encoder: LoadedEncoder, request: Request) -> LabelledData:
-    train_source, test_source, protocol = request.train_data, request.data, ""
+    train_source, test_source, protocol = tuple(request.train_data or ()), tuple(request.data or ()), ""
     if not train_source:
         if encoder.run is None:
             raise EvaluationError(f"{encoder.source} does not say which data it goes with; name it with --train-data")

@@ -1,0 +1,122 @@
+"""The options that the commands of `leoclr eval` share: declared once, as the fields of what they ask for."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import typer
+
+SIMILARITIES_PER_MIB = 2**18
+
+Checkpoint = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="CHECKPOINT", help="Run, checkpoint, exported file or state dict; the newest run when left out."
+    ),
+]
+TrainData = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--train-data",
+        metavar="SHARDS",
+        help="Labelled data for the classifier; the run's own when left out. Quote ranges and globs. Repeatable.",
+    ),
+]
+Data = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        metavar="SHARDS",
+        help="Labelled test data; when left out the run's, the val or test split beside the training data, or a "
+        "fifth of it. Repeatable.",
+    ),
+]
+Backbone = Annotated[
+    str | None, typer.Option("--backbone", metavar="NAME", help="Architecture of a state dict that does not tell it.")
+]
+ImageSize = Annotated[
+    int | None,
+    typer.Option(
+        "--image-size", min=8, metavar="PIXELS", help="Side of the images, in pixels; as in training if not given."
+    ),
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Images in a forward pass.")]
+Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
+Precision = Annotated[Literal["float32", "bf16"], typer.Option("--precision", help="Of the forward pass.")]
+Workers = Annotated[
+    int, typer.Option("--workers", min=-1, metavar="N", help="Loader processes; -1 chooses. No figure depends on it.")
+]
+Seed = Annotated[
+    int, typer.Option("--seed", min=0, metavar="N", help="Of every choice at random: hold-outs and crops.")
+]
+NoCache = Annotated[
+    bool,
+    typer.Option(
+        "--no-cache",
+        help="Neither read nor keep features. They are kept in RUN/features, those of other weights in the user's "
+        "cache folder, at most 8 GiB in each.",
+    ),
+]
+Memory = Annotated[
+    int, typer.Option("--memory", min=1, metavar="MIB", help="MiB that k-NN's similarities may take at a time.")
+]
+Normalise = Annotated[
+    Literal["standard", "l2"],
+    typer.Option("--normalise", help="Features to zero mean and unit variance, or to unit length."),
+]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="FILE", help="JSON file; in RUN/evals when left out.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the JSON instead of the table.")]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the options common to all scores say. Data that is not named is looked for."""
+
+    checkpoint: Checkpoint = None
+    train_data: TrainData = None
+    data: Data = None
+    backbone: Backbone = None
+    image_size: ImageSize = None
+    batch_size: BatchSize = 256
+    device: Device = "auto"
+    precision: Precision = "float32"
+    workers: Workers = -1
+    seed: Seed = 0
+    no_cache: NoCache = False
+
+
+def with_request(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Let a command whose first parameter is a `Request` be called with the fields of that instead, each with the
+    option that its annotation declares, before the command's own options.
+
+    Args:
+        without: Fields that the command does not offer and that keep their default.
+    """
+    shared = [field for field in fields(Request) if field.name not in without]
+
+    def expand(command: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(Request, include_extras=True) | get_type_hints(command, include_extras=True)
+        own = list(inspect.signature(command).parameters.values())[1:]
+        parameters = [
+            inspect.Parameter(field.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=field.default)
+            for field in shared
+        ] + own
+
+        @wraps(command)
+        def expanded(**options: Any) -> None:
+            asked = {field.name: options.pop(field.name) for field in shared}
+            command(Request(**asked), **options)
+
+        annotated = [parameter.replace(annotation=hints[parameter.name]) for parameter in parameters]
+        expanded.__signature__ = inspect.Signature(annotated)  # type: ignore[attr-defined]  # what typer reads
+        expanded.__annotations__ = {parameter.name: parameter.annotation for parameter in annotated}
+        return expanded
+
+    return expand
