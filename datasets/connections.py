@@ -1,7 +1,7 @@
 """GET requests over connections that stay open, within deadlines, following redirects with care.
 
-The standard library's http.client, TLS certificates verified. A connection is used by one thread at a time and then
-kept for the next; a forked process opens its own.
+The standard library's http.client, TLS certificates verified, through a proxy where one is named. A connection is used
+by one thread at a time and then kept for the next; a forked process opens its own.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from http.client import HTTPConnection, HTTPException, HTTPResponse
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from leoclr.datasets.credentials import credential_for
 from leoclr.datasets.errors import DataError
+from leoclr.datasets.proxies import new_connection, proxy_for, proxy_headers
 from leoclr.datasets.retries import Patience, TryAgain
 
 MAX_REDIRECTS = 5
@@ -126,11 +127,7 @@ def _connected(server: _Server, parts: SplitResult, patience: Patience) -> HTTPC
         if _still_open(connection):
             return connection
         connection.close()
-    host, port = parts.hostname or "", parts.port
-    if parts.scheme == "https":
-        connection = HTTPSConnection(host, port, timeout=_CONNECT_SECONDS, context=_tls())
-    else:
-        connection = HTTPConnection(host, port, timeout=_CONNECT_SECONDS)
+    connection = new_connection(parts, _CONNECT_SECONDS, _tls())
     connection.connect()
     connection.sock.settimeout(patience.silence)
     return connection
@@ -175,6 +172,8 @@ def _send(connection: HTTPConnection, parts: SplitResult, headers: Mapping[str, 
     sent = {"Accept-Encoding": "identity", "User-Agent": "leoclr", **headers}
     if credential and not credential.startswith("?"):
         sent["Authorization"] = credential
+    if parts.scheme == "http" and (proxy := proxy_for(parts)):  # https goes through a tunnel and needs none of this
+        target, sent = f"http://{parts.netloc}{target}", {**sent, **proxy_headers(proxy)}
     connection.request("GET", target, headers=sent)
     return connection.getresponse()
 

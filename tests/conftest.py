@@ -61,18 +61,22 @@ def make_shards(tmp_path: Path) -> MakeShards:
 
 
 @pytest.fixture(scope="module")
-def serve() -> Iterator[Callable[[Path], str]]:
-    """`serve(folder)` starts a web server for a folder (range_server.py) and returns its address."""
+def serve() -> Iterator[Callable[..., str]]:
+    """`serve(folder)` starts a web server for a folder (range_server.py) and returns its address; with the file of a
+    certificate and its key, one that speaks TLS."""
     servers: list[subprocess.Popen[str]] = []
 
-    def start(folder: Path) -> str:
+    def start(folder: Path, certificate: Path | None = None) -> str:
         script = Path(__file__).with_name("range_server.py")
         server = subprocess.Popen(
-            [sys.executable, str(script), str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, str(script), str(folder), *([str(certificate)] if certificate else [])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         servers.append(server)
         assert server.stdout is not None
-        return f"http://127.0.0.1:{int(server.stdout.readline())}"
+        return f"http{'s' if certificate else ''}://127.0.0.1:{int(server.stdout.readline())}"
 
     yield start
     for server in servers:

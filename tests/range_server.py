@@ -1,4 +1,7 @@
-"""A web server with byte ranges for the tests, as a process of its own: `python range_server.py FOLDER`.
+"""A web server with byte ranges for the tests, as a process of its own: `python range_server.py FOLDER [CERTIFICATE]`.
+
+With a file of a certificate and its key it speaks TLS. It is also a proxy, which serves the paths of its own folder for
+any host and tunnels to any port of this machine; its log then tells what was asked for.
 
 It prints its port and serves the folder until its standard input ends. `POST /faults` with a JSON list makes the next
 GETs fail in the ways listed, one entry each; `GET /log` tells the requests so far.
@@ -6,8 +9,10 @@ GETs fail in the ways listed, one entry each; `GET /log` tells the requests so f
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -32,13 +37,30 @@ class Handler(BaseHTTPRequestHandler):
         STATE[self.path.removeprefix("/")] = body
         self.answer(200, b"")
 
+    def do_CONNECT(self) -> None:
+        STATE["log"].append({"path": self.path, "auth": self.headers.get("Proxy-Authorization")})
+        with socket.create_connection(("127.0.0.1", int(self.path.rpartition(":")[2]))) as target:
+            self.answer(200, b"")
+            back = threading.Thread(target=pass_on, args=(target, self.connection))
+            back.start()
+            pass_on(self.connection, target)
+            back.join()
+        self.close_connection = True
+
     def do_GET(self) -> None:
         parts = urlsplit(self.path)
         if parts.path == "/log":
             return self.answer(200, json.dumps(STATE["log"]).encode())
         wanted = self.headers.get("Range", "")
         STATE["log"].append(
-            {"path": parts.path, "query": parts.query, "range": wanted, "auth": self.headers.get("Authorization")}
+            {
+                "path": parts.path,
+                "host": parts.netloc,
+                "query": parts.query,
+                "range": wanted,
+                "auth": self.headers.get("Authorization"),
+                "proxy_auth": self.headers.get("Proxy-Authorization"),
+            }
         )
         fault = STATE["faults"].pop(0) if STATE["faults"] else {}
         if "status" in fault:
@@ -115,8 +137,20 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
+def pass_on(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while chunk := source.recv(1 << 16):
+            target.sendall(chunk)
+    with contextlib.suppress(OSError):
+        target.shutdown(socket.SHUT_WR)
+
+
 if __name__ == "__main__":
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if len(sys.argv) > 2:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(sys.argv[2])
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(server.server_address[1], flush=True)

@@ -183,7 +183,9 @@ def test_credentials_go_to_their_server_and_nowhere_else(url: str, monkeypatch: 
     assert log(url)[-1]["auth"] is None
     monkeypatch.setenv("LEOCLR_HTTP_AUTH", f"{url}=?sig=hunter2&v=1")
     assert storage(url).read(0, 10) == CONTENT[:10]
-    assert log(url)[-1] == {"path": "/x.tar", "query": "sig=hunter2&v=1", "range": "bytes=0-9", "auth": None}
+    last = log(url)[-1]
+    assert (last["path"], last["query"], last["range"]) == ("/x.tar", "sig=hunter2&v=1", "bytes=0-9")
+    assert last["auth"] is None
 
 
 @pytest.mark.parametrize(
