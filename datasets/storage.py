@@ -97,7 +97,6 @@ def as_file(storage: Storage) -> BinaryIO:
 
 
 class _StorageFile(io.RawIOBase):
-
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._size = storage.size()
