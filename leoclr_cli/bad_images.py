@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -11,6 +13,9 @@ from accelerate import Accelerator  # noqa: TID253
 
 from leoclr.cli.console import warn
 from leoclr.datasets.errors import DataError
+
+_SHARD = re.compile(r" in (?:.*/)?([^/]+\.tar): ")
+_NAMED = 3
 
 
 class BadImages:
@@ -54,8 +59,13 @@ class BadImages:
         if len(self) > self._limit:
             raise DataError(
                 f"{len(self)} images cannot be used, more than data.max_bad_samples allows ({self._limit} of "
-                f"{self._samples:,}); the last: {new[-1]}"
+                f"{self._samples:,}): {self._by_shard()}; the last: {new[-1]}"
             )
+
+    def _by_shard(self) -> str:
+        shards = Counter(match[1] for line in self._known if (match := _SHARD.search(line)))
+        named = ", ".join(f"{count} in {shard}" for shard, count in shards.most_common(_NAMED))
+        return f"{named} and others in {len(shards) - _NAMED} more shards" if len(shards) > _NAMED else named
 
 
 def lines_of_all(lines: Sequence[str], accelerator: Accelerator) -> list[str]:
