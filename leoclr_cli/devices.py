@@ -15,6 +15,7 @@ from accelerate.utils import ProjectConfiguration  # noqa: TID253
 from leoclr.cli.settings import Settings
 from leoclr.datasets.errors import RunError
 
+_AGREE_STEPS_CUDA = 10  # asking all GPUs whether to stop waits for them; every step would cost speed
 _PRECISION: dict[str, Literal["no", "bf16", "fp16"]] = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -52,6 +53,20 @@ def release_accelerator() -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def agree(accelerator: Accelerator, step: int, signal_number: int, save_is_due: bool) -> tuple[int, bool]:
+    """What any process was asked to stop by (0: nothing), and whether any finds a save due.
+
+    All must act alike: clocks differ, and a process that went its own way would leave the others waiting.
+    """
+    if accelerator.num_processes == 1:
+        return signal_number, save_is_due
+    if accelerator.device.type == "cuda" and step % _AGREE_STEPS_CUDA:
+        return 0, False
+    asked = torch.tensor([[signal_number, int(save_is_due)]], device=accelerator.device)
+    found = accelerator.gather(asked).max(dim=0).values.tolist()  # SIGTERM, 15, before SIGINT, 2
+    return found[0], bool(found[1])
 
 
 def lost_process(error: RuntimeError) -> RunError | None:

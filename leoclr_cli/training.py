@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch  # noqa: TID253
 from accelerate import Accelerator  # noqa: TID253
@@ -22,35 +19,29 @@ from torch import Tensor  # noqa: TID253
 
 from leoclr.backends.method import spread
 from leoclr.cli import build
-from leoclr.cli.augmentation import augmentation_spec
 from leoclr.cli.bad_images import BadImages, lines_of_all
-from leoclr.cli.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, prune, save_checkpoint, step_folder
+from leoclr.cli.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, prune, step_folder
 from leoclr.cli.clock import Clock
-from leoclr.cli.console import progress, say, warn
-from leoclr.cli.devices import lost_process, make_accelerator, release_accelerator
+from leoclr.cli.console import say, warn
+from leoclr.cli.devices import agree, lost_process, make_accelerator, release_accelerator
 from leoclr.cli.keys import FIELDS, get
 from leoclr.cli.lock import RunLock
 from leoclr.cli.metrics import MetricsLog, require_trackers
 from leoclr.cli.monitor import KnnMonitor
-from leoclr.cli.optimizers import load_optimizer_tensors, optimizer_tensors
 from leoclr.cli.progress_line import ProgressLine
-from leoclr.cli.remote_data import block_cache, cache_line, check_cache
 from leoclr.cli.run_checks import description, micro_batch, warnings_about
+from leoclr.cli.run_state import RunState
 from leoclr.cli.runs import RunFolder
 from leoclr.cli.settings import Settings
 from leoclr.cli.stopping import GracefulStop
 from leoclr.cli.train_step import TrainStep
-from leoclr.cli.versions import versions
-from leoclr.datasets.errors import CheckpointError, RunError
-from leoclr.datasets.index import Index
-from leoclr.datasets.loader import Batch, StepDataset, batches
-from leoclr.datasets.locate import open_data, sibling_split
-from leoclr.datasets.plan import Plan
+from leoclr.cli.training_data import TrainingData
+from leoclr.datasets.errors import RunError
+from leoclr.datasets.loader import Batch
 from leoclr.datasets.views import POLICIES
 from leoclr.datasets.workers import lost_worker
 
 _COLLAPSED = 0.01  # an untrained ResNet lies around 0.1
-_AGREE_STEPS_CUDA = 10  # asking all GPUs whether to stop waits for them; every step would cost speed
 
 
 @dataclass(frozen=True)
@@ -104,29 +95,22 @@ def train(settings: Settings, output: Path, preset: str | None, command: list[st
 
 
 class Trainer:
-    """One process's part of a run. `tensors` and `state` are all that must survive a resume."""
+    """One process's part of a run. `state` and `step` are all that must survive a resume."""
 
     def __init__(self, settings: Settings, run: RunFolder, accelerator: Accelerator) -> None:
         self.settings, self.run, self.accelerator = settings, run, accelerator
         self.main, self.device, self.ranks = accelerator.is_main_process, accelerator.device, accelerator.num_processes
-        with accelerator.main_process_first():
-            self.index = _open(settings.data.train, settings)
-            check_cache(settings, self.index)
-            self.val_specs = settings.data.val or sibling_split(settings.data.train)
-            val = _open(self.val_specs, settings) if self.val_specs else None
-        data, train = settings.data, settings.train
-        self.plan = Plan.of(
-            self.index, data.batch_size, train.seed, accelerator.process_index, self.ranks, data.shuffle_window
-        )
+        self.data = TrainingData(settings, accelerator)
+        self.index, self.plan = self.data.index, self.data.plan
         micro = micro_batch(settings, self.ranks)
-        self.policy = POLICIES[settings.views]
-        self.steps = train.epochs * self.plan.steps_per_epoch
-        self.dataset = StepDataset(self.index, self.plan, self.policy, augmentation_spec(settings))
+        self.steps = settings.train.epochs * self.plan.steps_per_epoch
         self.backend = build.backend(settings, self.device)
         warmup = round(settings.optimizer.warmup_epochs * self.plan.steps_per_epoch)
-        self.take_step = TrainStep(settings, accelerator, self.backend, self.policy.pairs, micro, self.steps, warmup)
+        pairs = POLICIES[settings.views].pairs
+        self.take_step = TrainStep(settings, accelerator, self.backend, pairs, micro, self.steps, warmup)
         self.optimizer = self.take_step.optimizer
-        self.knn = KnnMonitor.of(settings, self.index, val)
+        self.state = RunState(settings, self.index, self.backend, self.optimizer, accelerator)
+        self.knn = KnnMonitor.of(settings, self.index, self.data.val)
         self.step, self.collapsed = 0, False
         self.samples = torch.empty(0, dtype=torch.long)  # of the newest step
         self.bad = self._bad_images(())
@@ -145,7 +129,9 @@ class Trainer:
             for line in (*damaged, *warnings_about(self.settings, self.index, self.take_step.micro)):
                 warn(line)
             if newest is None:
-                about = description(self.settings, self.index, self.val_specs, preset, command, self.device, self.ranks)
+                about = description(
+                    self.settings, self.index, self.data.val_specs, preset, command, self.device, self.ranks
+                )
                 self.run.write(about)
             self._announce()
         self.accelerator.wait_for_everyone()
@@ -156,12 +142,13 @@ class Trainer:
         saved, saved_at, stopped = first, began, 0
         clock = Clock(self.step, self.plan.batch_size)
         line = ProgressLine(self.step, self.steps, self.plan.steps_per_epoch, self.plan.batch_size, self.main)
-        loader, losses, bad = self._loader(), list[Tensor](), list[str]()
+        loader, losses, bad = self.data.batches(self.step, self.steps), list[Tensor](), list[str]()
         values: dict[str, float] = {}
         with contextlib.closing(self._log()) as log:
             while self.step < self.steps:
                 minutes = (time.monotonic() - saved_at) / 60
-                stopped, due = self._agree(stop.requested, minutes >= self.settings.run.checkpoint_minutes)
+                due = minutes >= self.settings.run.checkpoint_minutes
+                stopped, due = agree(self.accelerator, self.step, stop.requested, due)
                 if stopped:
                     break
                 if self.step > saved and (due or self._keeps(self.step)):
@@ -204,44 +191,13 @@ class Trainer:
         if self.main:
             if not self.run.settings_file.exists():
                 raise RunError(f"{self.run.path} has vanished, and with it run.json; nothing is saved in its place")
-            save_checkpoint(self.run.checkpoints, self.step, self.tensors(), self.state())
+            epoch = self.step / self.plan.steps_per_epoch
+            self.state.save(self.run.checkpoints, self.step, steps=self.steps, epoch=epoch, bad_images=self.bad.lines())
             prune(self.run.checkpoints, self.settings.run.keep, self._keeps)
         return step_folder(self.run.checkpoints, self.step)
 
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Both encoders, the queue and its head, and the optimizer's memory."""
-        return {"model": self.backend.state_dict(), "optimizer": optimizer_tensors(self.optimizer)}
-
-    def state(self) -> dict[str, Any]:
-        """The rest. Position in the data, learning rate and all randomness follow from settings and step."""
-        scaler = self.accelerator.scaler
-        return {
-            "step": self.step,
-            "steps": self.steps,
-            "epoch": self.step / self.plan.steps_per_epoch,
-            "settings": self.settings.model_dump(mode="json"),
-            "data": {"digest": self.index.digest, "samples": len(self.index)},
-            "bad_images": self.bad.lines(),
-            "scaler": scaler.state_dict() if scaler is not None else None,
-            "versions": versions(),
-        }
-
     def _load(self, checkpoint: Checkpoint) -> None:
-        data = checkpoint.state["data"]
-        if data["digest"] != self.index.digest:
-            raise RunError(
-                f"{checkpoint.path} was trained on other data ({data['samples']:,} images, digest "
-                f"{data['digest'][:12]}) than {', '.join(self.settings.data.train)} ({len(self.index):,} images, "
-                f"digest {self.index.digest[:12]}); resume on the same shards"
-            )
-        try:
-            self.backend.load_state_dict(checkpoint.tensors["model"])
-            load_optimizer_tensors(self.optimizer, checkpoint.tensors["optimizer"])
-        except (RuntimeError, ValueError, KeyError, IndexError) as error:
-            detail = " ".join(str(error).split())
-            raise CheckpointError(f"{checkpoint.path} does not fit the settings: {detail[:600]}") from None
-        if self.accelerator.scaler is not None and checkpoint.state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
+        self.state.load(checkpoint)
         self.step = checkpoint.step
         self.bad = self._bad_images(checkpoint.state["bad_images"])
 
@@ -311,19 +267,6 @@ class Trainer:
         every = self.settings.run.checkpoint_epochs * self.plan.steps_per_epoch
         return every > 0 and step % every == 0
 
-    def _agree(self, signal_number: int, save_is_due: bool) -> tuple[int, bool]:
-        """What any process was asked to stop by (0: nothing), and whether any finds a save due.
-
-        All must act alike: clocks differ, and a process that went its own way would leave the others waiting.
-        """
-        if self.ranks == 1:
-            return signal_number, save_is_due
-        if self.device.type == "cuda" and self.step % _AGREE_STEPS_CUDA:
-            return 0, False
-        asked = torch.tensor([[signal_number, int(save_is_due)]], device=self.device)
-        found = self.accelerator.gather(asked).max(dim=0).values.tolist()  # SIGTERM, 15, before SIGINT, 2
-        return found[0], bool(found[1])
-
     def _bad_images(self, known: tuple[str, ...] | list[str]) -> BadImages:
         limit = self.settings.data.max_bad_samples
         return BadImages(self.run.path / "bad-images.txt", len(self.index), limit, known, self.main)
@@ -334,29 +277,14 @@ class Trainer:
             self.accelerator.init_trackers("leoclr", {key: str(get(self.settings, key)) for key in FIELDS})
         return MetricsLog(self.run.metrics, self.accelerator, self.step)
 
-    def _loader(self) -> Iterator[Batch]:
-        workers = self.settings.run.workers
-        if workers < 0:
-            cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            workers = min(16, cores) if self.device.type == "cuda" else max(1, cores // 2)
-        return batches(self.dataset, self.step, self.steps, workers, pin_memory=self.device.type == "cuda")
-
     def _announce(self) -> None:
-        settings, plan = self.settings, self.plan
+        settings = self.settings
         processes = f" in {self.ranks} processes" if self.ranks > 1 else ""
         say(
             f"{settings.views} views under {settings.backend}, {settings.encoder.backbone} at "
-            f"{settings.data.image_size} px, {settings.train.precision} on {self.device.type}{processes}\n"
-            f"{plan.size:,} images in {len(self.index.shards):,} shards; {settings.train.epochs:,} epochs of "
-            f"{plan.steps_per_epoch:,} steps of {plan.batch_size:,} images; {plan.size % plan.batch_size:,} left out, "
-            "others each epoch"
+            f"{settings.data.image_size} px, {settings.train.precision} on {self.device.type}{processes}"
         )
-        if line := cache_line(settings, self.index):
+        for line in self.data.describe():
             say(line)
         if self.step:
             say(f"going on after step {self.step:,} of {self.steps:,}")
-
-
-def _open(specs: tuple[str, ...], settings: Settings) -> Index:
-    with progress("reading shard headers", None, "bytes") as advance:
-        return open_data(specs, advance, block_cache(settings.run))

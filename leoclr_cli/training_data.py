@@ -1,0 +1,72 @@
+"""What a run reads: its data sets, the plan of its steps, and the loader that makes them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from accelerate import Accelerator  # noqa: TID253
+
+from leoclr.cli.augmentation import augmentation_spec
+from leoclr.cli.console import progress
+from leoclr.cli.remote_data import block_cache, cache_line, check_cache
+from leoclr.cli.settings import Settings
+from leoclr.datasets.index import Index
+from leoclr.datasets.loader import Batch, StepDataset, batches
+from leoclr.datasets.locate import open_data, sibling_split
+from leoclr.datasets.plan import Plan
+from leoclr.datasets.views import POLICIES
+
+_MOST_WORKERS = 16
+
+
+class TrainingData:
+    """The data of one process of a run.
+
+    Attributes:
+        index: The images to train on.
+        val_specs, val: Labelled data for the k-NN score, as it was named and opened; empty and None where there is
+            none.
+        plan: Which samples make up which step.
+    """
+
+    def __init__(self, settings: Settings, accelerator: Accelerator) -> None:
+        data = settings.data
+        self._settings, self._device = settings, accelerator.device
+        with accelerator.main_process_first():
+            self.index = _open(data.train, settings)
+            check_cache(settings, self.index)
+            self.val_specs = data.val or sibling_split(data.train)
+            self.val = _open(self.val_specs, settings) if self.val_specs else None
+        rank, ranks = accelerator.process_index, accelerator.num_processes
+        self.plan = Plan.of(self.index, data.batch_size, settings.train.seed, rank, ranks, data.shuffle_window)
+        self._dataset = StepDataset(self.index, self.plan, POLICIES[settings.views], augmentation_spec(settings))
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """This process's part of the steps from `start` to before `stop`."""
+        workers = worker_count(self._settings.run.workers, self._device.type)
+        return batches(self._dataset, start, stop, workers, pin_memory=self._device.type == "cuda")
+
+    def describe(self) -> Iterator[str]:
+        """Lines for a person: how much there is, and in what steps it comes."""
+        plan = self.plan
+        yield (
+            f"{plan.size:,} images in {len(self.index.shards):,} shards; {self._settings.train.epochs:,} epochs of "
+            f"{plan.steps_per_epoch:,} steps of {plan.batch_size:,} images; {plan.size % plan.batch_size:,} left out, "
+            "others each epoch"
+        )
+        if line := cache_line(self._settings, self.index):
+            yield line
+
+
+def worker_count(asked: int, device_type: str) -> int:
+    """Loader processes for each process: what was asked for, or where that is -1, by the processors."""
+    if asked >= 0:
+        return asked
+    cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(_MOST_WORKERS, cores) if device_type == "cuda" else max(1, cores // 2)
+
+
+def _open(specs: tuple[str, ...], settings: Settings) -> Index:
+    with progress("reading shard headers", None, "bytes") as advance:
+        return open_data(specs, advance, block_cache(settings.run))
