@@ -3,12 +3,14 @@
 Drawing and applying are apart. `draw` turns uniform numbers into the parameters of one view; `augment` applies them
 with Pillow, whose operations are those of torchvision's transforms on Pillow images (the reference of all published
 MoCo and SimCLR figures), bit for bit. The order is MoCo-v2's: crop and resize, colour jitter, grayscale, blur, flip.
+`leoclr.datasets.fast_augment` applies the same parameters in a fraction of the time, equal but for rounding.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter
 
+from leoclr.datasets.decode import decode_image
 from leoclr.datasets.views import ViewKind
 
 Box = tuple[int, int, int, int]
@@ -24,7 +27,7 @@ Uniforms = NDArray[np.float64]
 _CROP_ATTEMPTS = 10
 UNIFORMS = 2 * _CROP_ATTEMPTS + 12
 _ORDERS = tuple(itertools.permutations(("brightness", "contrast", "saturation", "hue")))
-_PAD_COLOUR = (124, 116, 104)  # the mean of ImageNet, so that padding is near zero after normalisation
+PAD_COLOUR = (124, 116, 104)  # the mean of ImageNet, so that padding is near zero after normalisation
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class AugmentationSpec:
     """Which operations there are, and their ranges. The fields are those of the `augmentation` settings."""
 
     image_size: int
+    executor: Literal["fast", "pillow"] = "pillow"
     original: Literal["squash", "pad", "center"] = "squash"
     crop_scale: tuple[float, float] = (0.2, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -95,6 +99,14 @@ def draw(spec: AugmentationSpec, uniforms: Uniforms) -> Photometric:
     )
 
 
+def views(
+    data: bytes, spec: AugmentationSpec, kinds: Sequence[ViewKind], uniforms: Sequence[Uniforms]
+) -> list[NDArray[np.uint8]]:
+    """The views of an encoded image, one for each of `kinds` with its uniforms; see `augment`. Raises BadImage."""
+    image = decode_image(data)
+    return [augment(image, spec, kind, numbers) for kind, numbers in zip(kinds, uniforms, strict=True)]
+
+
 def augment(image: Image.Image, spec: AugmentationSpec, kind: ViewKind, uniforms: Uniforms) -> NDArray[np.uint8]:
     """One view of an image.
 
@@ -117,15 +129,23 @@ def augment(image: Image.Image, spec: AugmentationSpec, kind: ViewKind, uniforms
 
 def whole(image: Image.Image, spec: AugmentationSpec) -> Image.Image:
     """The whole image as a square: resized to it, padded to it, or (which loses the rims) its centre."""
+    left, top, width, height = placed(*image.size, spec)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    if (width, height) == (spec.image_size, spec.image_size):
+        return image
+    square = Image.new("RGB", (spec.image_size, spec.image_size), PAD_COLOUR)
+    square.paste(image, (left, top))
+    return square
+
+
+def placed(width: int, height: int, spec: AugmentationSpec) -> tuple[int, int, int, int]:
+    """(left, top, width, height) of a whole image on the square; left and top are below zero where it is cut."""
     size = spec.image_size
     if spec.original == "squash":
-        return image.resize((size, size), Image.Resampling.BILINEAR)
-    side = max(image.size) if spec.original == "pad" else min(image.size)
-    width, height = (max(1, round(length * size / side)) for length in image.size)
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
-    square = Image.new("RGB", (size, size), _PAD_COLOUR)
-    square.paste(image, ((size - width) // 2, (size - height) // 2))
-    return square
+        return 0, 0, size, size
+    side = max(width, height) if spec.original == "pad" else min(width, height)
+    width, height = (max(1, round(length * size / side)) for length in (width, height))
+    return (size - width) // 2, (size - height) // 2, width, height
 
 
 def apply(image: Image.Image, drawn: Photometric) -> Image.Image:

@@ -5,14 +5,21 @@ One answer for every input, whatever the file is called:
 - The pixel count is checked from the header, before anything is allocated.
 - Orientation from EXIF is applied; of an animation the first frame is taken.
 - 16-bit grey is scaled to 8 bits (Pillow's own conversion clips it to white); transparency is laid on white.
+
+`decode_pixels` gives the same answer faster for most JPEGs. Whatever is not plain it leaves to Pillow, so that Pillow
+alone decides what is refused.
 """
 
 from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from leoclr.datasets.errors import BadImage
@@ -25,6 +32,8 @@ MAX_PIXELS = 1 << 26  # 8192 x 8192: 192 MiB as RGB
 MAX_BYTES = 1 << 28
 _ORIENTATION = 0x0112  # the EXIF tag
 _PILLOW_MODULES = r"PIL\."
+
+Decoded = TypeVar("Decoded")
 
 
 def decode_image(data: bytes) -> Image.Image:
@@ -39,6 +48,16 @@ def decode_image(data: bytes) -> Image.Image:
     Raises:
         BadImage: It is not one of `FORMATS`, has more than 2**26 pixels, or is damaged.
     """
+    return _guarded(data, lambda opened: _to_rgb(_upright(opened)))
+
+
+def decode_pixels(data: bytes) -> NDArray[np.uint8]:
+    """The pixels of `decode_image(data)`, shape `(height, width, 3)`. The same limits, the same errors."""
+    return _guarded(data, lambda opened: _jpeg_pixels(opened, data) if opened.format == "JPEG" else _pixels(opened))
+
+
+def _guarded(data: bytes, decode: Callable[[Image.Image], Decoded]) -> Decoded:
+    """What `decode` makes of the image whose header has been read and found to be within the limits."""
     if len(data) > MAX_BYTES:
         raise BadImage(f"the image has {len(data):,} bytes; the limit is {MAX_BYTES:,}")
     _ignore_pillow_warnings()
@@ -47,8 +66,7 @@ def decode_image(data: bytes) -> Image.Image:
         width, height = opened.size
         if width * height > MAX_PIXELS:
             raise BadImage(f"the image has {width} x {height} pixels; the limit is {MAX_PIXELS:,} in all")
-        opened.load()
-        return _to_rgb(_upright(opened))
+        return decode(opened)
     except BadImage:
         raise
     except Image.DecompressionBombError:
@@ -57,6 +75,22 @@ def decode_image(data: bytes) -> Image.Image:
         raise BadImage("the image needs more memory than there is") from None
     except Exception as error:  # Pillow's parsers raise nearly every built-in exception on damaged input
         raise BadImage(f"the image cannot be decoded ({_reason(error)})") from error
+
+
+def _jpeg_pixels(opened: Image.Image, data: bytes) -> NDArray[np.uint8]:
+    """By libjpeg-turbo alone, which saves a quarter of Pillow's time; by Pillow what makes it hesitate."""
+    if opened.mode == "RGB" and _orientation(opened) == 1:
+        try:
+            pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data)
+        except ValueError:  # also for damage that Pillow puts up with
+            return _pixels(opened)
+        if pixels.shape == (opened.height, opened.width, 3):
+            return pixels
+    return _pixels(opened)
+
+
+def _pixels(opened: Image.Image) -> NDArray[np.uint8]:
+    return np.array(_to_rgb(_upright(opened)))  # a copy, because torch wants to be allowed to write
 
 
 def _ignore_pillow_warnings() -> None:
@@ -71,11 +105,15 @@ def _ignore_pillow_warnings() -> None:
 
 def _upright(image: Image.Image) -> Image.Image:
     """The image turned as its EXIF data ask for; as it is where they are damaged."""
+    image.load()
+    return image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
+
+
+def _orientation(image: Image.Image) -> object:
     try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
+        return image.getexif().get(_ORIENTATION, 1)
     except Exception:  # as above; the pixels are good
-        return image
-    return image if orientation == 1 else ImageOps.exif_transpose(image)
+        return 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from leoclr.datasets.augment import UNIFORMS, AugmentationSpec, augment
+from leoclr.datasets.augment import UNIFORMS, AugmentationSpec, Uniforms
 from leoclr.datasets.errors import BadImage, DataError
+from leoclr.datasets.executors import EXECUTORS
 from leoclr.datasets.index import Index
 from leoclr.datasets.plan import Plan
 from leoclr.datasets.randomness import hash_key, uniforms
@@ -70,28 +71,39 @@ class StepDataset(Dataset[Batch]):
         samples = planned.samples.copy()
         bad: list[str] = []
         size = self.spec.image_size
+        numbers = [self._uniforms(planned.epoch, samples, view) for view in range(len(self.policy.views))]
         views = {name: np.empty((len(samples), size, size, 3), np.uint8) for name in self.policy.views}
         try:
             self.reader.prefetch(samples.tolist())
-            images = [self._readable(samples, row, planned.epoch, bad) for row in range(len(samples))]
+            for row in range(len(samples)):
+                drawn = [of_view[row] for of_view in numbers]
+                for pixels, view in zip(
+                    views.values(), self._views(samples, row, drawn, planned.epoch, bad), strict=True
+                ):
+                    pixels[row] = view
         except DataError as error:
             return Batch(step, {}, torch.from_numpy(samples), bad, str(error))
-        for view, (name, kind) in enumerate(self.policy.views.items()):
-            numbers = uniforms(self.plan.seed, planned.epoch, samples, view, UNIFORMS)
-            for row, image in enumerate(images):
-                views[name][row] = augment(image, self.spec, kind, numbers[row])
         tensors = {name: torch.from_numpy(pixels).permute(0, 3, 1, 2) for name, pixels in views.items()}
         return Batch(step, tensors, torch.from_numpy(samples), bad)
 
-    def _readable(self, samples: NDArray[np.int64], row: int, epoch: int, bad: list[str]) -> Image.Image:
+    def _uniforms(self, epoch: int, samples: NDArray[np.int64], view: int) -> NDArray[np.float64]:
+        return uniforms(self.plan.seed, epoch, samples, view, UNIFORMS)
+
+    def _views(
+        self, samples: NDArray[np.int64], row: int, numbers: list[Uniforms], epoch: int, bad: list[str]
+    ) -> list[NDArray[np.uint8]]:
+        """The views of one sample, or of another one that takes its place in `samples`."""
+        kinds = tuple(self.policy.views.values())
         planned = int(samples[row])
         for attempt in range(_SUBSTITUTES):
+            execute = partial(EXECUTORS[self.spec.executor], spec=self.spec, kinds=kinds, uniforms=numbers)
             try:
-                return self.reader.image(int(samples[row]))
+                return self.reader.decoded(int(samples[row]), execute)
             except BadImage as error:
                 bad.append(str(error))
                 word = int(hash_key(self.plan.seed, epoch, planned, attempt)[0])
                 samples[row] = word % self.plan.size
+                numbers = [self._uniforms(epoch, samples[row : row + 1], view)[0] for view in range(len(kinds))]
         raise DataError(f"{_SUBSTITUTES} images in a row cannot be decoded; the last: {bad[-1]}")
 
 

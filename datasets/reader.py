@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
@@ -23,6 +23,8 @@ from leoclr.datasets.index import NO_CRC, Index
 from leoclr.datasets.storage import Storage, open_storage
 
 MAX_OPEN_FILES = 128
+
+Decoded = TypeVar("Decoded")
 
 
 class SampleReader:
@@ -78,10 +80,14 @@ class SampleReader:
 
     def image(self, number: int) -> Image.Image:
         """A sample as RGB; BadImage names its key and shard."""
+        return self.decoded(number, decode_image)
+
+    def decoded(self, number: int, decode: Callable[[bytes], Decoded]) -> Decoded:
+        """What `decode` makes of the encoded image of a sample; its BadImage gets the sample's key and shard."""
         try:
             if self.index.length[number] > MAX_BYTES:
                 raise BadImage(f"the image has {self.index.length[number]:,} bytes; the limit is {MAX_BYTES:,}")
-            return decode_image(self.read(number))
+            return decode(self.read(number))
         except BadImage as error:
             path = self.index.shards[int(self.index.shard[number])].path
             raise BadImage(f"{self.index.key(number)} in {path}: {error}") from None

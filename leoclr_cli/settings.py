@@ -86,6 +86,10 @@ class DataSettings(Strict):
 class AugmentationSettings(Strict):
     """MoCo-v2's augmentations. They apply to every view, the original included; only crops are also cropped."""
 
+    executor: Literal["fast", "pillow"] = Field(
+        default="pillow",
+        description="What applies them: fast (OpenCV), or Pillow, bit for bit as torchvision and several times slower.",
+    )
     original: Literal["squash", "pad", "center"] = Field(
         default="squash",
         description="How the original becomes a square: resized to it (the paper), padded, or its centre.",

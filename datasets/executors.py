@@ -1,0 +1,25 @@
+"""What makes the views of an image: the one place where the setting `augmentation.executor` is looked up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leoclr.datasets import augment, fast_augment
+from leoclr.datasets.augment import AugmentationSpec, Uniforms
+from leoclr.datasets.views import ViewKind
+
+
+class Executor(Protocol):
+    """From an encoded image to its views, uint8 of shape `(image_size, image_size, 3)`; raises BadImage."""
+
+    def __call__(
+        self, data: bytes, spec: AugmentationSpec, kinds: Sequence[ViewKind], uniforms: Sequence[Uniforms]
+    ) -> list[NDArray[np.uint8]]: ...
+
+
+EXECUTORS: Mapping[str, Executor] = MappingProxyType({"fast": fast_augment.views, "pillow": augment.views})
