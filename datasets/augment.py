@@ -24,9 +24,9 @@ from leoclr.datasets.views import ViewKind
 Box = tuple[int, int, int, int]
 Uniforms = NDArray[np.float64]
 
-_CROP_ATTEMPTS = 10
-UNIFORMS = 2 * _CROP_ATTEMPTS + 12
-_ORDERS = tuple(itertools.permutations(("brightness", "contrast", "saturation", "hue")))
+CROP_ATTEMPTS = 10
+UNIFORMS = 2 * CROP_ATTEMPTS + 12
+JITTER_ORDERS = tuple(itertools.permutations(("brightness", "contrast", "saturation", "hue")))
 PAD_COLOUR = (124, 116, 104)  # the mean of ImageNet, so that padding is near zero after normalisation
 
 
@@ -69,28 +69,28 @@ class Photometric:
 def crop_box(width: int, height: int, spec: AugmentationSpec, uniforms: Uniforms) -> Box:
     """(left, top, right, bottom) of a random crop, distributed as torchvision's RandomResizedCrop."""
     low, high = math.log(spec.crop_ratio[0]), math.log(spec.crop_ratio[1])
-    for attempt in range(_CROP_ATTEMPTS):
+    for attempt in range(CROP_ATTEMPTS):
         area = width * height * _between(spec.crop_scale, uniforms[2 * attempt])
         ratio = math.exp(low + (high - low) * uniforms[2 * attempt + 1])
         crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < crop_width <= width and 0 < crop_height <= height:
-            left = int((width - crop_width + 1) * uniforms[2 * _CROP_ATTEMPTS])
-            top = int((height - crop_height + 1) * uniforms[2 * _CROP_ATTEMPTS + 1])
+            left = int((width - crop_width + 1) * uniforms[2 * CROP_ATTEMPTS])
+            top = int((height - crop_height + 1) * uniforms[2 * CROP_ATTEMPTS + 1])
             return left, top, left + crop_width, top + crop_height
-    return _widest_centre(width, height, spec.crop_ratio)
+    return widest_centre(width, height, spec.crop_ratio)
 
 
 def draw(spec: AugmentationSpec, uniforms: Uniforms) -> Photometric:
     """Turn the uniform numbers of one view into what its photometric operations do."""
-    flip, jitter, *factors, order, grayscale, blur, sigma = uniforms[2 * _CROP_ATTEMPTS + 2 :].tolist()
+    flip, jitter, *factors, order, grayscale, blur, sigma = uniforms[2 * CROP_ATTEMPTS + 2 :].tolist()
     strengths = (spec.brightness, spec.contrast, spec.saturation)
     drawn = {
         name: max(0.0, 1 - strength) + (1 + strength - max(0.0, 1 - strength)) * uniform
-        for name, strength, uniform in zip(_ORDERS[0], strengths, factors, strict=False)
+        for name, strength, uniform in zip(JITTER_ORDERS[0], strengths, factors, strict=False)
     }
     drawn["hue"] = spec.hue * (2 * factors[3] - 1)
     active = {"brightness": spec.brightness, "contrast": spec.contrast, "saturation": spec.saturation, "hue": spec.hue}
-    names = _ORDERS[int(order * len(_ORDERS))] if jitter < spec.jitter else ()
+    names = JITTER_ORDERS[int(order * len(JITTER_ORDERS))] if jitter < spec.jitter else ()
     return Photometric(
         jitter=tuple((name, drawn[name]) for name in names if active[name] > 0),
         grayscale=grayscale < spec.grayscale,
@@ -180,7 +180,7 @@ def _between(limits: tuple[float, float], uniform: float) -> float:
     return limits[0] + (limits[1] - limits[0]) * float(uniform)
 
 
-def _widest_centre(width: int, height: int, ratios: tuple[float, float]) -> Box:
+def widest_centre(width: int, height: int, ratios: tuple[float, float]) -> Box:
     """The largest centred box whose ratio is allowed: what torchvision takes when ten draws did not fit."""
     crop_width, crop_height = width, height
     if width / height < ratios[0]:

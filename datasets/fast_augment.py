@@ -15,7 +15,7 @@ way (224 px, one core; Pillow's figure in brackets):
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -77,7 +77,7 @@ def resize(image: Pixels, width: int, height: int) -> Pixels:
         enlarged: Pixels = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
         return enlarged
     tensor = torch.from_numpy(image).permute(2, 0, 1)[None]
-    reduced: Tensor = interpolate(tensor, (height, width), mode="bilinear", antialias=True)  # type: ignore[no-untyped-call]
+    reduced: Tensor = interpolate(tensor, (height, width), mode="bilinear", antialias=True)
     return reduced[0].permute(1, 2, 0).numpy()
 
 
@@ -112,7 +112,7 @@ def _contrast(image: Pixels, factor: float) -> NDArray[np.float32]:
 
 
 _BLACK = np.zeros(3)
-_MATRIX = {
+_MATRIX: dict[str, Callable[[Pixels, float], NDArray[np.float32]]] = {
     "brightness": lambda image, factor: _towards(_BLACK, 0, factor),
     "contrast": _contrast,
     "saturation": lambda image, factor: _towards(_LUMA, 0, factor),
