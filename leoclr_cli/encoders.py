@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor  # noqa: TID253
 
 from leoclr.backends.backbones import Backbone, build_backbone
+from leoclr.backends.weights import weights_digest
 from leoclr.cli.checkpoint import load_checkpoint
 from leoclr.cli.console import say
 from leoclr.cli.runs import RunFolder, resolve_checkpoint
@@ -121,15 +121,6 @@ def read_encoder(path: Path) -> LoadedEncoder:
     """
     tensors, metadata = read_safetensors(path)
     return _from_exported(path, tensors, metadata)
-
-
-def weights_digest(tensors: dict[str, Tensor]) -> str:
-    """SHA-256, in hexadecimal, over name, type, shape and bytes of each tensor in the order of their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _from_checkpoint(path: Path) -> LoadedEncoder:
