@@ -35,7 +35,7 @@ class AugmentationSpec:
     """Which operations there are, and their ranges. The fields are those of the `augmentation` settings."""
 
     image_size: int
-    executor: Literal["fast", "pillow"] = "pillow"
+    executor: Literal["device", "fast", "pillow"] = "pillow"
     original: Literal["squash", "pad", "center"] = "squash"
     crop_scale: tuple[float, float] = (0.2, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)

@@ -1,4 +1,7 @@
-"""What makes the views of an image: the one place where the setting `augmentation.executor` is looked up."""
+"""What makes the views of an image: the one place where the setting `augmentation.executor` is looked up.
+
+Of "device" this is the first half, up to the square; `leoclr.datasets.device_augment` is the second.
+"""
 
 from __future__ import annotations
 
@@ -22,4 +25,6 @@ class Executor(Protocol):
     ) -> list[NDArray[np.uint8]]: ...
 
 
-EXECUTORS: Mapping[str, Executor] = MappingProxyType({"fast": fast_augment.views, "pillow": augment.views})
+EXECUTORS: Mapping[str, Executor] = MappingProxyType(
+    {"device": fast_augment.squares, "fast": fast_augment.views, "pillow": augment.views}
+)

@@ -44,6 +44,14 @@ def views(data: bytes, spec: AugmentationSpec, kinds: Sequence[ViewKind], unifor
     return [augment(image, spec, kind, numbers) for kind, numbers in zip(kinds, uniforms, strict=True)]
 
 
+def squares(
+    data: bytes, spec: AugmentationSpec, kinds: Sequence[ViewKind], uniforms: Sequence[Uniforms]
+) -> list[Pixels]:
+    """As `views`, before their photometric operations."""
+    image = decode_pixels(data)
+    return [square(image, spec, kind, numbers) for kind, numbers in zip(kinds, uniforms, strict=True)]
+
+
 def augment(image: Pixels, spec: AugmentationSpec, kind: ViewKind, uniforms: Uniforms) -> Pixels:
     """One view, as `leoclr.datasets.augment.augment`, from RGB pixels of shape `(height, width, 3)`."""
     return apply(square(image, spec, kind, uniforms), draw(spec, uniforms))

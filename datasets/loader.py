@@ -8,7 +8,7 @@ step costs the same.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from leoclr.datasets.augment import UNIFORMS, AugmentationSpec, Uniforms
+from leoclr.datasets.device_augment import draw_all
 from leoclr.datasets.errors import BadImage, DataError
 from leoclr.datasets.executors import EXECUTORS
 from leoclr.datasets.index import Index
@@ -40,6 +41,7 @@ class Batch:
         samples: Sample numbers, int64, shape `(n,)`.
         bad: One line for each image that could not be used; another sample took its place.
         error: Why the step could not be made at all (a shard has gone), or None.
+        parameters: By view name, what `leoclr.datasets.device_augment` is still to do; empty where views are finished.
     """
 
     step: int
@@ -47,10 +49,14 @@ class Batch:
     samples: Tensor
     bad: list[str]
     error: str | None = None
+    parameters: dict[str, Tensor] = field(default_factory=dict)
 
     def pin_memory(self) -> Batch:
         """The same batch where a GPU can fetch it by itself (called by torch's DataLoader)."""
-        return replace(self, views={name: pixels.pin_memory() for name, pixels in self.views.items()})
+        views, parameters = (
+            {name: tensor.pin_memory() for name, tensor in tensors.items()} for tensors in (self.views, self.parameters)
+        )
+        return replace(self, views=views, parameters=parameters)
 
 
 class StepDataset(Dataset[Batch]):
@@ -84,10 +90,17 @@ class StepDataset(Dataset[Batch]):
         except DataError as error:
             return Batch(step, {}, torch.from_numpy(samples), bad, str(error))
         tensors = {name: torch.from_numpy(pixels).permute(0, 3, 1, 2) for name, pixels in views.items()}
-        return Batch(step, tensors, torch.from_numpy(samples), bad)
+        parameters = self._parameters(planned.epoch, samples) if self.spec.executor == "device" else {}
+        return Batch(step, tensors, torch.from_numpy(samples), bad, parameters=parameters)
 
     def _uniforms(self, epoch: int, samples: NDArray[np.int64], view: int) -> NDArray[np.float64]:
         return uniforms(self.plan.seed, epoch, samples, view, UNIFORMS)
+
+    def _parameters(self, epoch: int, samples: NDArray[np.int64]) -> dict[str, Tensor]:
+        return {
+            name: draw_all(self.spec, self._uniforms(epoch, samples, view))
+            for view, name in enumerate(self.policy.views)
+        }
 
     def _views(
         self, samples: NDArray[np.int64], row: int, numbers: list[Uniforms], epoch: int, bad: list[str]

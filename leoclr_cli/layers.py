@@ -38,6 +38,7 @@ from leoclr.datasets.errors import SettingsError
 
 PRESETS = Path(__file__).with_name("presets")
 _WHERE_DATA_LIES = ("data.train", "data.val")
+_SETTLED_AT_THE_START = ("augmentation.executor",)  # where they are auto, a resumed run keeps what it began with
 
 
 @dataclass(frozen=True)
@@ -130,13 +131,17 @@ def differences(before: Settings, after: Settings) -> list[str]:
     """The settings that give other weights, as lines such as "optimizer.lr: 0.03 -> 0.06".
 
     Left out are the section `run`, which changes no weights, and the places where the data lies: moved data is the
-    same data, which its digest tells.
+    same data, which its digest tells. So is an auto that stands for what the run before has settled.
     """
-    return [
-        f"{key}: {get(before, key)} -> {get(after, key)}"
-        for key in FIELDS
-        if not key.startswith("run.") and key not in _WHERE_DATA_LIES and get(before, key) != get(after, key)
-    ]
+
+    def differs(key: str) -> bool:
+        if key.startswith("run.") or key in _WHERE_DATA_LIES:
+            return False
+        if key in _SETTLED_AT_THE_START and get(after, key) == "auto":
+            return False
+        return bool(get(before, key) != get(after, key))
+
+    return [f"{key}: {get(before, key)} -> {get(after, key)}" for key in FIELDS if differs(key)]
 
 
 def preset_names() -> tuple[str, ...]:

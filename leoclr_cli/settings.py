@@ -86,9 +86,10 @@ class DataSettings(Strict):
 class AugmentationSettings(Strict):
     """MoCo-v2's augmentations. They apply to every view, the original included; only crops are also cropped."""
 
-    executor: Literal["fast", "pillow"] = Field(
-        default="pillow",
-        description="What applies them: fast (OpenCV), or Pillow, bit for bit as torchvision and several times slower.",
+    executor: Literal["auto", "device", "fast", "pillow"] = Field(
+        default="auto",
+        description="What applies them: the processors (fast); the GPU, after the crop (device); Pillow, bit for bit "
+        "as torchvision and several times slower. auto: device on a GPU, else fast; a resumed run keeps its own.",
     )
     original: Literal["squash", "pad", "center"] = Field(
         default="squash",

@@ -46,7 +46,7 @@ class TrainStep:
             self.model, self._prepared = accelerator.prepare(backend, self.optimizer)
 
     def __call__(self, pixels: Mapping[str, Tensor], step: int) -> tuple[Tensor, Tensor]:
-        """Take step number `step` on this process's part of the batch, uint8 views by name.
+        """Take step number `step` on this process's part of the batch, uint8 views by name, on its device.
 
         Returns:
             The loss, detached and not yet averaged over processes, and the anchors' embeddings. Where the loss or any
@@ -60,11 +60,10 @@ class TrainStep:
             group["lr"] = learning_rate(step, self.steps, self.warmup_steps, self.settings.optimizer.lr)
         torch.manual_seed((train.seed * accelerator.num_processes + accelerator.process_index) * 2**32 + step)
         device, augmentation = accelerator.device, self.settings.augmentation
-        views = {name: view.to(device, non_blocking=True) for name, view in pixels.items()}
         total = torch.zeros((), device=device)
         for number in range(train.accumulation):
             part = slice(number * self.micro, (number + 1) * self.micro)
-            inputs = {name: normalise(view[part], augmentation.mean, augmentation.std) for name, view in views.items()}
+            inputs = {name: normalise(view[part], augmentation.mean, augmentation.std) for name, view in pixels.items()}
             last = number == train.accumulation - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
                 output = self.model(inputs, self.pairs, step)

@@ -15,6 +15,7 @@ from leoclr.datasets.index import Index
 from leoclr.datasets.loader import Batch, StepDataset, batches
 from leoclr.datasets.locate import open_data, sibling_split
 from leoclr.datasets.plan import Plan
+from leoclr.datasets.transfer import on_device
 from leoclr.datasets.views import POLICIES
 
 _MOST_WORKERS = 16
@@ -43,9 +44,10 @@ class TrainingData:
         self._dataset = StepDataset(self.index, self.plan, POLICIES[settings.views], augmentation_spec(settings))
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """This process's part of the steps from `start` to before `stop`."""
+        """This process's part of the steps from `start` to before `stop`, on its device."""
         workers = worker_count(self._settings.run.workers, self._device.type)
-        return batches(self._dataset, start, stop, workers, pin_memory=self._device.type == "cuda")
+        loaded = batches(self._dataset, start, stop, workers, pin_memory=self._device.type == "cuda")
+        return on_device(loaded, self._device)
 
     def describe(self) -> Iterator[str]:
         """Lines for a person: how much there is, and in what steps it comes."""
