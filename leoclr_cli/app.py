@@ -12,9 +12,11 @@ import typer
 from leoclr.cli import (
     check_command,
     config_command,
+    embed_command,
     eval_commands,
     export_command,
     quickstart_command,
+    reproduce_command,
     shard_command,
     train_command,
     views_command,
@@ -68,6 +70,9 @@ app.command(cls=LeoclrCommand, short_help="Draw images as the model sees them.")
 app.command(cls=LeoclrCommand)(train_command.train)
 app.command("show-config", cls=LeoclrCommand)(config_command.show_config)
 app.add_typer(eval_commands.app, name="eval", short_help="Score a frozen encoder.")
+app.command(cls=LeoclrCommand, short_help="Write the features of images.")(embed_command.embed)
+app.command(cls=LeoclrCommand, short_help="Run an experiment of the paper.")(reproduce_command.reproduce)
+app.add_typer(reproduce_command.ablate_app, name="ablate", short_help="Pre-train again with parts left out.")
 app.command(cls=LeoclrCommand, short_help="Take the weights to another program.")(export_command.export)
 
 

@@ -18,12 +18,13 @@ from leoclr.cli.console import print_json, progress, say, warn
 from leoclr.cli.devices import check_precision, choose_device
 from leoclr.cli.encoders import LoadedEncoder, load_encoder
 from leoclr.cli.eval_options import Request
+from leoclr.cli.records import described_data, described_encoder
 from leoclr.cli.runs import RunFolder
 from leoclr.cli.versions import versions
 from leoclr.datasets.errors import EvaluationError, RunError
 from leoclr.datasets.files import write_atomic
 from leoclr.datasets.index import Index
-from leoclr.datasets.locate import absolute, open_data, sibling_split
+from leoclr.datasets.locate import open_data, sibling_split
 from leoclr.evals.classes import check_labels, match_classes, stratified_holdout
 from leoclr.evals.feature_cache import FeatureCache, feature_key
 from leoclr.evals.features import Features, check_features, extract_features
@@ -156,17 +157,10 @@ class Evaluation:
             ],
             "notes": [*self.notes, *score.notes],
             "seed": self.request.seed,
-            "checkpoint": {
-                "path": os.path.abspath(encoder.source),
-                "digest": encoder.digest,
-                "backbone": encoder.name,
-                "stem": encoder.stem,
-                "width": encoder.width,
-                "image_size": encoder.image_size,
-            },
+            "checkpoint": described_encoder(encoder),
             "data": {
-                "train": _described(data.train, data.train_source),
-                "test": _described(data.test, data.test_source),
+                "train": described_data(data.train, data.train_source),
+                "test": described_data(data.test, data.test_source),
                 "classes": len(set(data.train.label.tolist())),
             },
             "versions": versions(),
@@ -213,10 +207,6 @@ def _labelled_data(encoder: LoadedEncoder, request: Request) -> LabelledData:
 def _open(source: tuple[str, ...]) -> Index:
     with progress("reading shard headers", None, "bytes") as advance:
         return open_data(source, advance)
-
-
-def _described(index: Index, source: tuple[str, ...]) -> dict[str, Any]:
-    return {"source": list(absolute(source)), "digest": index.digest, "samples": len(index)}
 
 
 def _cache_folder(encoder: LoadedEncoder) -> Path:
