@@ -81,7 +81,7 @@ def extract_features(
         raise DataError("there are no samples to extract features from")
     device = torch.device(device)
     dataset = _Batches(index, preprocessing.view, batch_size)
-    workers = _choose_workers(len(dataset)) if workers < 0 else workers
+    workers = choose_workers(len(dataset)) if workers < 0 else workers
     loaded = load_batches(dataset, range(len(dataset)), workers, pin_memory=device.type == "cuda")
     limit = max_bad_share * len(index)
     store = _Store(len(index))
@@ -192,7 +192,7 @@ class _Store:
         self._count, self._waiting = stop, None
 
 
-def _choose_workers(batches: int) -> int:
+def choose_workers(batches: int) -> int:
     """One for each processor but one, at most 16, and none that would have next to nothing to do."""
     return min((os.cpu_count() or 1) - 1, _MAX_WORKERS, batches // _BATCHES_PER_WORKER)
 

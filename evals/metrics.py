@@ -22,3 +22,13 @@ def accuracies(scores_MC: Tensor, labels_M: Tensor) -> dict[str, float]:
     if scores_MC.shape[1] >= TOP_FIVE_CLASSES:
         result["top5"] = (rank_M < TOP_FIVE_CLASSES).double().mean().item()
     return result
+
+
+def mean_per_class(scores_MC: Tensor, labels_M: Tensor) -> float:
+    """Accuracy of each class that has samples, averaged over these classes: every class weighs alike, however many
+    samples it has. Equal scores are ranked as in `accuracies`."""
+    right_M = (scores_MC.argmax(dim=1) == labels_M).double()  # argmax takes the first of equal ones
+    counts_C = torch.bincount(labels_M, minlength=scores_MC.shape[1])
+    right_C = torch.zeros_like(counts_C, dtype=torch.double).index_add_(0, labels_M, right_M)
+    present_C = counts_C > 0
+    return (right_C[present_C] / counts_C[present_C]).mean().item()

@@ -58,8 +58,8 @@ NoCache = Annotated[
     bool,
     typer.Option(
         "--no-cache",
-        help="Neither read nor keep features. They are kept in RUN/features, those of other weights in the user's "
-        "cache folder, at most 8 GiB in each.",
+        help="Neither read nor keep features and unfinished work. They are kept in the run, those of other weights in "
+        "the user's cache folder; features take at most 8 GiB in each.",
     ),
 ]
 Memory = Annotated[

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from leoclr.cli.records import described_data, described_encoder
 from leoclr.cli.runs import RunFolder
 from leoclr.cli.versions import versions
 from leoclr.datasets.errors import EvaluationError, RunError
-from leoclr.datasets.files import write_atomic
+from leoclr.datasets.files import cache_root, write_atomic
 from leoclr.datasets.index import Index
 from leoclr.datasets.locate import open_data, sibling_split
 from leoclr.evals.classes import check_labels, match_classes, stratified_holdout
@@ -31,6 +30,7 @@ from leoclr.evals.features import Features, check_features, extract_features
 from leoclr.evals.preprocessing import Preprocessing, View
 from leoclr.evals.report import score_table
 from leoclr.evals.scores import Score
+from leoclr.evals.work import Work
 
 FORMAT = 1
 _HOLDOUT_SHARE = 0.2
@@ -55,6 +55,11 @@ class LabelledData:
 class Evaluation:
     """An encoder on a device, and the data it is scored on.
 
+    Attributes:
+        backbone: On the device, frozen.
+        test_numbers: Training's class number for each class number of the test data.
+        notes: Lines about what makes the scores less than they seem.
+
     Raises:
         EvaluationError: The data has no usable labels.
         LeoclrError: Encoder, data or device cannot be had.
@@ -68,8 +73,8 @@ class Evaluation:
         encoder = load_encoder(request.checkpoint, request.backbone)
         self.encoder = replace(encoder, image_size=request.image_size or encoder.image_size)
         self.data = _labelled_data(self.encoder, request)
-        self._test_numbers = match_classes(self.data.train, self.data.test)
-        self._backbone = self.encoder.backbone.to(self.device).to(memory_format=torch.channels_last)
+        self.test_numbers = match_classes(self.data.train, self.data.test)
+        self.backbone = self.encoder.backbone.to(self.device).to(memory_format=torch.channels_last)
         self._cache = FeatureCache(_cache_folder(self.encoder))
         self.notes: list[str] = []
         if self.data.train.digest == self.data.test.digest:
@@ -77,25 +82,34 @@ class Evaluation:
 
     def train_features(self, view: View) -> Features:
         """Features of the training data."""
-        return self._features(self.data.train, view, "training data")
+        return self.features(self.data.train, view, "training data")
 
     def test_features(self, view: View) -> Features:
         """Features of the test data, their labels in training's numbering."""
-        features = self._features(self.data.test, view, "test data")
-        return replace(features, labels=self._test_numbers[features.labels])
+        features = self.features(self.data.test, view, "test data")
+        return replace(features, labels=self.test_numbers[features.labels])
 
-    def report(self, kind: str, score: Score, images: Sequence[str], output: Path | None, as_json: bool) -> None:
+    def report(
+        self,
+        kind: str,
+        score: Score,
+        images: Sequence[str],
+        output: Path | None,
+        as_json: bool,
+        scored: str = "pooled features of {}, before the projector",
+    ) -> None:
         """Print the score as a table, or as JSON, and write its record.
 
         Args:
             images: How the test images were preprocessed, in lines for a person.
+            scored: What of the encoder was scored; {} is its name.
             output: File for the record; in the run's `evals` folder if None, and nowhere if there is no run.
 
         Raises:
             RunError: The record cannot be written; it is printed before.
         """
-        record = self._record(kind, score, images)
-        path = output or self._record_path(kind, record)
+        record = self.record(kind, score, images, scored)
+        path = output or self.record_path(kind, record)
         for note in record["notes"]:
             warn(note)
         if as_json:
@@ -103,21 +117,17 @@ class Evaluation:
         else:
             print(_text(record, score))
         if path is not None:
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_atomic(path, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
-            except OSError as error:
-                raise RunError(f"{path} cannot be written: {error.strerror}") from error
-            say(f"written to {path}")
+            write_record(path, record)
 
-    def _features(self, index: Index, view: View, name: str) -> Features:
-        preprocessing = Preprocessing(view, self.encoder.mean, self.encoder.std)
-        key = feature_key(self.encoder.digest, index.digest, preprocessing, self._arithmetic())
+    def features(self, index: Index, view: View, name: str) -> Features:
+        """Features of any part of the data, called `name` in messages."""
+        preprocessing = self.preprocessing(view)
+        key = feature_key(self.encoder.digest, index.digest, preprocessing, self.arithmetic)
         features = self._cache.load(key, index) if not self.request.no_cache else None
         if features is None:
             with progress(f"features of the {name}", len(index), "images") as advance:
                 features = extract_features(
-                    self._backbone,
+                    self.backbone,
                     index,
                     preprocessing,
                     batch_size=self.request.batch_size,
@@ -134,13 +144,35 @@ class Evaluation:
             self.notes += [] if note in self.notes else [note]
         return features
 
-    def _arithmetic(self) -> str:
+    def preprocessing(self, view: View) -> Preprocessing:
+        """A view with the normalisation that the encoder was trained with."""
+        return Preprocessing(view, self.encoder.mean, self.encoder.std)
+
+    @property
+    def arithmetic(self) -> str:
+        """Precision and kind of device."""
         return f"{self.request.precision} on {self.device.type}"
 
-    def _record(self, kind: str, score: Score, images: Sequence[str]) -> dict[str, Any]:
+    def work(self, train: Index, **identity: Any) -> Work:
+        """A long computation with this encoder, trained on `train` and scored on the test data; `identity` is all else
+        that decides its result, as JSON. It is kept in the run; for other weights where this system keeps caches."""
+        run = self.encoder.run
+        folder = cache_root() / "evals" if run is None else RunFolder(run).evals / "work"
+        common = {
+            "encoder": self.encoder.digest,
+            "train": train.digest,
+            "test": self.data.test.digest,
+            "image_size": self.encoder.image_size,
+            "normalisation": [self.encoder.mean, self.encoder.std],
+            "arithmetic": self.arithmetic,
+            "seed": self.request.seed,
+        }
+        return Work(None if self.request.no_cache else folder, common | identity)
+
+    def record(self, kind: str, score: Score, images: Sequence[str], scored: str) -> dict[str, Any]:
+        """The score with all that it depends on; see `report`."""
         encoder, data = self.encoder, self.data
         mean, std = ("/".join(f"{value:g}" for value in values) for values in (encoder.mean, encoder.std))
-        features = f"pooled features of {encoder.name}, before the projector, {self._arithmetic()}"
         return {
             "format": FORMAT,
             "kind": kind,
@@ -152,7 +184,7 @@ class Evaluation:
             "protocol": [
                 *score.protocol,
                 *images,
-                f"{features}; mean {mean}, std {std}",
+                f"{scored.format(encoder.name)}, {self.arithmetic}; mean {mean}, std {std}",
                 *data.protocol,
             ],
             "notes": [*self.notes, *score.notes],
@@ -169,7 +201,7 @@ class Evaluation:
             "seconds": round(time.monotonic() - self.began, 3),
         }
 
-    def _record_path(self, kind: str, record: dict[str, Any]) -> Path | None:
+    def record_path(self, kind: str, record: dict[str, Any]) -> Path | None:
         """A name that is the same for the same encoder, data and protocol, so that a repetition replaces."""
         if self.encoder.run is None:
             return None
@@ -177,6 +209,16 @@ class Evaluation:
         same += [record["checkpoint"]["digest"], *(record["data"][split]["digest"] for split in ("train", "test"))]
         short = hashlib.sha256(json.dumps(same).encode()).hexdigest()[:10]
         return RunFolder(self.encoder.run).evals / f"{kind}-{short}.json"
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Write a record as JSON and say so; RunError where that cannot be done."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror}") from error
+    say(f"written to {path}")
 
 
 def _labelled_data(encoder: LoadedEncoder, request: Request) -> LabelledData:
@@ -211,15 +253,7 @@ def _open(source: tuple[str, ...]) -> Index:
 
 def _cache_folder(encoder: LoadedEncoder) -> Path:
     """In the run; for other weights where this system keeps caches."""
-    if encoder.run is not None:
-        return encoder.run / "features"
-    if sys.platform == "win32":
-        root = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        root = Path.home() / "Library" / "Caches"
-    else:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "leoclr" / "features"
+    return cache_root() / "features" if encoder.run is None else encoder.run / "features"
 
 
 def _text(record: dict[str, Any], score: Score) -> str:
