@@ -10,12 +10,14 @@ from typing import Annotated
 import typer
 
 from leoclr.cli import (
+    bench_command,
     check_command,
     config_command,
     embed_command,
     eval_commands,
     export_command,
     quickstart_command,
+    report_command,
     reproduce_command,
     shard_command,
     train_command,
@@ -68,8 +70,10 @@ app.command(cls=LeoclrCommand, short_help="Index shards that other tools wrote."
 app.command(cls=LeoclrCommand, short_help="Verify shards against their index.")(check_command.check)
 app.command(cls=LeoclrCommand, short_help="Draw images as the model sees them.")(views_command.views)
 app.command(cls=LeoclrCommand)(train_command.train)
+app.command(cls=LeoclrCommand, short_help="Measure the speed of training on this machine.")(bench_command.bench)
 app.command("show-config", cls=LeoclrCommand)(config_command.show_config)
 app.add_typer(eval_commands.app, name="eval", short_help="Score a frozen encoder.")
+app.command(cls=LeoclrCommand, short_help="Tell of runs on one HTML page.")(report_command.report)
 app.command(cls=LeoclrCommand, short_help="Write the features of images.")(embed_command.embed)
 app.command(cls=LeoclrCommand, short_help="Run an experiment of the paper.")(reproduce_command.reproduce)
 app.add_typer(reproduce_command.ablate_app, name="ablate", short_help="Pre-train again with parts left out.")

@@ -1,4 +1,4 @@
-"""Charts drawn with Pillow: dots with intervals in panels, and lines. Drawn at twice their size, so that they are sharp."""
+"""Charts drawn with Pillow: dots with intervals in panels, and lines, at twice the size at which they are shown."""
 
 from __future__ import annotations
 
@@ -8,10 +8,17 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from leoclr.cli.drawing import GROUND, HAIRLINE, INK, QUIET, Colour, font
+from leoclr.cli.drawing import GROUND, HAIRLINE, INK, QUIET, Colour, font, shorten
 
 # Okabe and Ito's colours, told apart with every kind of colour vision.
-PALETTE: tuple[Colour, ...] = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (120, 94, 0))
+PALETTE: tuple[Colour, ...] = (
+    (0, 114, 178),
+    (213, 94, 0),
+    (0, 158, 115),
+    (204, 121, 167),
+    (86, 180, 233),
+    (120, 94, 0),
+)
 _TEXT = 26
 _LINE = 40
 _MARGIN = 48
@@ -152,6 +159,9 @@ class _Scale:
 def _canvas(title: str, subtitle: str, width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
     canvas = Image.new("RGB", (width, height), GROUND)
     pen = ImageDraw.Draw(canvas)
+    title, subtitle = (
+        shorten(text, font(size), width - 2 * _MARGIN) for text, size in ((title, 36), (subtitle, _TEXT))
+    )
     pen.text((_MARGIN, _MARGIN + _LINE // 2), title, INK, font(36), anchor="ls")
     pen.text((_MARGIN, _MARGIN + _LINE * 3 // 2), subtitle, QUIET, font(_TEXT), anchor="ls")
     return canvas, pen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch  # noqa: TID253
 
@@ -23,7 +24,7 @@ def versions() -> dict[str, str]:
 
 def environment(device: torch.device, ranks: int) -> dict[str, str | int]:
     """The hardware and the thread count; on a CPU, equal weights need equal thread counts."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "device": device.type,
         "device_name": name,
@@ -31,3 +32,13 @@ def environment(device: torch.device, ranks: int) -> dict[str, str | int]:
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
     }
+
+
+def _processor() -> str:
+    """What the processor calls itself. Linux knows it, platform.processor() mostly does not."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()

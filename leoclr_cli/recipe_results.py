@@ -1,0 +1,161 @@
+"""What a recipe found: a file for each pre-training with its scores, and the table that is made of such files alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from leoclr.cli.recipe_files import Column, Recipe
+from leoclr.cli.recipe_steps import Unit, read_json
+from leoclr.datasets.errors import RunError
+from leoclr.datasets.files import write_atomic
+
+FORMAT = 1
+# Forward passes of the encoder per image; a backward pass counts as two. Anchors have both, MoCo's keys one.
+_PASSES = {
+    ("moco", "pairwise"): 4,
+    ("moco", "leoclr"): 5,
+    ("moco", "pairwise-symmetric"): 8,
+    ("simclr", "pairwise"): 6,
+    ("simclr", "pairwise-symmetric"): 6,
+    ("simclr", "leoclr"): 9,
+}
+
+
+def write_result(unit: Unit, recipe_name: str) -> Path:
+    """Gather run and records of a unit, whose steps are all done, in one file under `results`."""
+    plan, run = unit.plan, read_json(unit.run / "run.json")
+    sessions = unit.pretraining().sessions()
+    settings = run["settings"]
+    passes = _PASSES[settings["backend"], settings["views"]]
+    scores = {}
+    for column in unit.columns():
+        record = read_json(unit.record(column))
+        kept = ("kind", "results", "protocol", "notes", "seed", "seconds", "checkpoint", "data")
+        scores[column.name] = {key: record[key] for key in kept if key in record}
+    content = {
+        "format": FORMAT,
+        "recipe": recipe_name,
+        "method": unit.method,
+        "pretrain": unit.pretrain,
+        "seed": unit.seed,
+        "scale": plan.scale,
+        "changes": list(plan.changes),
+        "settings": settings,
+        "data": {key: run["data"][key] for key in ("digest", "samples")},
+        "environment": {**run["environment"], "cores": os.cpu_count()},
+        "versions": run["versions"],
+        "commit": _commit(),
+        "seconds": round(sum(session["seconds"] for session in sessions), 1),
+        "steps": sessions[-1]["steps"],
+        "forward_passes": passes * sessions[-1]["steps"] * settings["data"]["batch_size"],
+        "commands": [" ".join(("leoclr", *step.command_as_planned())) for step in unit.steps()],
+        "scores": scores,
+    }
+    text = json.dumps(content, indent=2, allow_nan=False)
+    for name, shards in plan.data.items():  # a result is shown to others, who have their data elsewhere
+        for spelling in {shards, os.path.abspath(shards)}:
+            text = text.replace(spelling, name.upper())
+    for spelling in (str(plan.folder.absolute()), f"{plan.folder}/"):
+        text = text.replace(spelling, "" if spelling.endswith("/") else "OUTPUT")
+    path = plan.folder / "results" / f"{unit.name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, (text + "\n").encode())
+    return path
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """All results of a folder; RunError where one is not of this format."""
+    results = []
+    for path in sorted(folder.glob("*.json")):
+        result = read_json(path)
+        if result.get("format") != FORMAT or not {"method", "pretrain", "seed", "scores"} <= result.keys():
+            raise RunError(f"{path}: not a result of format {FORMAT}")
+        results.append(result)
+    return results
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure of one method.
+
+    Attributes:
+        values: One for each seed, in the unit of the column.
+        half_width: Half of the 95 % interval of the mean (Student's t over the seeds); None for a single seed.
+        paper: The paper's figure; None where there is none.
+        passes: Forward passes of one pre-training.
+        hours: Of one pre-training, the mean over the seeds.
+    """
+
+    method: str
+    column: Column
+    values: tuple[float, ...]
+    half_width: float | None
+    paper: float | None
+    passes: int
+    hours: float
+
+    @property
+    def mean(self) -> float:
+        return sum(self.values) / len(self.values)
+
+    @property
+    def difference(self) -> float | None:
+        return None if self.paper is None else self.mean - self.paper
+
+
+def cells(recipe: Recipe, results: Sequence[Mapping[str, Any]]) -> Iterator[Cell]:
+    """The table's cells, column by column, methods in the recipe's order; those without a result are left out."""
+    for column in recipe.columns:
+        for method in recipe.methods:
+            found = [r for r in results if (r["method"], r["pretrain"]) == (method, column.pretrain)]
+            found = [result for result in found if column.name in result["scores"]]
+            if not found:
+                continue
+            values = tuple(_value(column, result["scores"][column.name]) for result in found)
+            yield Cell(
+                method=method,
+                column=column,
+                values=values,
+                half_width=half_width(values),
+                paper=column.paper.get(method),
+                passes=found[0]["forward_passes"],
+                hours=sum(result["seconds"] for result in found) / len(found) / 3600,
+            )
+
+
+def half_width(values: Sequence[float]) -> float | None:
+    """Half of the 95 % interval of the mean of independent values; None where there is one."""
+    if len(values) < 2:
+        return None
+    from scipy.stats import t
+
+    mean = sum(values) / len(values)
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return float(t.ppf(0.975, len(values) - 1)) * deviation / math.sqrt(len(values))
+
+
+def _value(column: Column, score: Mapping[str, Any]) -> float:
+    row, _, metric = column.metric.partition(".")
+    try:
+        value = float(score["results"][row][metric])
+    except (KeyError, TypeError, ValueError):
+        raise RunError(f"the record of {column.name!r} holds no {column.metric}") from None
+    return value * (100 if column.percent else 1)
+
+
+def _commit() -> str:
+    """Of the checkout that leoclr runs from; "" where it runs from none."""
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return found.stdout.strip() if found.returncode == 0 else ""

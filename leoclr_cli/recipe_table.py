@@ -1,0 +1,124 @@
+"""A recipe's results as a table for people, as Markdown, as JSON and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from PIL import Image
+
+from leoclr.cli.charts import Dot, Panel, dot_chart
+from leoclr.cli.recipe_files import Recipe
+from leoclr.cli.recipe_results import Cell, cells
+
+_HEADINGS = ("figure", "method", "paper", "ours", "95 % interval", "difference", "seeds", "forward passes", "hours")
+
+
+def as_json(recipe: Recipe, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The cells with all that stands in the table, and what the table is about."""
+    return {
+        "title": recipe.title,
+        "source": recipe.source,
+        "notes": list(recipe.notes) + deviations(results),
+        "tolerance": recipe.tolerance,
+        "cells": [
+            {
+                "figure": cell.column.name,
+                "method": cell.method,
+                "paper": cell.paper,
+                "mean": cell.mean,
+                "values": list(cell.values),
+                "half_width": cell.half_width,
+                "difference": cell.difference,
+                "reproduced": _reproduced(recipe, cell, results),
+                "forward_passes": cell.passes,
+                "hours": cell.hours,
+            }
+            for cell in cells(recipe, results)
+        ],
+    }
+
+
+def as_markdown(recipe: Recipe, results: Sequence[Mapping[str, Any]]) -> str:
+    """Title, table and notes."""
+    rows = [_HEADINGS, tuple("---" for _ in _HEADINGS)]
+    rows += [_row(recipe, cell, results) for cell in cells(recipe, results)]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    notes = "".join(f"\n- {note}" for note in (*recipe.notes, *deviations(results)))
+    return f"{recipe.title} ({recipe.source})\n\n{table}\n{notes}\n" if notes else f"{recipe.title}\n\n{table}\n"
+
+
+def as_text(recipe: Recipe, results: Sequence[Mapping[str, Any]]) -> str:
+    """The same for a terminal."""
+    rows = [_HEADINGS, *(_row(recipe, cell, results) for cell in cells(recipe, results))]
+    widths = [max(len(row[place]) for row in rows) for place in range(len(_HEADINGS))]
+    lines = [
+        "  ".join(text.ljust(width) if place < 2 else text.rjust(width) for place, (text, width) in enumerate(zipped))
+        for zipped in (list(zip(row, widths, strict=True)) for row in rows)
+    ]
+    notes = [f"note: {note}" for note in (*recipe.notes, *deviations(results))]
+    return "\n".join([f"{recipe.title} ({recipe.source})", "", *lines, "", *notes])
+
+
+def as_picture(recipe: Recipe, results: Sequence[Mapping[str, Any]]) -> Image.Image:
+    """A panel for each figure, the paper's values hollow but in a trial; drops where the recipe names a baseline."""
+    trial = bool(deviations(results))
+    found = list(cells(recipe, results))
+    before = {cell.method: cell for cell in found if cell.column.name == recipe.baseline}
+    panels = []
+    for column in recipe.columns:
+        if column.name == recipe.baseline:
+            continue
+        here = [cell for cell in found if cell.column.name == column.name]
+        if recipe.baseline:
+            dots = [_drop(before[cell.method], cell, trial) for cell in here if cell.method in before]
+        else:
+            dots = [Dot(cell.method, cell.mean, cell.half_width, None if trial else cell.paper) for cell in here]
+        if dots:
+            panels.append(Panel(f"{column.name}, drop" if recipe.baseline else column.name, tuple(dots)))
+    seeds = max((len(cell.values) for cell in found), default=0)
+    subtitle = f"{recipe.source}; {seeds} seed{'s' if seeds != 1 else ''}"
+    subtitle += "; a trial" if trial else "; filled: ours, hollow: the paper"
+    return dot_chart(recipe.title, subtitle, panels)
+
+
+def deviations(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What sets these results apart from the recipe as it is written."""
+    lines = []
+    scales = sorted({result["scale"] for result in results})
+    if scales and scales != [1.0]:
+        shown = ", ".join(f"{scale:g}" for scale in scales)
+        lines.append(f"epochs at scale {shown}: a trial, not to be held against the paper's figures")
+    changes = sorted({change for result in results for change in result["changes"]})
+    if changes:
+        lines.append(f"settings that are not the recipe's: {', '.join(changes)}")
+    return lines
+
+
+def _drop(before: Cell, cell: Cell, trial: bool) -> Dot:
+    reference = None if trial or before.paper is None or cell.paper is None else before.paper - cell.paper
+    return Dot(cell.method, before.mean - cell.mean, None, reference)
+
+
+def _reproduced(recipe: Recipe, cell: Cell, results: Sequence[Mapping[str, Any]]) -> bool | None:
+    if cell.difference is None or deviations(results):
+        return None
+    return abs(cell.difference) <= recipe.tolerance
+
+
+def _row(recipe: Recipe, cell: Cell, results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    difference = ""
+    if cell.difference is not None:
+        verdict = {True: " (within tolerance)", False: " (not reproduced)", None: ""}
+        difference = f"{cell.difference:+.2f}{verdict[_reproduced(recipe, cell, results)]}"
+    return (
+        cell.column.name,
+        cell.method,
+        f"{cell.paper:.2f}" if cell.paper is not None else "",
+        f"{cell.mean:.2f}",
+        f"± {cell.half_width:.2f}" if cell.half_width is not None else "",
+        difference,
+        str(len(cell.values)),
+        f"{cell.passes / 1e6:,.1f} M",
+        f"{cell.hours:.2f}",
+    )

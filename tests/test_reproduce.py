@@ -1,0 +1,231 @@
+"""`leoclr reproduce`: recipes are sound, steps are done once, and the table says what was found."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from leoclr.cli.app import main
+from leoclr.cli.eval_commands import app as eval_app
+from leoclr.cli.layers import resolve
+from leoclr.cli.recipe_files import Recipe, load_recipe, names
+from leoclr.cli.recipe_results import cells, half_width
+from leoclr.cli.recipe_steps import Plan
+from leoclr.cli.recipe_table import as_json, as_markdown
+
+MakeShards = Callable[..., Path]
+
+MOCO = '"MoCo-v2".arguments = ["--backend", "moco", "--views", "pairwise"]\n'
+TINY = """
+title = "A tiny table"
+source = "no paper"
+tolerance = 1.0
+seeds = [0]
+[data]
+pictures = "some pictures"
+[pretrain.short]
+data = "pictures"
+epochs = 4
+arguments = ["--backbone", "resnet18", "--set", "encoder.width=8", "--set", "encoder.stem=cifar",
+  "--set", "data.image_size=16", "--batch-size", "8", "--set", "moco.queue=16", "--set", "moco.bn_splits=1",
+  "--set", "run.trackers="]
+[methods]
+"MoCo-v2".arguments = ["--backend", "moco", "--views", "pairwise"]
+"LeOCLR" = { arguments = ["--backend", "moco", "--views", "leoclr"], epochs = 0.5 }
+[[columns]]
+name = "k-NN"
+pretrain = "short"
+command = ["knn"]
+metric = "weighted.top1"
+paper = { "LeOCLR" = 79.59 }
+[[columns]]
+name = "k-NN, majority"
+pretrain = "short"
+command = ["knn"]
+metric = "majority.top1"
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture
+def data(make_shards: MakeShards) -> Path:
+    make_shards((24,), name="pictures/train")
+    make_shards((12,), name="pictures/test")
+    return make_shards((8,), name="pictures/val").parent
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def reproduce(*arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main(["reproduce", *map(str, arguments)])
+    return int(stopped.value.code or 0)
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_recipe_is_made_of_commands_that_exist(name: str) -> None:
+    recipe = load_recipe(name)
+    commands = {command.name for command in eval_app.registered_commands} | {
+        command.callback.__name__.replace("_", "-") for command in eval_app.registered_commands if command.callback
+    }
+    assert all(column.command[0] in commands for column in recipe.columns)
+    plan = Plan(recipe, Path("out"), {name: f"shards/{name}" for name in recipe.data}, scale=0.01, seeds=recipe.seeds)
+    for unit in plan.units():
+        arguments = list(unit.pretraining().arguments)
+        given = {
+            flag: arguments[arguments.index(flag) + 1] for flag in ("--preset", "--backend", "--views", "--epochs")
+        }
+        sets = [arguments[place + 1] for place, word in enumerate(arguments) if word == "--set"]
+        values = dict(assignment.split("=", 1) for assignment in sets)
+        values |= {"backend": given["--backend"], "views": given["--views"], "train.epochs": given["--epochs"]}
+        settings = resolve(given["--preset"], None, {}, values).settings
+        assert settings.train.epochs == max(
+            1, round(0.01 * recipe.pretrain[unit.pretrain].epochs * recipe.methods[unit.method].epochs)
+        )
+
+
+def test_the_steps_are_commands_one_could_type(
+    recipe: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert reproduce(recipe, "--data", data, "--output", tmp_path / "out", "--seeds", "2", "--dry-run") == 0
+    planned = capsys.readouterr().out.splitlines()
+    assert len(planned) == 8  # two methods, two seeds; both columns are figures of one evaluation
+    assert all(line.startswith("leoclr train --backbone resnet18 ") for line in planned[::2])
+    assert all(line.startswith("leoclr eval knn ") for line in planned[1::2])
+    assert [line.split("--epochs ")[1][0] for line in planned[::2]] == ["4", "2", "4", "2"]
+    assert [line.split("--seed ")[1][0] for line in planned[::2]] == ["0", "0", "1", "1"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_runs_once_and_sets_its_figures_beside_the_papers(
+    recipe: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe.write_text(TINY.replace(MOCO, ""))
+    arguments = (recipe, "--data", data, "--output", tmp_path / "out", "--scale", "0.5", "--json")
+    assert reproduce(*arguments) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert [(cell["figure"], cell["method"]) for cell in table["cells"]] == [
+        ("k-NN", "LeOCLR"),
+        ("k-NN, majority", "LeOCLR"),
+    ]
+    leoclr = table["cells"][0]
+    assert leoclr["paper"] == 79.59 and leoclr["difference"] == pytest.approx(leoclr["mean"] - 79.59)
+    assert leoclr["reproduced"] is None  # a trial
+    assert leoclr["forward_passes"] == 5 * 24 * 1
+    assert leoclr["values"] == [leoclr["mean"]] and leoclr["half_width"] is None
+    assert any("scale 0.5" in note for note in table["notes"])
+    for path in (tmp_path / "out" / "results").glob("*.json"):
+        content = path.read_text()
+        assert str(tmp_path) not in content  # a result may be shown to others
+        result = json.loads(content)
+        record = result["scores"]["k-NN"]
+        assert record["protocol"] and record["checkpoint"]["digest"] and record["data"]["test"]["digest"]
+    assert "| k-NN | LeOCLR | 79.59 |" in (tmp_path / "out" / "table.md").read_text()
+    with Image.open(tmp_path / "out" / "table.png") as picture:
+        assert picture.width == 1600
+
+    began = time.monotonic()
+    assert reproduce(*arguments) == 0
+    assert time.monotonic() - began < 3  # nothing is done again: an interpreter with torch takes longer to start
+    assert json.loads(capsys.readouterr().out) == table
+    assert reproduce(*arguments[:-3], "--scale", "1") == 2
+    assert "was begun with scale 0.5, now 1.0" in capsys.readouterr().err
+
+
+def test_ctrl_c_stops_a_step_and_the_same_command_goes_on(recipe: Path, data: Path, tmp_path: Path) -> None:
+    words = ["--data", str(data), "--output", str(tmp_path / "out"), "--scale", "500", "--seeds", "1"]
+    command = [sys.executable, "-m", "leoclr.cli", "reproduce", str(recipe), *words]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    run = tmp_path / "out" / "runs" / "moco-v2-short-seed-0"
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 130 and "the same command goes on from here" in err and "Traceback" not in err
+    sessions = json.loads((tmp_path / "out" / "records" / "moco-v2-short-seed-0-train.json").read_text())["sessions"]
+    assert [session["stopped_by"] for session in sessions] == [signal.SIGINT]
+    plan = Plan(load_recipe(str(recipe)), tmp_path / "out", {"pictures": str(data)}, scale=500)
+    step = next(iter(plan.units())).pretraining()
+    assert not step.done() and step.command() == ("train", "--resume", str(run), "--json")
+
+
+def test_a_step_that_fails_ends_in_its_own_line_and_one_more(
+    recipe: Path, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe.write_text(TINY.replace("data.image_size=16", "data.image_size=0"))
+    assert reproduce(recipe, "--data", data, "--output", tmp_path / "out") == 2
+    err = capfd.readouterr().err
+    assert "data.image_size" in err and "error: a step failed with exit code 2" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("table66",), "no recipe 'table66'; there are "),
+        (("table6", "--data", "x"), "expected NAME=SHARDS, where NAME is cifar10 or stl10"),
+        (("table6", "--data", "cifar10=x"), "the recipe needs --data for stl10"),
+        (("cifar10", "--data", "x", "--scale", "0"), "--scale 0: expected a number above 0"),
+        (("cifar10", "--data", "/nowhere/shards-000.tar"), "/nowhere/shards-000.tar"),
+    ],
+)
+def test_mistakes_are_told_before_anything_runs(
+    arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert reproduce(*arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_recipe_that_contradicts_itself_is_refused(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe.write_text(TINY.replace('pretrain = "short"', 'pretrain = "long"', 1))
+    assert reproduce(recipe, "--data", "x") == 2
+    assert "no pre-training long" in capsys.readouterr().err
+
+
+def test_the_interval_is_students() -> None:
+    assert half_width([3.0]) is None
+    # mean 2, deviation 1, n = 3; the 97.5 % point of Student's t with two degrees of freedom is 4.3027
+    assert half_width([1.0, 2.0, 3.0]) == pytest.approx(4.3027 / math.sqrt(3), abs=1e-4)
+
+
+def test_a_figure_within_the_tolerance_counts_as_reproduced() -> None:
+    recipe = Recipe.model_validate(
+        {
+            "title": "t", "source": "s", "tolerance": 1.0, "seeds": [0], "data": {"d": "data"},
+            "pretrain": {"p": {"data": "d", "epochs": 1}}, "methods": {"LeOCLR": {"arguments": []}},
+            "columns": [
+                {"name": "c", "pretrain": "p", "command": ["knn"], "metric": "a.b", "paper": {"LeOCLR": 50.0}}
+            ],
+        }
+    )  # fmt: skip
+    result = {
+        "method": "LeOCLR", "pretrain": "p", "seed": 0, "scale": 1.0, "changes": [], "forward_passes": 5, "seconds": 36,
+        "scores": {"c": {"results": {"a": {"b": 0.508}}}},
+    }  # fmt: skip
+    (cell,) = cells(recipe, [result])
+    assert cell.mean == pytest.approx(50.8) and cell.hours == 0.01
+    assert as_json(recipe, [result])["cells"][0]["reproduced"] is True
+    assert "+0.80 (within tolerance)" in as_markdown(recipe, [result])
+    result["scores"] = {"c": {"results": {"a": {"b": 0.45}}}}
+    assert as_json(recipe, [result])["cells"][0]["reproduced"] is False
