@@ -124,7 +124,8 @@ def _blend(colours: Tensor, factor: Tensor, own_grey: Tensor, mean_grey: Tensor)
     """Pillow's Image.blend of the image's black, mean grey or grey version with itself, rounded down as there."""
     grey = _grey(colours)
     target = own_grey * grey + mean_grey * (grey.mean(dim=(1, 2, 3), keepdim=True) + 0.5).floor()
-    return (target + factor * (colours - target)).clamp_(0, 255).floor_()
+    blended: Tensor = target + factor * (colours - target)
+    return blended.clamp_(0, 255).floor_()
 
 
 def _grey(colours: Tensor) -> Tensor:

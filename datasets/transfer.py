@@ -24,7 +24,8 @@ def on_device(loaded: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
         for batch in loaded:
             yield _finished(batch, device)
         return
-    side, main = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    main = torch.cuda.current_stream(device)
     steps: deque[torch.cuda.Event] = deque()
     for batch in loaded:
         with torch.cuda.stream(side):
