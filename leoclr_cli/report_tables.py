@@ -1,0 +1,159 @@
+"""The tables of a report: settings, scores, environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from leoclr.cli.markup import Html, element, join, table
+from leoclr.cli.report_runs import ReportedRun, flat, number
+
+_METRICS = {"top1": "top-1 %", "top5": "top-5 %", "per_class": "mean per class %"}
+_HALF_WIDTH = "_half_width"
+_BACKENDS = ("moco", "simclr")
+
+
+def chip(colour: int, name: str) -> Html:
+    """A run's name with its colour."""
+    return element("span", element("i", class_=f"swatch bg{colour}"), name, class_="chip")
+
+
+def settings_tables(runs: Sequence[ReportedRun], defaults: Mapping[str, str]) -> Html:
+    """What differs, between the runs or from the defaults, for all to see; everything, folded away."""
+    used = {run.settings.get("backend") for run in runs}
+    keys = [
+        key
+        for key in dict.fromkeys(key for run in runs for key in run.settings)
+        if key.partition(".")[0] not in _BACKENDS or key.partition(".")[0] in used  # others have no effect
+    ]
+    if len(runs) > 1:
+        told = [key for key in keys if len({run.settings.get(key) for run in runs}) > 1]
+        heading = "What differs between the runs"
+        empty = "Nothing: the runs have the same settings."
+    else:
+        told = [key for key in keys if key in defaults and runs[0].settings[key] != defaults[key]]
+        heading, empty = "What is not as by default", "Nothing: every setting has its default."
+    headings: list[object] = ["setting", *(chip(colour, run.name) for colour, run in enumerate(runs)), "default"]
+
+    def rows(wanted: Sequence[str]) -> list[list[object]]:
+        return [
+            [element("code", key), *(_setting(run, key) for run in runs), element("code", defaults.get(key, "-"))]
+            for key in wanted
+        ]
+
+    first = table(headings, rows(told), class_="differs") if told else element("p", empty, class_="quiet")
+    folded = element("details", element("summary", f"All {len(keys)} settings"), table(headings, rows(keys)))
+    return join(element("h3", heading), first, folded)
+
+
+def score_tables(runs: Sequence[ReportedRun]) -> Html:
+    """One table for each kind of score, the protocols below it."""
+    kinds = sorted({record["kind"] for run in runs for record in run.records.values()})
+    parts = []
+    for kind in kinds:
+        found = [
+            (colour, run, record)
+            for colour, run in enumerate(runs)
+            for record in run.records.values()
+            if record["kind"] == kind
+        ]
+        parts.append(element("div", element("h3", kind), _scores(found), _protocols(found), class_="card"))
+    return join(*parts)
+
+
+def environment_table(runs: Sequence[ReportedRun], digests: Sequence[str | None]) -> Html:
+    """Where and with what the runs were made, and the digests that tell data and weights from others."""
+    columns: list[dict[str, str]] = []
+    for run, digest in zip(runs, digests, strict=True):
+        told = {"started": _text(run.content.get("started")), "command": _command(run.content.get("command"))}
+        told |= dict(flat(run.part("environment"))) | dict(flat(run.part("versions")))
+        data = run.part("data")
+        told |= {
+            f"{split} data": _text(data.get(name)) for split, name in (("training", "train"), ("validation", "val"))
+        }
+        told |= {"training images": _text(data.get("samples")), "data digest": _text(data.get("digest"))}
+        told["weights digest"] = digest or "-"
+        columns.append(told)
+    keys = list(dict.fromkeys(key for told in columns for key in told))
+    rows: list[list[object]] = [[key, *(element("code", told.get(key, "-")) for told in columns)] for key in keys]
+    return table(["", *(chip(colour, run.name) for colour, run in enumerate(runs))], rows)
+
+
+def _setting(run: ReportedRun, key: str) -> Html:
+    return element("code", run.settings.get(key, "-"))
+
+
+def _scores(found: Sequence[tuple[int, ReportedRun, dict[str, Any]]]) -> Html:
+    metrics = list(
+        dict.fromkeys(
+            metric
+            for _, _, record in found
+            for values in _results(record).values()
+            for metric in values
+            if not metric.endswith(_HALF_WIDTH)
+        )
+    )
+    rows: list[list[object]] = []
+    for colour, run, record in found:
+        for key, values in _results(record).items():
+            cells = [_percent(values, metric) for metric in metrics]
+            rows.append([chip(colour, run.name), key.replace("_", " "), *cells])
+    return table(["run", "", *(_METRICS.get(metric, metric) for metric in metrics)], rows, class_="scores")
+
+
+def _results(record: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    results = record.get("results")
+    return {
+        key: {name: found for name, value in values.items() if (found := number(value)) is not None}
+        for key, values in (results.items() if isinstance(results, dict) else ())
+        if isinstance(values, dict)
+    }
+
+
+def _percent(values: Mapping[str, float], metric: str) -> str:
+    if metric not in values:
+        return ""
+    if not -1 <= values[metric] <= 1:
+        return f"{values[metric]:g}"
+    half = values.get(f"{metric}{_HALF_WIDTH}")
+    return f"{100 * values[metric]:.2f}" + (f" ± {100 * half:.2f}" if half is not None else "")
+
+
+def _protocols(found: Sequence[tuple[int, ReportedRun, dict[str, Any]]]) -> Html:
+    """Each protocol once. More than one is pointed out: figures under different protocols are not for comparison."""
+    protocols: dict[tuple[str, ...], list[Html]] = {}
+    notes = []
+    for colour, run, record in found:
+        data = record.get("data")
+        test = data.get("test") if isinstance(data, dict) else None
+        digest = _text(test.get("digest"))[:12] if isinstance(test, dict) else "-"
+        lines = (*_lines(record.get("protocol")), f"seed {_text(record.get('seed'))}, test data {digest}")
+        protocols.setdefault(lines, []).append(chip(colour, run.name))
+        notes += [element("p", f"{run.name}: {line}", class_="notice") for line in _lines(record.get("notes"))]
+    if len(protocols) > 1:
+        notes.append(
+            element(
+                "p",
+                "Protocol or test data differ between these figures; compare them with care.",
+                class_="notice",
+            )
+        )
+    folded = [
+        element("div", *chips, element("ul", *(element("li", line) for line in lines)))
+        for lines, chips in protocols.items()
+    ]
+    return join(*notes, element("details", element("summary", "Protocol"), *folded))
+
+
+def _lines(value: object) -> list[str]:
+    return [str(line) for line in value] if isinstance(value, list) else []
+
+
+def _text(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "-"
+    return "-" if value is None or value == "" else str(value)
+
+
+def _command(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else "-"
