@@ -50,6 +50,11 @@ class Crops:
         return Plan((len(self.index),), min(self.batch_size, len(self.index)), self.seed)
 
     @property
+    def epoch_images(self) -> int:
+        """Images in the full batches of an epoch."""
+        return self.plan.steps_per_epoch * self.plan.batch_size
+
+    @property
     def protocol(self) -> str:
         """The views in words."""
         scale = f"{CROP_SCALE[0]:g}-{CROP_SCALE[1]:g}"

@@ -91,7 +91,7 @@ def finetune(
     device = torch.device(device)
     encoder, head = copy.deepcopy(backbone), linear_layer(feature_dim, crops.index.class_count, crops.seed)
     network = nn.Sequential(encoder, head).requires_grad_(True).train()
-    network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(device).to(memory_format=torch.channels_last)
     groups = [
         {"params": list(encoder.parameters()), "lr": recipe.backbone_lr},
         {"params": list(head.parameters()), "lr": recipe.head_lr},

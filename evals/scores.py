@@ -13,11 +13,15 @@ import torch
 from torch import Tensor
 
 from leoclr.datasets.files import ignore
+from leoclr.evals.crops import Crops
 from leoclr.evals.features import Features
 from leoclr.evals.knn import DEFAULT_CHUNK, MAJORITY_K, TEMPERATURE, WEIGHTED_K, nearest, votes
-from leoclr.evals.linear import HOLDOUT_SHARE, LinearProbe, Normalisation, fit_probe
+from leoclr.evals.linear import GRID, HOLDOUT_SHARE, LinearProbe, Normalisation, fit_probe
+from leoclr.evals.logistic import SolverName
 from leoclr.evals.metrics import accuracies
 from leoclr.evals.robustness import CropDrop, crop_drop
+from leoclr.evals.sgd_probe import MOMENTUM, SgdProbe
+from leoclr.evals.supervised import Schedule
 
 ProbeKind = Literal["linear", "knn"]
 
@@ -85,16 +89,56 @@ def linear_score(
     test: Features,
     *,
     normalise: Normalisation = "standard",
+    grid: Sequence[float] = GRID,
     seed: int = 0,
+    solver: SolverName = "scikit-learn",
+    device: torch.device | str = "cpu",
     advance: Callable[[int], None] = ignore,
 ) -> Score:
-    """The linear probe. `seed` is that of the hold-out, `advance` counts fits."""
-    probe = fit_probe(train.features, train.labels, normalise=normalise, seed=seed, advance=advance)
+    """The linear probe on features. `seed` is that of the hold-out, `advance` counts fits; for the rest see
+    `fit_probe`."""
+    probe = fit_probe(
+        train.features,
+        train.labels,
+        normalise=normalise,
+        grid=grid,
+        seed=seed,
+        solver=solver,
+        device=device,
+        advance=advance,
+    )
     rows = (
         Row("linear", f"linear probe, C = {probe.c:g}", _accuracies(probe, test)),
         Row("holdout", "hold-out of the training data", {"top1": probe.holdout[probe.c]}),
     )
-    return Score(rows, (_linear_protocol(probe, seed),), _linear_details(probe), probe.notes)
+    program = "" if solver == "scikit-learn" else "; computed by torch, in float32"
+    return Score(rows, (_linear_protocol(probe, seed) + program,), _linear_details(probe), probe.notes)
+
+
+def sgd_score(probe: SgdProbe, test: Features, crops: Crops, schedule: Schedule) -> Score:
+    """The linear probe that `leoclr.evals.sgd_probe` trained on `crops` by `schedule`."""
+    scores = torch.from_numpy(probe.scores(test.features))
+    label = f"linear probe by SGD, lr {probe.learning_rate:g}"
+    rows = [Row("linear", label, accuracies(scores, torch.from_numpy(test.labels)))]
+    choice = f"learning rate {probe.learning_rate:g}"
+    if probe.holdout:
+        rows.append(Row("holdout", "hold-out of the training data", {"top1": probe.holdout[probe.learning_rate]}))
+        choice = (
+            f"learning rate out of {', '.join(f'{rate:g}' for rate in probe.holdout)}, chosen on a stratified "
+            f"{HOLDOUT_SHARE:.0%} of the training data (seed {crops.seed}) with layers that never see it; the layer "
+            "that is scored learns from all of it"
+        )
+    protocol = (
+        f"a linear layer on the frozen encoder by SGD, momentum {MOMENTUM:g}, no weight decay, batch "
+        f"{crops.plan.batch_size}, {schedule.protocol}; {choice}; the last epoch counts",
+        f"training images: {crops.protocol}",
+    )
+    details = {
+        "learning_rate": probe.learning_rate,
+        "holdout": [{"learning_rate": rate, "accuracy": accuracy} for rate, accuracy in probe.holdout.items()],
+        "backbone_unchanged": True,  # or there would be no probe
+    }
+    return Score(tuple(rows), protocol, details)
 
 
 def robustness_score(

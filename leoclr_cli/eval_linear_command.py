@@ -1,34 +1,126 @@
-"""`leoclr eval linear`: a linear classifier on frozen features."""
+"""`leoclr eval linear`: a linear classifier on the frozen encoder."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
 from leoclr.cli.eval_options import AsJson, Normalise, Output, Request, with_request
+from leoclr.datasets.errors import EvaluationError
+
+if TYPE_CHECKING:
+    from leoclr.cli.evaluation import Evaluation
+    from leoclr.evals.preprocessing import View
+    from leoclr.evals.scores import Score
+
+Protocol = Literal["scikit-learn", "lbfgs", "sgd"]
 
 
 @with_request()
 def linear(
     request: Request,
+    protocol: Annotated[
+        Protocol,
+        typer.Option(
+            "--protocol",
+            help="Logistic regression on cached features by scikit-learn, the same on the device (for millions of "
+            "images), or SGD on random crops as MoCo and the paper's Table 1 do it.",
+        ),
+    ] = "scikit-learn",
     normalise: Normalise = "standard",
+    epochs: Annotated[
+        int, typer.Option("--epochs", min=1, metavar="N", help="Of sgd; the rate falls after 60 % and 80 % of them.")
+    ] = 100,
+    lr: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--lr",
+            metavar="RATE",
+            help="Learning rate of sgd for a batch of 256; 30 when left out. Repeatable: all are trained at once, and "
+            "a hold-out of the training data chooses.",
+        ),
+    ] = None,
+    train_batch: Annotated[
+        int, typer.Option("--train-batch", min=1, metavar="N", help="Images in a training step of sgd.")
+    ] = 256,
     output: Output = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train logistic regression on the features; its regularisation is chosen on a part of the training data.
+    """Train a linear classifier on the frozen encoder; what is to be chosen is chosen on a part of the training data.
 
     \b
     Examples:
       leoclr eval linear
-      leoclr eval linear runs/first --train-data shards/train --data shards/test
+      leoclr eval linear runs/first --protocol sgd
+      leoclr eval linear runs/first --protocol sgd --lr 3 --lr 10 --lr 30 --lr 100
+      leoclr eval linear runs/first --train-data shards/train --data shards/test --protocol lbfgs
       leoclr eval linear encoder.safetensors --train-data shards/train --normalise l2 -o linear.json
     """
-    from leoclr.cli.console import progress
     from leoclr.cli.evaluation import Evaluation
-    from leoclr.evals.linear import GRID
     from leoclr.evals.preprocessing import standard_view
-    from leoclr.evals.scores import linear_score
 
+    rates = sorted(set(lr or ()))
+    if any(rate <= 0 for rate in rates):
+        raise EvaluationError(f"--lr {rates[0]:g}: a learning rate is above 0")
     evaluation = Evaluation(request)
     view = standard_view(evaluation.encoder.image_size)
+    if protocol == "sgd":
+        score = _by_sgd(evaluation, view, rates, epochs, train_batch)
+    else:
+        score = _on_features(evaluation, view, normalise, "device" if protocol == "lbfgs" else "scikit-learn")
+    images = f"{'test ' if protocol == 'sgd' else ''}images: {view.protocol}"
+    evaluation.report("linear", score, [images], output, as_json)
+
+
+def _on_features(
+    evaluation: Evaluation, view: View, normalise: Literal["standard", "l2"], solver: Literal["scikit-learn", "device"]
+) -> Score:
+    from leoclr.cli.console import progress
+    from leoclr.evals.linear import GRID
+    from leoclr.evals.scores import linear_score
+
     train, test = evaluation.train_features(view), evaluation.test_features(view)
     with progress("linear probe", len(GRID) + 1, "fits") as advance:
-        score = linear_score(train, test, normalise=normalise, seed=request.seed, advance=advance)
-    evaluation.report("linear", score, [f"images: {view.protocol}"], output, as_json)
+        return linear_score(
+            train,
+            test,
+            normalise=normalise,
+            seed=evaluation.request.seed,
+            solver=solver,
+            device=evaluation.device,
+            advance=advance,
+        )
+
+
+def _by_sgd(evaluation: Evaluation, view: View, rates: list[float], epochs: int, batch: int) -> Score:
+    from leoclr.cli.console import progress
+    from leoclr.evals.classes import stratified_holdout
+    from leoclr.evals.linear import HOLDOUT_SHARE
+    from leoclr.evals.scores import sgd_score
+    from leoclr.evals.sgd_probe import LEARNING_RATE, fit_sgd_probe
+    from leoclr.evals.supervised import Schedule
+
+    request, rates = evaluation.request, rates or [LEARNING_RATE]
+    crops, schedule = evaluation.crops(evaluation.data.train, batch), Schedule(epochs)
+    held = None
+    if len(rates) > 1:
+        _, numbers = stratified_holdout(crops.index.label, HOLDOUT_SHARE, request.seed)
+        held = evaluation.part_features(crops.index, numbers, view, "hold-out of the training data")
+    test = evaluation.test_features(view)
+    work = evaluation.work(crops.index, kind="linear-sgd", rates=rates, epochs=epochs, batch=batch)
+    with progress("linear probe", epochs * crops.epoch_images, "images") as advance:
+        probe = fit_sgd_probe(
+            evaluation.backbone,
+            crops,
+            evaluation.encoder.backbone.feature_dim,
+            learning_rates=rates,
+            held=held,
+            schedule=schedule,
+            device=evaluation.device,
+            precision=request.precision,
+            workers=request.workers,
+            state=work.state,
+            advance=advance,
+        )
+    return sgd_score(probe, test, crops, schedule)

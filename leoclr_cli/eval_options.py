@@ -58,7 +58,7 @@ NoCache = Annotated[
     bool,
     typer.Option(
         "--no-cache",
-        help="Neither read nor keep features and unfinished work. They are kept in the run, those of other weights in "
+        help="Neither read nor keep features and trained classifiers. They are kept in the run, those of other weights in "
         "the user's cache folder; features take at most 8 GiB in each.",
     ),
 ]

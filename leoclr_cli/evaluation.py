@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch  # noqa: TID253
+from numpy.typing import NDArray
 
 from leoclr.cli.console import print_json, progress, say, warn
 from leoclr.cli.devices import check_precision, choose_device
@@ -25,6 +27,7 @@ from leoclr.datasets.files import cache_root, write_atomic
 from leoclr.datasets.index import Index
 from leoclr.datasets.locate import open_data, sibling_split
 from leoclr.evals.classes import check_labels, match_classes, stratified_holdout
+from leoclr.evals.crops import Crops
 from leoclr.evals.feature_cache import FeatureCache, feature_key
 from leoclr.evals.features import Features, check_features, extract_features
 from leoclr.evals.preprocessing import Preprocessing, View
@@ -143,6 +146,16 @@ class Evaluation:
             note = f"{name}: {len(features.skipped)} of {len(index)} images left out, {features.skipped[0]}"
             self.notes += [] if note in self.notes else [note]
         return features
+
+    def part_features(self, index: Index, numbers: NDArray[np.int64], view: View, name: str) -> Features:
+        """Features of some samples of `index`, numbered as there."""
+        features = self.features(index.subset(numbers), view, name)
+        return replace(features, numbers=numbers[features.numbers])
+
+    def crops(self, train: Index, batch_size: int) -> Crops:
+        """Crops to train a classifier on, normalised as the encoder is used to."""
+        encoder = self.encoder
+        return Crops(train, encoder.image_size, encoder.mean, encoder.std, batch_size, self.request.seed)
 
     def preprocessing(self, view: View) -> Preprocessing:
         """A view with the normalisation that the encoder was trained with."""

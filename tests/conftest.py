@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,10 @@ import pytest
 import webdataset
 from PIL import Image
 
+from leoclr.datasets.scan import build_index
+
 MakeShards = Callable[..., Path]
+MakeTinted = Callable[..., Path]
 
 
 def png(number: int, side: int = 16) -> bytes:
@@ -81,3 +84,28 @@ def serve() -> Iterator[Callable[..., str]]:
     yield start
     for server in servers:
         server.communicate()
+
+
+@pytest.fixture
+def make_tinted(tmp_path: Path) -> MakeTinted:
+    """`make_tinted(name, labels, seed=0, keys=None)` packs noise, 16 px, with a tint for each of the classes blue,
+    green and red into one shard with its index, and returns the folder. Keys are numbers unless given."""
+
+    def make(
+        name: str, labels: Sequence[int], seed: int = 0, side: int = 16, keys: Sequence[str] | None = None
+    ) -> Path:
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        random = np.random.default_rng(seed)
+        with webdataset.TarWriter(str(folder / "data-000000.tar"), encoder=False) as writer:
+            for number, label in enumerate(labels):
+                pixels = random.integers(0, 120, (16, 16, 3))
+                pixels[:, :, 2 - label] += 60
+                buffer = io.BytesIO()
+                Image.fromarray(pixels.astype(np.uint8)).save(buffer, "PNG")
+                key = keys[number] if keys else f"{number:05d}"
+                writer.write({"__key__": key, "png": buffer.getvalue(), "cls": str(label).encode()})
+        build_index([folder / "data-000000.tar"], ("blue", "green", "red")).save(folder / "data.index.json")
+        return folder
+
+    return make

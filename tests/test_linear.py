@@ -100,6 +100,28 @@ def test_a_probe_agrees_with_scikit_learns_own_pipeline() -> None:
     assert np.abs(difference).max() < 0.02
 
 
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("c", [1e-4, 1e-2, 1.0])
+def test_the_solver_on_the_device_finds_scikit_learn_s_probe(c: float, classes: int) -> None:
+    train, test = clustered(400, 1, spread=1.5, classes=classes), clustered(200, 2, spread=1.5, classes=classes)
+    expected, found = (fit_probe(*train, grid=(c,), solver=name) for name in ("scikit-learn", "device"))
+    difference = found.scores(test[0]) - expected.scores(test[0])
+    difference -= difference.mean(axis=1, keepdims=True)  # scores are determined up to a constant per sample
+    assert np.abs(difference).max() < 0.02
+    assert found.holdout[c] == pytest.approx(expected.holdout[c], abs=0.02)
+
+
+def test_the_solver_on_the_device_chooses_as_scikit_learn_and_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    train = clustered(300, 1, spread=1.5)
+    expected, whole = (fit_probe(*train, solver=name) for name in ("scikit-learn", "device"))
+    assert whole.c == expected.c
+    assert whole.holdout == pytest.approx(expected.holdout, abs=0.02)
+    at_once = fit_probe(*train, grid=(0.01,), solver="device")
+    monkeypatch.setattr("leoclr.evals.logistic._SCORES_AT_A_TIME", 4 * 70)  # 70 samples of four classes
+    chunked = fit_probe(*train, grid=(0.01,), solver="device")
+    np.testing.assert_allclose(chunked.coefficients, at_once.coefficients, atol=2e-3)
+
+
 def test_constant_dimensions_do_no_harm() -> None:
     values, labels = clustered(200, 1, spread=0.1)
     values[:, 3] = 7.0
