@@ -1,0 +1,53 @@
+"""Write the results section of README.md, and a picture for each table, from the files in results/ alone.
+
+results/NAME/*.json are copies of what `leoclr reproduce` leaves in its folder's results/. With --check nothing is
+written, and the exit code is 1 where the section is not current.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from leoclr.cli.recipe_files import load_recipe
+from leoclr.cli.recipe_results import read_results
+from leoclr.cli.recipe_table import as_markdown, as_picture
+
+ROOT = Path(__file__).parents[1]
+PAGE, RESULTS = ROOT / "README.md", ROOT / "results"
+START, END = "<!-- results: start -->\n", "<!-- results: end -->\n"
+
+
+def section() -> Iterator[str]:
+    """A table, its notes and its picture for each folder."""
+    for folder in _folders():
+        results = read_results(folder)
+        first = results[0]
+        yield as_markdown(load_recipe(first["recipe"]), results)
+        where = f"{first['environment']['device_name']}, {first['settings']['train']['precision']}"
+        yield f"- {where}; data {first['data']['samples']:,} images, digest {first['data']['digest'][:12]}\n"
+        yield f"\n![{folder.name}](results/{folder.name}.png)\n\n"
+
+
+def main() -> None:
+    """Write the page and the pictures, or check the page."""
+    before, _, rest = PAGE.read_text("utf-8").partition(START)
+    _, _, after = rest.partition(END)
+    page = "".join((before, START, *section(), END, after))
+    if "--check" in sys.argv[1:]:
+        if page != PAGE.read_text("utf-8"):
+            sys.exit(f"{PAGE} is not current; run python scripts/results_table.py")
+        return
+    PAGE.write_text(page, "utf-8")
+    for folder in _folders():
+        results = read_results(folder)
+        as_picture(load_recipe(results[0]["recipe"]), results).save(RESULTS / f"{folder.name}.png", optimize=True)
+
+
+def _folders() -> list[Path]:
+    return sorted(path for path in RESULTS.iterdir() if path.is_dir())
+
+
+if __name__ == "__main__":
+    main()
