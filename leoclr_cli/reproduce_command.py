@@ -42,6 +42,10 @@ Changes = Annotated[
 ]
 Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
 Workers = Annotated[int | None, typer.Option("--workers", min=-1, metavar="N", help="Loader processes.")]
+Precision = Annotated[
+    Literal["float32", "bf16"] | None,
+    typer.Option("--precision", help="Of encoders in training and in evaluation; float32 if left out."),
+]
 Processes = Annotated[
     int, typer.Option("--num-processes", min=1, metavar="N", help="Processes of a pre-training, one for each GPU.")
 ]
@@ -59,6 +63,7 @@ def reproduce(
     seeds: Seeds = None,
     changes: Changes = None,
     device: Device = None,
+    precision: Precision = None,
     workers: Workers = None,
     num_processes: Processes = 1,
     dry_run: DryRun = False,
@@ -82,7 +87,7 @@ def reproduce(
         for name in names():
             print(f"{name:<{width}}{load_recipe(name).title}")
         return
-    flags = [("--device", device), ("--workers", workers)]
+    flags = [("--device", device), ("--precision", precision), ("--workers", workers)]
     common = tuple(str(word) for flag, value in flags if value is not None for word in (flag, value))
     processes = ("--num-processes", str(num_processes)) if num_processes > 1 else ()
     _carry_out(recipe, data or [], output, scale, seeds, tuple(changes or ()), common, processes, dry_run, as_json)
@@ -96,6 +101,7 @@ def augmentations(
     seeds: Seeds = None,
     changes: Changes = None,
     device: Device = None,
+    precision: Precision = None,
     workers: Workers = None,
     num_processes: Processes = 1,
     on: Annotated[
@@ -114,7 +120,7 @@ def augmentations(
       leoclr ablate augmentations --on cifar10 --data shards/cifar10 --scale 0.25 --seeds 1
     """
     name = "figure4" if on == "imagenet" else f"figure4-{on}"
-    reproduce(name, data, output, scale, seeds, changes, device, workers, num_processes, dry_run, as_json)
+    reproduce(name, data, output, scale, seeds, changes, device, precision, workers, num_processes, dry_run, as_json)
 
 
 def _carry_out(
