@@ -16,7 +16,6 @@ from PIL import Image
 
 from leoclr.cli.app import main
 from leoclr.cli.eval_commands import app as eval_app
-from leoclr.cli.layers import resolve
 from leoclr.cli.recipe_files import Recipe, load_recipe, names
 from leoclr.cli.recipe_results import cells, half_width
 from leoclr.cli.recipe_steps import Plan
@@ -81,7 +80,7 @@ def reproduce(*arguments: str | Path) -> int:
 
 
 @pytest.mark.parametrize("name", names())
-def test_every_recipe_is_made_of_commands_that_exist(name: str) -> None:
+def test_every_recipe_is_made_of_commands_that_exist(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = load_recipe(name)
     commands = {command.name for command in eval_app.registered_commands} | {
         command.callback.__name__.replace("_", "-") for command in eval_app.registered_commands if command.callback
@@ -89,17 +88,11 @@ def test_every_recipe_is_made_of_commands_that_exist(name: str) -> None:
     assert all(column.command[0] in commands for column in recipe.columns)
     plan = Plan(recipe, Path("out"), {name: f"shards/{name}" for name in recipe.data}, scale=0.01, seeds=recipe.seeds)
     for unit in plan.units():
-        arguments = list(unit.pretraining().arguments)
-        given = {
-            flag: arguments[arguments.index(flag) + 1] for flag in ("--preset", "--backend", "--views", "--epochs")
-        }
-        sets = [arguments[place + 1] for place, word in enumerate(arguments) if word == "--set"]
-        values = dict(assignment.split("=", 1) for assignment in sets)
-        values |= {"backend": given["--backend"], "views": given["--views"], "train.epochs": given["--epochs"]}
-        settings = resolve(given["--preset"], None, {}, values).settings
-        assert settings.train.epochs == max(
-            1, round(0.01 * recipe.pretrain[unit.pretrain].epochs * recipe.methods[unit.method].epochs)
-        )
+        with pytest.raises(SystemExit, match="0"):  # which reads the same flags, and needs no data
+            main(["show-config", *unit.pretraining().arguments[1:]])
+        epochs = recipe.pretrain[unit.pretrain].epochs * recipe.methods[unit.method].epochs
+        shown = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines())
+        assert shown["train.epochs"] == str(max(1, round(0.01 * epochs)))
 
 
 def test_the_steps_are_commands_one_could_type(
