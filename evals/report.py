@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from leoclr.evals.scores import Row, Score
 
-_METRICS = {"top1": "top-1 %", "top5": "top-5 %"}
+METRICS = {"top1": "top-1 %", "top5": "top-5 %", "mean_per_class": "per class %"}
 
 
 def score_table(score: Score) -> str:
     """The rows of a score in aligned columns, in per cent, with intervals where there are some."""
-    metrics = [metric for metric in _METRICS if any(metric in row.values for row in score.rows)]
-    lines = [["", *(_METRICS[metric] for metric in metrics)]]
+    metrics = [metric for metric in METRICS if any(metric in row.values for row in score.rows)]
+    lines = [["", *(METRICS[metric] for metric in metrics)]]
     lines += [[row.label, *(_cell(row, metric) for metric in metrics)] for row in score.rows]
     return aligned(lines)
 

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import typer
 
-from leoclr.cli import eval_knn_command, eval_linear_command, eval_robustness_command
+from leoclr.cli import (
+    eval_knn_command,
+    eval_label_curve_command,
+    eval_linear_command,
+    eval_robustness_command,
+    eval_semisup_command,
+)
 from leoclr.cli.command import LeoclrCommand
 
-_HELP = """Score a frozen encoder: k-NN, linear probe, robustness to cropping.
+_HELP = """Score an encoder: k-NN, linear probes, robustness to cropping, fine-tuning.
 
 Without an argument the newest run is scored, on its own data. Features are computed once and kept.
 
@@ -21,5 +27,11 @@ Examples:
 app = typer.Typer(help=_HELP, no_args_is_help=True)
 
 app.command(cls=LeoclrCommand, short_help="Classify images by their neighbours.")(eval_knn_command.knn)
-app.command(cls=LeoclrCommand, short_help="Logistic regression on the features.")(eval_linear_command.linear)
+app.command(cls=LeoclrCommand, short_help="Train a linear classifier on the frozen encoder.")(
+    eval_linear_command.linear
+)
 app.command(cls=LeoclrCommand, short_help="What random crops cost.")(eval_robustness_command.robustness)
+app.command(cls=LeoclrCommand, short_help="Fine-tune with a part of the labels.")(eval_semisup_command.semisup)
+app.command("label-curve", cls=LeoclrCommand, short_help="Fine-tune with more and more of the labels.")(
+    eval_label_curve_command.label_curve
+)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from leoclr.cli.eval_options import AsJson, Normalise, Output, Request, with_request
+from leoclr.cli.eval_options import AsJson, Normalise, Output, Request, TrainBatch, with_request
 from leoclr.datasets.errors import EvaluationError
 
 if TYPE_CHECKING:
@@ -41,9 +41,7 @@ def linear(
             "a hold-out of the training data chooses.",
         ),
     ] = None,
-    train_batch: Annotated[
-        int, typer.Option("--train-batch", min=1, metavar="N", help="Images in a training step of sgd.")
-    ] = 256,
+    train_batch: TrainBatch = 256,
     output: Output = None,
     as_json: AsJson = False,
 ) -> None:
@@ -108,7 +106,9 @@ def _by_sgd(evaluation: Evaluation, view: View, rates: list[float], epochs: int,
         _, numbers = stratified_holdout(crops.index.label, HOLDOUT_SHARE, request.seed)
         held = evaluation.part_features(crops.index, numbers, view, "hold-out of the training data")
     test = evaluation.test_features(view)
-    work = evaluation.work(crops.index, kind="linear-sgd", rates=rates, epochs=epochs, batch=batch)
+    work = evaluation.work(
+        crops.index, evaluation.data.test, kind="linear-sgd", rates=rates, epochs=epochs, batch=batch
+    )
     with progress("linear probe", epochs * crops.epoch_images, "images") as advance:
         probe = fit_sgd_probe(
             evaluation.backbone,

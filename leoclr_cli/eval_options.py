@@ -58,8 +58,8 @@ NoCache = Annotated[
     bool,
     typer.Option(
         "--no-cache",
-        help="Neither read nor keep features and trained classifiers. They are kept in the run, those of other weights in "
-        "the user's cache folder; features take at most 8 GiB in each.",
+        help="Neither read nor keep features and trained classifiers. They are kept in the run, those of other "
+        "weights in the user's cache folder; features take at most 8 GiB in each.",
     ),
 ]
 Memory = Annotated[
@@ -69,6 +69,25 @@ Normalise = Annotated[
     Literal["standard", "l2"],
     typer.Option("--normalise", help="Features to zero mean and unit variance, or to unit length."),
 ]
+Epochs = Annotated[
+    int | None, typer.Option("--epochs", min=1, metavar="N", help="Of fine-tuning; 60 up to 1% of the labels, else 30.")
+]
+BackboneRate = Annotated[
+    float | None,
+    typer.Option(
+        "--backbone-lr",
+        min=0,
+        metavar="RATE",
+        help="Learning rate of the encoder; 0.02 up to 1% of labels, else 0.01.",
+    ),
+]
+HeadRate = Annotated[
+    float | None,
+    typer.Option(
+        "--head-lr", min=0, metavar="RATE", help="Learning rate of the new layer; 5 up to 1% of the labels, else 0.2."
+    ),
+]
+TrainBatch = Annotated[int, typer.Option("--train-batch", min=1, metavar="N", help="Images in a training step.")]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="FILE", help="JSON file; in RUN/evals when left out.")
 ]

@@ -166,15 +166,15 @@ class Evaluation:
         """Precision and kind of device."""
         return f"{self.request.precision} on {self.device.type}"
 
-    def work(self, train: Index, **identity: Any) -> Work:
-        """A long computation with this encoder, trained on `train` and scored on the test data; `identity` is all else
-        that decides its result, as JSON. It is kept in the run; for other weights where this system keeps caches."""
+    def work(self, train: Index, test: Index, **identity: Any) -> Work:
+        """A long computation with this encoder, trained on `train` and scored on `test`; `identity` is all else that
+        decides its result, as JSON. It is kept in the run; for other weights where this system keeps caches."""
         run = self.encoder.run
         folder = cache_root() / "evals" if run is None else RunFolder(run).evals / "work"
         common = {
             "encoder": self.encoder.digest,
             "train": train.digest,
-            "test": self.data.test.digest,
+            "test": test.digest,
             "image_size": self.encoder.image_size,
             "normalisation": [self.encoder.mean, self.encoder.std],
             "arithmetic": self.arithmetic,

@@ -1,0 +1,92 @@
+"""Fine-tuning an encoder for a score: one training on a part of the labels, done once and taken up when stopped."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from leoclr.cli.console import progress
+from leoclr.cli.evaluation import Evaluation
+from leoclr.datasets.index import Index
+from leoclr.evals.classes import IntArray, match_classes
+from leoclr.evals.finetune import Recipe, finetune, network_scores
+from leoclr.evals.preprocessing import standard_view
+from leoclr.evals.report import METRICS
+from leoclr.evals.supervised import Schedule
+
+FINETUNED = "{}, fine-tuned from its weights"  # what of the encoder was scored
+FEW_LABELS = 0.015  # up to this share the recipes are those for 1 % of the labels
+
+
+def label_recipe(
+    share: float, epochs: int | None, backbone_lr: float | None, head_lr: float | None, batch: int
+) -> Recipe:
+    """How a share of the labels is learnt from: the paper's epochs (60 for 1 %, else 30), and otherwise SwAV's recipe
+    (arXiv 2006.09882), which names learning rates for encoder and new layer; what is not None replaces a part of it."""
+    few = share <= FEW_LABELS
+    usual = (0.02, 5.0) if few else (0.01, 0.2)
+    return Recipe(
+        Schedule(epochs or (60 if few else 30), "steps", decay=0.2),
+        backbone_lr=usual[0] if backbone_lr is None else backbone_lr,
+        head_lr=usual[1] if head_lr is None else head_lr,
+        batch_size=batch,
+    )
+
+
+def finetuned(
+    evaluation: Evaluation,
+    train: Index,
+    test: Index,
+    recipe: Recipe,
+    what: str,
+    test_numbers: IntArray | None = None,
+) -> dict[str, Any]:
+    """Fine-tune on `train` and score on `test`, unless that is done: top1, top5, mean_per_class, images, seconds.
+
+    Args:
+        what: Name of the training for the progress bar.
+        test_numbers: Training's class number for each class number of `test`; matched by name when None.
+
+    Raises:
+        Diverged: The training did.
+        EvaluationError: Labels are missing, or `test` has a class that `train` has not.
+    """
+    numbers = match_classes(train, test) if test_numbers is None else test_numbers
+    view = standard_view(evaluation.encoder.image_size)
+    work = evaluation.work(train, test, kind="finetune", recipe=recipe.identity(), view=view.protocol)
+    done = work.result()
+    if done is not None:
+        return done
+    began = time.monotonic()
+    request, crops = evaluation.request, evaluation.crops(train, recipe.batch_size)
+    options: dict[str, Any] = {
+        "device": evaluation.device,
+        "precision": request.precision,
+        "workers": request.workers,
+    }
+    with progress(what, recipe.schedule.epochs * crops.epoch_images, "images") as advance:
+        network = finetune(
+            evaluation.backbone,
+            evaluation.encoder.backbone.feature_dim,
+            crops,
+            recipe,
+            state=work.state,
+            advance=advance,
+            **options,
+        )
+    with progress(f"{what}: test", len(test), "images") as advance:
+        scores = network_scores(
+            network,
+            test,
+            numbers,
+            evaluation.preprocessing(view),
+            batch_size=request.batch_size,
+            advance=advance,
+            **options,
+        )
+    return work.finish(scores | {"images": len(train), "seconds": round(time.monotonic() - began, 3)})
+
+
+def metrics_of(found: dict[str, Any]) -> dict[str, float]:
+    """The metrics of what `finetuned` returns, without images and seconds."""
+    return {metric: found[metric] for metric in METRICS if metric in found}
