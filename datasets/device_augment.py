@@ -130,8 +130,9 @@ def _blend(colours: Tensor, factor: Tensor, own_grey: Tensor, mean_grey: Tensor)
 
 def _grey(colours: Tensor) -> Tensor:
     """Pillow's mode L, shape `(n, 1, size, size)`: ITU-R 601 in integers of 16 bits, which float32 holds exactly."""
-    red, green, blue = colours.split(1, dim=1)
-    return ((red * 19595 + green * 38470 + blue * 7471 + 32768) / 65536).floor_()
+    red, green, blue = colours[:, 0:1], colours[:, 1:2], colours[:, 2:3]
+    grey: Tensor = (red * 19595 + green * 38470 + blue * 7471 + 32768) / 65536
+    return grey.floor_()
 
 
 def _turn_hue(colours: Tensor, turn: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from leoclr.datasets.reader import SampleReader
 from leoclr.datasets.views import ViewPolicy
 from leoclr.datasets.workers import load_batches
 
-_SUBSTITUTES = 100
+SUBSTITUTES = 100
 
 
 @dataclass
@@ -108,16 +108,20 @@ class StepDataset(Dataset[Batch]):
         """The views of one sample, or of another one that takes its place in `samples`."""
         kinds = tuple(self.policy.views.values())
         planned = int(samples[row])
-        for attempt in range(_SUBSTITUTES):
+        for attempt in range(SUBSTITUTES):
             execute = partial(EXECUTORS[self.spec.executor], spec=self.spec, kinds=kinds, uniforms=numbers)
             try:
                 return self.reader.decoded(int(samples[row]), execute)
             except BadImage as error:
                 bad.append(str(error))
-                word = int(hash_key(self.plan.seed, epoch, planned, attempt)[0])
-                samples[row] = word % self.plan.size
+                samples[row] = substitute(self.plan, epoch, planned, attempt)
                 numbers = [self._uniforms(epoch, samples[row : row + 1], view)[0] for view in range(len(kinds))]
-        raise DataError(f"{_SUBSTITUTES} images in a row cannot be decoded; the last: {bad[-1]}")
+        raise DataError(f"{SUBSTITUTES} images in a row cannot be decoded; the last: {bad[-1]}")
+
+
+def substitute(plan: Plan, epoch: int, planned: int, attempt: int) -> int:
+    """The sample that takes the place of `planned` where that, and `attempt` others after it, cannot be read."""
+    return int(hash_key(plan.seed, epoch, planned, attempt)[0]) % plan.size
 
 
 def batches(dataset: StepDataset, start: int, stop: int, workers: int, pin_memory: bool = False) -> Iterator[Batch]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from leoclr.datasets.device_augment import photometric
 from leoclr.datasets.loader import Batch
@@ -27,9 +28,12 @@ def on_device(loaded: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
     side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     main = torch.cuda.current_stream(device)
     steps: deque[torch.cuda.Event] = deque()
-    for batch in loaded:
-        with torch.cuda.stream(side):
-            finished = _finished(batch, device)
+    while True:
+        with torch.cuda.stream(side):  # `loaded` may work on the device as well
+            following = next(loaded, None)
+            if following is None:
+                return
+            finished = _finished(following, device)
         main.wait_stream(side)
         for view in finished.views.values():
             view.record_stream(main)
@@ -39,8 +43,15 @@ def on_device(loaded: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
             steps.popleft().synchronize()
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device that the host does not wait for."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()  # nothing is done where it is already
+    return tensor.to(device, non_blocking=True)
+
+
 def _finished(batch: Batch, device: torch.device) -> Batch:
-    views = {name: pixels.to(device, non_blocking=True) for name, pixels in batch.views.items()}
+    views = {name: to_device(pixels, device) for name, pixels in batch.views.items()}
     for name, parameters in batch.parameters.items():
-        views[name] = photometric(views[name], parameters.to(device, non_blocking=True))
+        views[name] = photometric(views[name], to_device(parameters, device))
     return replace(batch, views=views, parameters={})

@@ -31,6 +31,6 @@ def settle_executor(settings: Settings, device_type: str, recorded: Mapping[str,
     if recorded is not None:
         executor = recorded["augmentation"].get("executor", _BEFORE_THERE_WAS_A_CHOICE)
     else:
-        executor = "device" if device_type == "cuda" else "fast"
+        executor = "device" if device_type == "cuda" or settings.data.resident == "yes" else "fast"
     augmentation = settings.augmentation.model_copy(update={"executor": executor})
     return settings.model_copy(update={"augmentation": augmentation})

@@ -31,7 +31,7 @@ def photo_like(folder: Path, count: int, image_size: int) -> Path:
         smooth = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC), np.float32)
         grain = generator.normal(0, _GRAIN, smooth.shape[:2])[..., None]
         picture = Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8))
-        picture.save(images / f"{number:05d}.{'png' if small else 'jpg'}", **({} if small else {"quality": 90}))
+        picture.save(images / f"{number:05d}.{'png' if small else 'jpg'}", quality=90)
     source = FolderSource(images)
     pack(source, arrange(source), shards, Recipe("photo-like"))
     return shards

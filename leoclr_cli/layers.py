@@ -38,7 +38,10 @@ from leoclr.datasets.errors import SettingsError
 
 PRESETS = Path(__file__).with_name("presets")
 _WHERE_DATA_LIES = ("data.train", "data.val")
-_SETTLED_AT_THE_START = ("augmentation.executor",)  # where they are auto, a resumed run keeps what it began with
+_SETTLED_AT_THE_START = (
+    "augmentation.executor",
+    "data.resident",
+)  # where they are auto, a resumed run keeps what it began with
 
 
 @dataclass(frozen=True)

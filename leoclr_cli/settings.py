@@ -75,6 +75,11 @@ class DataSettings(Strict):
     val: tuple[Source, ...] = Field(default=(), description="Labelled shards for the k-NN score during training.")
     batch_size: PositiveCount = Field(default=256, description="Images in an optimizer step, over all processes.")
     image_size: PositiveCount = Field(default=224, description="Side of every view, in pixels.")
+    resident: Literal["auto", "yes", "no"] = Field(
+        default="auto",
+        description="Whether all images stay on the device, decoded, and are cropped there too; they must have one "
+        "size. auto: on a GPU, for images of at most 128 px that take at most 4 GiB; a resumed run keeps its own.",
+    )
     shuffle_window: Count = Field(
         default=0, description="Samples that are mixed at a time; 0 mixes the whole data set (best for local shards)."
     )

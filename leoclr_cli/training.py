@@ -19,7 +19,6 @@ from torch import Tensor  # noqa: TID253
 
 from leoclr.backends.method import spread
 from leoclr.cli import build
-from leoclr.cli.augmentation import settle_executor
 from leoclr.cli.bad_images import BadImages, lines_of_all
 from leoclr.cli.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, prune, step_folder
 from leoclr.cli.clock import Clock
@@ -100,10 +99,10 @@ class Trainer:
 
     def __init__(self, settings: Settings, run: RunFolder, accelerator: Accelerator) -> None:
         recorded = run.read()["settings"] if run.settings_file.exists() else None
-        settings = settle_executor(settings, accelerator.device.type, recorded)
-        self.settings, self.run, self.accelerator = settings, run, accelerator
+        self.run, self.accelerator = run, accelerator
         self.main, self.device, self.ranks = accelerator.is_main_process, accelerator.device, accelerator.num_processes
-        self.data = TrainingData(settings, accelerator)
+        self.data = TrainingData(settings, accelerator, recorded)
+        self.settings = settings = self.data.settings
         self.index, self.plan = self.data.index, self.data.plan
         micro = micro_batch(settings, self.ranks)
         self.steps = settings.train.epochs * self.plan.steps_per_epoch
@@ -285,8 +284,7 @@ class Trainer:
         processes = f" in {self.ranks} processes" if self.ranks > 1 else ""
         say(
             f"{settings.views} views under {settings.backend}, {settings.encoder.backbone} at "
-            f"{settings.data.image_size} px, {settings.train.precision} on {self.device.type}{processes}, "
-            f"augmentation.executor {settings.augmentation.executor}"
+            f"{settings.data.image_size} px, {settings.train.precision} on {self.device.type}{processes}"
         )
         for line in self.data.describe():
             say(line)

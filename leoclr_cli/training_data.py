@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from accelerate import Accelerator  # noqa: TID253
 
-from leoclr.cli.augmentation import augmentation_spec
+from leoclr.cli.augmentation import augmentation_spec, settle_executor
 from leoclr.cli.console import progress
 from leoclr.cli.remote_data import block_cache, cache_line, check_cache
+from leoclr.cli.resident_choice import settle_resident
 from leoclr.cli.settings import Settings
 from leoclr.datasets.index import Index
 from leoclr.datasets.loader import Batch, StepDataset, batches
 from leoclr.datasets.locate import open_data, sibling_split
 from leoclr.datasets.plan import Plan
+from leoclr.datasets.resident import resident_batches
 from leoclr.datasets.transfer import on_device
 from leoclr.datasets.views import POLICIES
 
@@ -29,11 +32,19 @@ class TrainingData:
         val_specs, val: Labelled data for the k-NN score, as it was named and opened; empty and None where there is
             none.
         plan: Which samples make up which step.
+        settings: Those of the run, with what was auto about the views settled.
+
+    Args:
+        recorded: The settings in the run.json of a run that is gone on with.
+
+    Raises:
+        LeoclrError: The data cannot be opened, or cannot be used as the settings say.
     """
 
-    def __init__(self, settings: Settings, accelerator: Accelerator) -> None:
+    def __init__(self, settings: Settings, accelerator: Accelerator, recorded: Mapping[str, Any] | None = None) -> None:
         data = settings.data
-        self._settings, self._device = settings, accelerator.device
+        self._device = accelerator.device
+        settings = settle_executor(settings, self._device.type, recorded)
         with accelerator.main_process_first():
             self.index = _open(data.train, settings)
             check_cache(settings, self.index)
@@ -41,23 +52,28 @@ class TrainingData:
             self.val = _open(self.val_specs, settings) if self.val_specs else None
         rank, ranks = accelerator.process_index, accelerator.num_processes
         self.plan = Plan.of(self.index, data.batch_size, settings.train.seed, rank, ranks, data.shuffle_window)
-        self._dataset = StepDataset(self.index, self.plan, POLICIES[settings.views], augmentation_spec(settings))
+        self._workers = worker_count(settings.run.workers, self._device.type)
+        self.settings, self._images = settle_resident(settings, self.index, self._device, self._workers, recorded)
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """This process's part of the steps from `start` to before `stop`, on its device."""
-        workers = worker_count(self._settings.run.workers, self._device.type)
-        loaded = batches(self._dataset, start, stop, workers, pin_memory=self._device.type == "cuda")
-        return on_device(loaded, self._device)
+        policy, spec = POLICIES[self.settings.views], augmentation_spec(self.settings)
+        if self._images is not None:
+            return on_device(resident_batches(self._images, self.plan, policy, spec, start, stop), self._device)
+        dataset = StepDataset(self.index, self.plan, policy, spec)
+        return on_device(batches(dataset, start, stop, self._workers, self._device.type == "cuda"), self._device)
 
     def describe(self) -> Iterator[str]:
         """Lines for a person: how much there is, and in what steps it comes."""
         plan = self.plan
         yield (
-            f"{plan.size:,} images in {len(self.index.shards):,} shards; {self._settings.train.epochs:,} epochs of "
+            f"{plan.size:,} images in {len(self.index.shards):,} shards; {self.settings.train.epochs:,} epochs of "
             f"{plan.steps_per_epoch:,} steps of {plan.batch_size:,} images; {plan.size % plan.batch_size:,} left out, "
             "others each epoch"
         )
-        if line := cache_line(self._settings, self.index):
+        resident = ", all resident on the device" if self._images is not None else ""
+        yield f"views by augmentation.executor {self.settings.augmentation.executor}{resident}"
+        if line := cache_line(self.settings, self.index):
             yield line
 
 
