@@ -22,6 +22,8 @@ from leoclr.evals.preprocessing import resized_side
 DEFAULT_SEEDS = 5
 CROP_SCALE = (0.08, 1.0)  # torchvision's RandomResizedCrop; the paper names no range
 CROP_RATIO = (3 / 4, 4 / 3)
+CURVE_SHARES = (0.08, 0.15, 0.25, 0.4, 0.6, 0.8, 1.0)
+_SQUARE = (1.0, 1.0)
 _CONFIDENCE = 0.95
 
 
@@ -32,26 +34,34 @@ class RandomCrop:
     Attributes:
         seed: With the sample's number, decides the crop.
         scale: Range of the share of the square's area that is kept.
+        ratio: Range of width to height of the part.
     """
 
     image_size: int
     seed: int
     scale: tuple[float, float] = CROP_SCALE
+    ratio: tuple[float, float] = CROP_RATIO
 
     @property
     def protocol(self) -> str:
         side = resized_side(self.image_size)
-        scale = f"{self.scale[0]:g}-{self.scale[1]:g}"
-        crop = f"random crop of {scale} of the area to {self.image_size} px, seed {self.seed}"
+        scale = f"{self.scale[0]:g}-{self.scale[1]:g}" if self.scale[0] < self.scale[1] else f"{self.scale[0]:g}"
+        shape = "square " if self.ratio == _SQUARE else ""
+        crop = f"random {shape}crop of {scale} of the area to {self.image_size} px, seed {self.seed}"
         return f"resized to {side} x {side} px (bicubic), {crop}"
 
     def __call__(self, image: Image.Image, sample: int) -> NDArray[np.uint8]:
         side = resized_side(self.image_size)
-        spec = AugmentationSpec(self.image_size, crop_scale=self.scale, crop_ratio=CROP_RATIO)
+        spec = AugmentationSpec(self.image_size, crop_scale=self.scale, crop_ratio=self.ratio)
         box = crop_box(side, side, spec, uniforms(self.seed, 0, np.array([sample]), 0, UNIFORMS)[0])
         square = image.resize((side, side), Image.Resampling.BICUBIC)
         size = (self.image_size, self.image_size)
         return np.asarray(square.resize(size, Image.Resampling.BICUBIC, box=box))
+
+
+def square_part(image_size: int, seed: int, share: float) -> RandomCrop:
+    """A square part of exactly this share of the area, anywhere; with a share of 1 the whole of it."""
+    return RandomCrop(image_size, seed, (share, share), _SQUARE)
 
 
 @dataclass(frozen=True)

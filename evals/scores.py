@@ -5,8 +5,9 @@ Test features carry labels in training's numbering (`leoclr.evals.classes.match_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -145,6 +146,7 @@ def robustness_score(
     train: Features,
     centre: Features,
     crops: Sequence[Features],
+    curve: Mapping[float, Sequence[Features]] | None = None,
     *,
     probe: ProbeKind = "linear",
     normalise: Normalisation = "standard",
@@ -157,25 +159,40 @@ def robustness_score(
 
     Args:
         crops: Features of the same test images, one for each crop seed.
+        curve: The same for crops of a fixed share of the area, by that share; each becomes a row.
         probe: "linear", or "knn" (k = 200, weighted).
     """
     if probe == "linear":
         fitted = fit_probe(train.features, train.labels, normalise=normalise, seed=seed, advance=advance)
-        found = [_accuracies(fitted, test) for test in (centre, *crops)]
+        accuracies_of = partial(_accuracies, fitted)
         protocol, details, notes = _linear_protocol(fitted, seed), _linear_details(fitted), fitted.notes
     else:
         k = min(WEIGHTED_K, len(train.labels))
-        found = [_weighted_knn(train, test, k, device, chunk) for test in (centre, *crops)]
+        accuracies_of = partial(_weighted_knn, train, k=k, device=device, chunk=chunk)
         protocol = f"k-NN, exact, cosine similarity: k = {k} with votes exp(similarity / {TEMPERATURE})"
         details, notes = {"k": k, "temperature": TEMPERATURE}, ()
-    drops = {metric: crop_drop(found[0][metric], [values[metric] for values in found[1:]]) for metric in found[0]}
+    reference = accuracies_of(centre)
+    drops = _drops(reference, [accuracies_of(test) for test in crops])
+    rows = list(_drop_rows(drops))
+    for share, tests in (curve or {}).items():
+        part = _drops(reference, [accuracies_of(test) for test in tests])
+        values = {metric: drop.mean for metric, drop in part.items()}
+        rows.append(Row(f"part_{share:g}", f"square part, {share:.0%} of the area", values, _half_widths(part)))
     details |= {"random": {metric: list(drop.random) for metric, drop in drops.items()}}
     seeds = f"{len(crops)} crop seeds, 95 % interval by Student's t over them"
-    return Score(_drop_rows(drops), (f"{protocol}; {seeds}",), details, notes)
+    return Score(tuple(rows), (f"{protocol}; {seeds}",), details, notes)
+
+
+def _drops(centre: dict[str, float], found: Sequence[dict[str, float]]) -> dict[str, CropDrop]:
+    return {metric: crop_drop(value, [values[metric] for values in found]) for metric, value in centre.items()}
+
+
+def _half_widths(drops: dict[str, CropDrop]) -> dict[str, float]:
+    return {metric: drop.half_width for metric, drop in drops.items() if drop.half_width is not None}
 
 
 def _drop_rows(drops: dict[str, CropDrop]) -> tuple[Row, ...]:
-    half_widths = {metric: drop.half_width for metric, drop in drops.items() if drop.half_width is not None}
+    half_widths = _half_widths(drops)
     return (
         Row("centre", "centre crop", {metric: drop.centre for metric, drop in drops.items()}),
         Row("random", "random crop", {metric: drop.mean for metric, drop in drops.items()}, half_widths),

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from leoclr.cli.eval_options import SIMILARITIES_PER_MIB, AsJson, Memory, Normalise, Output, Request, with_request
+from leoclr.cli.eval_options import SIMILARITIES_PER_MIB, AsJson, Memory, Normalise, Request, with_request
 from leoclr.datasets.errors import EvaluationError
 
 Crop = Literal["random"]
 Probe = Literal["linear", "knn"]
 
 
-@with_request()
+@with_request("checkpoint")
 def robustness(
     request: Request,
+    checkpoints: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="Runs, checkpoints, exported files or state dicts, one or several; the newest run when left out.",
+        ),
+    ] = None,
     crop: Annotated[Crop, typer.Option("--crop", help="What is set beside the centre crop.")] = "random",
     crop_scale: Annotated[
         tuple[float, float],
@@ -28,45 +37,40 @@ def robustness(
     crop_seeds: Annotated[
         int, typer.Option("--crop-seeds", min=1, metavar="N", help="How often all crops are drawn.")
     ] = 5,
+    curve: Annotated[
+        bool, typer.Option("--curve", help="Also square parts of 8 % to all of the area, and a picture of the drop.")
+    ] = False,
     probe: Annotated[Probe, typer.Option("--probe", help="Classifier, trained on centre crops.")] = "linear",
     normalise: Normalise = "standard",
     memory: Memory = 256,
-    output: Output = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="JSON file, pictures beside it; in RUN/evals when left out, robustness.json for several.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure what random instead of centre crops of the test images cost (the paper's Table 7).
 
+    Several checkpoints are set beside each other in one table and one picture.
+
     \b
     Examples:
       leoclr eval robustness --crop random
+      leoclr eval robustness runs/leoclr runs/baseline --curve -o table7.json
       leoclr eval robustness runs/first --crop-scale 0.2 1 --crop-seeds 10
       leoclr eval robustness runs/first --probe knn --train-data shards/train --data shards/test
     """
-    from leoclr.cli.console import progress
-    from leoclr.cli.evaluation import Evaluation
-    from leoclr.evals.linear import GRID
-    from leoclr.evals.preprocessing import CentreCrop
-    from leoclr.evals.robustness import RandomCrop
-    from leoclr.evals.scores import robustness_score
+    from leoclr.cli.robustness import Crops, compare, measure_one
 
     if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
         raise EvaluationError(f"--crop-scale {crop_scale[0]:g} {crop_scale[1]:g}: two shares in (0, 1], low then high")
-    evaluation = Evaluation(request)
-    size = evaluation.encoder.image_size
-    centre, crops = CentreCrop(size), [RandomCrop(size, request.seed + draw, crop_scale) for draw in range(crop_seeds)]
-    train, test = evaluation.train_features(centre), evaluation.test_features(centre)
-    cropped = [evaluation.test_features(view) for view in crops]
-    with progress(f"{probe} probe", len(GRID) + 1 if probe == "linear" else None, "fits") as advance:
-        score = robustness_score(
-            train,
-            test,
-            cropped,
-            probe=probe,
-            normalise=normalise,
-            seed=request.seed,
-            device=evaluation.device,
-            chunk=memory * SIMILARITIES_PER_MIB,
-            advance=advance,
-        )
-    images = [f"centre: {centre.protocol}", f"random: {crops[0].protocol} to {crops[-1].seed}"]
-    evaluation.report("robustness", score, images, output, as_json)
+    crops = Crops(crop_scale, crop_seeds, curve, probe, normalise, memory * SIMILARITIES_PER_MIB)
+    if checkpoints and len(checkpoints) > 1:
+        compare(request, checkpoints, crops, output or Path("robustness.json"), as_json)
+    else:
+        measure_one(replace(request, checkpoint=checkpoints[0] if checkpoints else None), crops, output, as_json)

@@ -7,8 +7,8 @@ from typing import Any
 
 from leoclr.cli.markup import Html, element, join, table
 from leoclr.cli.report_runs import ReportedRun, flat, number
+from leoclr.evals.report import METRICS
 
-_METRICS = {"top1": "top-1 %", "top5": "top-5 %", "per_class": "mean per class %"}
 _HALF_WIDTH = "_half_width"
 _BACKENDS = ("moco", "simclr")
 
@@ -98,7 +98,7 @@ def _scores(found: Sequence[tuple[int, ReportedRun, dict[str, Any]]]) -> Html:
         for key, values in _results(record).items():
             cells = [_percent(values, metric) for metric in metrics]
             rows.append([chip(colour, run.name), key.replace("_", " "), *cells])
-    return table(["run", "", *(_METRICS.get(metric, metric) for metric in metrics)], rows, class_="scores")
+    return table(["run", "", *(METRICS.get(metric, metric) for metric in metrics)], rows, class_="scores")
 
 
 def _results(record: Mapping[str, Any]) -> dict[str, dict[str, float]]:

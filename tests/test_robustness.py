@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from leoclr.evals.features import Features
-from leoclr.evals.robustness import RandomCrop, crop_drop
+from leoclr.evals.robustness import RandomCrop, crop_drop, square_part
 from leoclr.evals.scores import ProbeKind, robustness_score
 
 
@@ -99,3 +99,12 @@ def test_the_score_sets_random_beside_centre(probe: ProbeKind) -> None:
     assert 0 < rows["random"].half_widths["top1"] < 0.2
     assert len(score.details["random"]["top5"]) == 4
     assert "4 crop seeds" in score.protocol[0]
+
+
+def test_a_square_part_has_its_share_of_the_area_and_is_square() -> None:
+    image = ramp(300, 200)
+    for share in (0.08, 0.4, 1.0):
+        found = [square_part(64, seed, share)(image, 5) for seed in range(5)]
+        assert [area(crop) for crop in found] == pytest.approx([share] * 5, abs=0.05)
+    assert np.array_equal(square_part(64, 0, 1.0)(image, 1), square_part(64, 9, 1.0)(image, 2))
+    assert not np.array_equal(square_part(64, 0, 0.4)(image, 1), square_part(64, 9, 0.4)(image, 1))
