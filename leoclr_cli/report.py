@@ -112,7 +112,7 @@ def _summary(run: ReportedRun) -> str:
 
 
 def _tiles(run: ReportedRun) -> list[tuple[str, str]]:
-    tiles = [(f"top-1, {kind}", value) for kind, value in _best_scores(run).items()]
+    tiles = list(_best_scores(run).items())
     for measure, label, show in (
         ("knn", "k-NN while training", _PERCENT),
         ("loss", "loss", _PLAIN),
@@ -126,14 +126,17 @@ def _tiles(run: ReportedRun) -> list[tuple[str, str]]:
 
 
 def _best_scores(run: ReportedRun) -> dict[str, str]:
-    """The first figure of each kind of score, which is the one it is named for."""
+    """What each score is about: its first figure, of the robustness the drop."""
     found = {}
     for record in run.records.values():
         results = record.get("results")
-        first = next(iter(results.values()), None) if isinstance(results, dict) else None
-        value = number(first.get("top1")) if isinstance(first, dict) else None
+        if not isinstance(results, dict) or not results:
+            continue
+        key = "drop" if "drop" in results else next(iter(results))
+        value = number(results[key].get("top1")) if isinstance(results[key], dict) else None
         if value is not None:
-            found[record["kind"]] = _PERCENT(value)
+            kind = record["kind"]
+            found["drop on random crops" if key == "drop" else f"top-1, {kind}"] = _PERCENT(value)
     return found
 
 

@@ -93,11 +93,13 @@ def _scores(found: Sequence[tuple[int, ReportedRun, dict[str, Any]]]) -> Html:
             if not metric.endswith(_HALF_WIDTH)
         )
     )
+    keys = dict.fromkeys(key for _, _, record in found for key in _results(record))
     rows: list[list[object]] = []
-    for colour, run, record in found:
-        for key, values in _results(record).items():
-            cells = [_percent(values, metric) for metric in metrics]
-            rows.append([chip(colour, run.name), key.replace("_", " "), *cells])
+    for key in keys:  # the runs below each other, figure by figure
+        for colour, run, record in found:
+            if values := _results(record).get(key):
+                cells = [_percent(values, metric) for metric in metrics]
+                rows.append([chip(colour, run.name), key.replace("_", " "), *cells])
     return table(["run", "", *(METRICS.get(metric, metric) for metric in metrics)], rows, class_="scores")
 
 
