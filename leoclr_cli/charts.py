@@ -94,7 +94,7 @@ def line_chart(
     canvas, pen = _canvas(title, subtitle, width, height)
     legend = max(round(font(_TEXT).getlength(line.label)) for line in lines) + 90
     left, right = _MARGIN + 110, width - _MARGIN - legend
-    top, bottom = _MARGIN + 3 * _LINE, height - _MARGIN - 2 * _LINE
+    top, bottom = _MARGIN + 4 * _LINE, height - _MARGIN - 2 * _LINE
     points = [math.log10(x) if logarithmic else x for line in lines for x in line.x]
     values = [
         y + sign * half

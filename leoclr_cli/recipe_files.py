@@ -49,6 +49,7 @@ class Column(Strict):
         train_data, test_data: Labelled data, if not what the pre-training's data has beside it.
         metric: Where the figure stands in the record: the row's key and the metric's, as in `linear.top1`.
         percent: Whether the record holds a share, which the table shows in percent.
+        curve, x: Of a figure with curves: which of them the column is a point of, and where.
         paper: By method.
     """
 
@@ -60,6 +61,8 @@ class Column(Strict):
     test_data: Split | None = None
     metric: Annotated[str, Field(pattern=r"^[^.]+\.[^.]+$")]
     percent: bool = True
+    curve: str = ""
+    x: Positive | None = None
     paper: dict[str, FiniteFloat] = {}
 
 
@@ -70,6 +73,7 @@ class Recipe(Strict):
         tolerance: Percentage points around the paper's figure within which it counts as reproduced.
         data: What each data set is, by name.
         baseline: The column that the others are drawn as drops from; "" for none.
+        x_label: What the curves run over, on a logarithmic scale.
         notes: What the paper left open, and how it is filled here.
     """
 
@@ -82,6 +86,7 @@ class Recipe(Strict):
     methods: dict[Name, Method]
     columns: tuple[Column, ...]
     baseline: str = ""
+    x_label: str = ""
     notes: tuple[str, ...] = ()
 
     @model_validator(mode="after")
@@ -94,6 +99,8 @@ class Recipe(Strict):
         names = [column.name for column in self.columns]
         if len(set(names)) < len(names) or not names:
             problems.append("each column needs a name of its own")
+        if any(bool(column.curve) != (column.x is not None) for column in self.columns):
+            problems.append("a column has both a curve and an x, or neither")
         if self.baseline and self.baseline not in names:
             problems.append(f"no column {self.baseline}")
         if problems:

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from leoclr.cli.charts import Dot, Panel, dot_chart
+from leoclr.cli.charts import Dot, Line, Panel, dot_chart, line_chart
 from leoclr.cli.recipe_files import Recipe
 from leoclr.cli.recipe_results import Cell, cells
 
@@ -64,6 +64,8 @@ def as_picture(recipe: Recipe, results: Sequence[Mapping[str, Any]]) -> Image.Im
     """A panel for each figure, the paper's values hollow but in a trial; drops where the recipe names a baseline."""
     trial = bool(deviations(results))
     found = list(cells(recipe, results))
+    if any(cell.column.curve for cell in found):
+        return _curves(recipe, found)
     before = {cell.method: cell for cell in found if cell.column.name == recipe.baseline}
     panels = []
     for column in recipe.columns:
@@ -93,6 +95,24 @@ def deviations(results: Sequence[Mapping[str, Any]]) -> list[str]:
     if changes:
         lines.append(f"settings that are not the recipe's: {', '.join(changes)}")
     return lines
+
+
+def _curves(recipe: Recipe, found: Sequence[Cell]) -> Image.Image:
+    """A chart for each curve, below each other, with a line for each method."""
+    charts = []
+    for curve in dict.fromkeys(cell.column.curve for cell in found if cell.column.curve):
+        lines = []
+        for method in recipe.methods:
+            points = [cell for cell in found if (cell.method, cell.column.curve) == (method, curve)]
+            if points:
+                half_widths = tuple(cell.half_width or 0.0 for cell in points)
+                x, y = tuple(cell.column.x or 0.0 for cell in points), tuple(cell.mean for cell in points)
+                lines.append(Line(method, x, y, half_widths if any(half_widths) else ()))
+        charts.append(line_chart(recipe.title, recipe.source, lines, recipe.x_label, f"{curve}, %", logarithmic=True))
+    picture = Image.new("RGB", (charts[0].width, sum(chart.height for chart in charts)))
+    for number, chart in enumerate(charts):
+        picture.paste(chart, (0, number * chart.height))
+    return picture
 
 
 def _drop(before: Cell, cell: Cell, trial: bool) -> Dot:

@@ -19,7 +19,7 @@ from leoclr.cli.eval_commands import app as eval_app
 from leoclr.cli.recipe_files import Recipe, load_recipe, names
 from leoclr.cli.recipe_results import cells, half_width
 from leoclr.cli.recipe_steps import Plan
-from leoclr.cli.recipe_table import as_json, as_markdown
+from leoclr.cli.recipe_table import as_json, as_markdown, as_picture
 
 MakeShards = Callable[..., Path]
 
@@ -222,3 +222,16 @@ def test_a_figure_within_the_tolerance_counts_as_reproduced() -> None:
     assert "+0.80 (within tolerance)" in as_markdown(recipe, [result])
     result["scores"] = {"c": {"results": {"a": {"b": 0.45}}}}
     assert as_json(recipe, [result])["cells"][0]["reproduced"] is False
+
+
+def test_curves_are_drawn_below_each_other() -> None:
+    recipe = load_recipe("figure5")
+    scores = {column.name: {"results": {"finetuned": {"top1": 0.1, "top5": 0.2}}} for column in recipe.columns}
+    results = [
+        {"method": method, "pretrain": "imagenet", "seed": 0, "scale": 0.5, "changes": [], "forward_passes": 5,
+         "seconds": 36, "scores": scores}
+        for method in recipe.methods
+    ]  # fmt: skip
+    picture = as_picture(recipe, results)
+    assert picture.size == (1600, 2000)
+    assert len(picture.crop((0, 0, 1600, 1000)).getcolors(1 << 20) or []) > 4
