@@ -19,7 +19,7 @@ from leoclr.evals.features import Features
 from leoclr.evals.knn import DEFAULT_CHUNK, MAJORITY_K, TEMPERATURE, WEIGHTED_K, nearest, votes
 from leoclr.evals.linear import GRID, HOLDOUT_SHARE, LinearProbe, Normalisation, fit_probe
 from leoclr.evals.logistic import SolverName
-from leoclr.evals.metrics import accuracies
+from leoclr.evals.metrics import accuracies, mean_per_class
 from leoclr.evals.robustness import CropDrop, crop_drop
 from leoclr.evals.sgd_probe import MOMENTUM, SgdProbe
 from leoclr.evals.supervised import Schedule
@@ -94,10 +94,11 @@ def linear_score(
     seed: int = 0,
     solver: SolverName = "scikit-learn",
     device: torch.device | str = "cpu",
+    per_class: bool = False,
     advance: Callable[[int], None] = ignore,
 ) -> Score:
-    """The linear probe on features. `seed` is that of the hold-out, `advance` counts fits; for the rest see
-    `fit_probe`."""
+    """The linear probe on features. `seed` is that of the hold-out, `advance` counts fits, `per_class` adds the mean
+    over classes; for the rest see `fit_probe`."""
     probe = fit_probe(
         train.features,
         train.labels,
@@ -108,8 +109,12 @@ def linear_score(
         device=device,
         advance=advance,
     )
+    values = _accuracies(probe, test)
+    if per_class:
+        scores = torch.from_numpy(probe.scores(test.features))
+        values["mean_per_class"] = mean_per_class(scores, torch.from_numpy(test.labels))
     rows = (
-        Row("linear", f"linear probe, C = {probe.c:g}", _accuracies(probe, test)),
+        Row("linear", f"linear probe, C = {probe.c:g}", values),
         Row("holdout", "hold-out of the training data", {"top1": probe.holdout[probe.c]}),
     )
     program = "" if solver == "scikit-learn" else "; computed by torch, in float32"

@@ -10,6 +10,7 @@ from leoclr.cli import (
     eval_linear_command,
     eval_robustness_command,
     eval_semisup_command,
+    eval_transfer_command,
 )
 from leoclr.cli.command import LeoclrCommand
 
@@ -35,3 +36,4 @@ app.command(cls=LeoclrCommand, short_help="Fine-tune with a part of the labels."
 app.command("label-curve", cls=LeoclrCommand, short_help="Fine-tune with more and more of the labels.")(
     eval_label_curve_command.label_curve
 )
+app.command(cls=LeoclrCommand, short_help="Train on another data set.")(eval_transfer_command.transfer)

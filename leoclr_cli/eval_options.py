@@ -124,8 +124,7 @@ def with_request(*without: str) -> Callable[[Callable[..., None]], Callable[...,
         hints = get_type_hints(Request, include_extras=True) | get_type_hints(command, include_extras=True)
         own = list(inspect.signature(command).parameters.values())[1:]
         parameters = [
-            inspect.Parameter(field.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=field.default)
-            for field in shared
+            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default) for field in shared
         ] + own
 
         @wraps(command)
@@ -133,7 +132,10 @@ def with_request(*without: str) -> Callable[[Callable[..., None]], Callable[...,
             asked = {field.name: options.pop(field.name) for field in shared}
             command(Request(**asked), **options)
 
-        annotated = [parameter.replace(annotation=hints[parameter.name]) for parameter in parameters]
+        annotated = [
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[parameter.name])
+            for parameter in parameters
+        ]
         expanded.__signature__ = inspect.Signature(annotated)  # type: ignore[attr-defined]  # what typer reads
         expanded.__annotations__ = {parameter.name: parameter.annotation for parameter in annotated}
         return expanded

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 from leoclr.cli.console import progress
 from leoclr.cli.evaluation import Evaluation
 from leoclr.datasets.index import Index
 from leoclr.evals.classes import IntArray, match_classes
-from leoclr.evals.finetune import Recipe, finetune, network_scores
+from leoclr.evals.finetune import Diverged, Recipe, finetune, network_scores
 from leoclr.evals.preprocessing import standard_view
 from leoclr.evals.report import METRICS
 from leoclr.evals.supervised import Schedule
@@ -39,24 +40,45 @@ def finetuned(
     test: Index,
     recipe: Recipe,
     what: str,
-    test_numbers: IntArray | None = None,
 ) -> dict[str, Any]:
     """Fine-tune on `train` and score on `test`, unless that is done: top1, top5, mean_per_class, images, seconds.
 
     Args:
         what: Name of the training for the progress bar.
-        test_numbers: Training's class number for each class number of `test`; matched by name when None.
 
     Raises:
         Diverged: The training did.
         EvaluationError: Labels are missing, or `test` has a class that `train` has not.
     """
-    numbers = match_classes(train, test) if test_numbers is None else test_numbers
+    numbers = match_classes(train, test)
     view = standard_view(evaluation.encoder.image_size)
     work = evaluation.work(train, test, kind="finetune", recipe=recipe.identity(), view=view.protocol)
     done = work.result()
+    if done is not None and "diverged" in done:
+        raise Diverged(done["diverged"])
     if done is not None:
         return done
+    try:
+        return work.finish(_measured(evaluation, train, test, numbers, recipe, what, work.state))
+    except Diverged as error:
+        work.finish({"diverged": str(error)})
+        raise
+
+
+def metrics_of(found: dict[str, Any]) -> dict[str, float]:
+    """The metrics of what `finetuned` returns, without images and seconds."""
+    return {metric: found[metric] for metric in METRICS if metric in found}
+
+
+def _measured(
+    evaluation: Evaluation,
+    train: Index,
+    test: Index,
+    numbers: IntArray,
+    recipe: Recipe,
+    what: str,
+    state: Path | None,
+) -> dict[str, Any]:
     began = time.monotonic()
     request, crops = evaluation.request, evaluation.crops(train, recipe.batch_size)
     options: dict[str, Any] = {
@@ -70,7 +92,7 @@ def finetuned(
             evaluation.encoder.backbone.feature_dim,
             crops,
             recipe,
-            state=work.state,
+            state=state,
             advance=advance,
             **options,
         )
@@ -79,14 +101,9 @@ def finetuned(
             network,
             test,
             numbers,
-            evaluation.preprocessing(view),
+            evaluation.preprocessing(standard_view(evaluation.encoder.image_size)),
             batch_size=request.batch_size,
             advance=advance,
             **options,
         )
-    return work.finish(scores | {"images": len(train), "seconds": round(time.monotonic() - began, 3)})
-
-
-def metrics_of(found: dict[str, Any]) -> dict[str, float]:
-    """The metrics of what `finetuned` returns, without images and seconds."""
-    return {metric: found[metric] for metric in METRICS if metric in found}
+    return scores | {"images": len(train), "seconds": round(time.monotonic() - began, 3)}

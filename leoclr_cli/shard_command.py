@@ -36,7 +36,7 @@ def shard(
         typer.Argument(
             metavar="SOURCE",
             help="Folder with one sub-folder per class, folder of images without classes, .tar, .tar.gz or .zip of "
-            "either, or cifar10, cifar100, stl10.",
+            "either, or cifar10, cifar100, stl10, cars, pets.",
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the shards.")],
@@ -74,7 +74,7 @@ def shard(
     max_bad: Annotated[int, typer.Option(min=0, metavar="N", help="Unreadable images to skip before giving up.")] = 100,
     root: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Where torchvision keeps cifar10, cifar100 or stl10; default: data."),
+        typer.Option(metavar="FOLDER", help="Where torchvision keeps its data sets; default: data."),
     ] = None,
     download: Annotated[bool, typer.Option("--download", help="Let torchvision fetch the data set.")] = False,
     overwrite: Annotated[
