@@ -79,7 +79,7 @@ def _guarded(data: bytes, decode: Callable[[Image.Image], Decoded]) -> Decoded:
 
 def _jpeg_pixels(opened: Image.Image, data: bytes) -> NDArray[np.uint8]:
     """By libjpeg-turbo alone, which saves a quarter of Pillow's time; by Pillow what makes it hesitate."""
-    if opened.mode == "RGB" and _orientation(opened) == 1:
+    if opened.mode in ("RGB", "L") and _orientation(opened) == 1:
         try:
             pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data)
         except ValueError:  # also for damage that Pillow puts up with

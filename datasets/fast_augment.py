@@ -1,21 +1,20 @@
 """The same views as `leoclr.datasets.augment`, several times faster: simplejpeg, OpenCV, and torch's resize.
 
-What is drawn is the same (`crop_box` and `draw`), and every operation is the one of Pillow, to within its rounding to
-8 bits; docs/data.md has the differences, tests/test_fast_augment.py holds them down. Where the time goes, and why this
-way (224 px, one core; Pillow's figure in brackets):
+What is drawn is the same (`crop_box` and `draw`), and every operation is Pillow's but for rounding to 8 bits;
+docs/speed.md has the differences, tests/test_fast_augment.py holds them down. Why this way (224 px, one core of an AMD
+EPYC; Pillow's time in brackets):
 
-- Resize, 0.3 ms (1.3): torch's antialiased bilinear is Pillow's filter with vector instructions. Enlarging needs no
-  antialiasing, and OpenCV's plain bilinear is the same thing in half the time.
-- Brightness, contrast and saturation, 0.03 ms each (0.2): a 3 x 4 matrix. They stay separate passes, because Pillow
-  clips after each.
-- Hue, 0.2 ms (1.8): to HSV and back, with 8 bits for each of the three as in Pillow.
-- Blur, 0.1 to 0.2 ms (2.2): Pillow's six box filters have one kernel, of at most 13 weights for the usual widths.
+- Resize, 0.2 to 0.4 ms (1.3): torch's antialiased bilinear is Pillow's filter in vector instructions, and OpenCV's
+  plain bilinear is the same thing where nothing is reduced. OpenCV's own INTER_AREA takes 1.2.
+- Brightness, contrast and saturation, 0.03 ms (0.2): a 3 x 4 matrix, one for those in a row that cannot clip.
+- Hue, 0.16 ms (1.8): to HSV and back, with 8 bits for each of the three as in Pillow.
+- Blur, 0.05 to 0.2 ms (2.2): Pillow's six box filters have one kernel, of at most 13 weights for the usual widths.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -31,9 +30,11 @@ from leoclr.datasets.views import ViewKind
 Pixels = NDArray[np.uint8]
 
 cv2.setNumThreads(1)  # the loader's processes are the parallelism
+cv2.ipp.setUseIPP(False)  # the same arithmetic on every processor; on AMD's it is faster, too
 
-_LUMA = np.array([19595, 38470, 7471]) / 65536  # Pillow's weights of red, green and blue
-_TRUNCATE = -0.499  # Pillow truncates where OpenCV rounds; not -0.5, which would be a tie for whole numbers
+_RED, _GREEN, _BLUE = 19595 / 65536, 38470 / 65536, 7471 / 65536  # Pillow's weights for grey
+_UNCHANGED = (1.0, 0.0, 0.0)
+_TRUNCATION = -0.499  # Pillow truncates where OpenCV rounds; not -0.5, which would be a tie for whole numbers
 _BLUR_PASSES = 3
 _KERNEL_UNITS = 256  # OpenCV filters bytes with weights of 8 bits
 
@@ -84,72 +85,94 @@ def resize(image: Pixels, width: int, height: int) -> Pixels:
     if image.shape[0] <= height and image.shape[1] <= width:
         enlarged: Pixels = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
         return enlarged
-    tensor = torch.from_numpy(image).permute(2, 0, 1)[None]
+    tensor = torch.from_numpy(image)[None].permute(0, 3, 1, 2)  # with its axis of one in front, channels are last
     reduced: Tensor = interpolate(tensor, (height, width), mode="bilinear", antialias=True)
-    return reduced[0].permute(1, 2, 0).numpy()
+    return reduced.permute(0, 2, 3, 1)[0].numpy()
 
 
 def apply(image: Pixels, drawn: Photometric) -> Pixels:
     """The photometric operations and the flip. The image itself is left alone, or returned where nothing is done."""
-    for name, factor in drawn.jitter:
-        image = _turn_hue(image, factor) if name == "hue" else cv2.transform(image, _MATRIX[name](image, factor))
+    image = _jitter(image, drawn.jitter)
     if drawn.grayscale:
         image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     if drawn.blur:
-        kernel = _blur_kernel(drawn.blur)
+        kernel = blur_kernel(drawn.blur)
         image = cv2.sepFilter2D(image, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
     if drawn.grayscale:
         image = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
-    return cv2.flip(image, 1) if drawn.flip else image
+    return torch.from_numpy(image).flip(1).numpy() if drawn.flip else image
 
 
-def _towards(target: NDArray[np.float64], offset: float, factor: float) -> NDArray[np.float32]:
-    """The 3 x 4 matrix of factor * colour + (1 - factor) * (target @ colour + offset)."""
-    matrix = np.empty((3, 4), np.float32)
-    matrix[:, :3] = (1 - factor) * target
-    matrix[:, 3] = (1 - factor) * offset + _TRUNCATE
-    matrix[0, 0] += factor
-    matrix[1, 1] += factor
-    matrix[2, 2] += factor
-    return matrix
+def _jitter(image: Pixels, operations: Sequence[tuple[str, float]]) -> Pixels:
+    """Colour jitter. All but hue make `scale` x colour + `grey` x its own grey + `offset` of a colour, as do any
+    number of them in a row; they wait until something comes that they cannot be joined with."""
+    scale, grey, offset = _UNCHANGED
+    for name, factor in operations:
+        if name == "hue":
+            image = _turn_hue(_recolour(image, scale, grey, offset), factor)
+            scale, grey, offset = _UNCHANGED
+            continue
+        if name == "contrast":
+            mean = int((scale + grey) * _mean_grey(image) + offset + 0.5)
+            scale, grey, offset = factor * scale, factor * grey, factor * offset + (1 - factor) * mean
+        elif name == "saturation":
+            scale, grey = factor * scale, grey + (1 - factor) * scale
+        else:
+            scale, grey, offset = factor * scale, factor * grey, factor * offset
+        offset += _TRUNCATION
+        if factor > 1:  # only then colours leave their range, and Pillow clips them before the next operation
+            image = _recolour(image, scale, grey, offset)
+            scale, grey, offset = _UNCHANGED
+    return _recolour(image, scale, grey, offset)
 
 
-def _contrast(image: Pixels, factor: float) -> NDArray[np.float32]:
-    mean = cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0]
-    return _towards(_BLACK, int(mean + 0.5), factor)
+def _recolour(image: Pixels, scale: float, grey: float, offset: float) -> Pixels:
+    if (scale, grey, offset) == _UNCHANGED:
+        return image
+    red, green, blue = grey * _RED, grey * _GREEN, grey * _BLUE
+    matrix = (
+        (scale + red, green, blue, offset),
+        (red, scale + green, blue, offset),
+        (red, green, scale + blue, offset),
+    )
+    changed: Pixels = cv2.transform(image, np.array(matrix))
+    return changed
 
 
-_BLACK = np.zeros(3)
-_MATRIX: dict[str, Callable[[Pixels, float], NDArray[np.float32]]] = {
-    "brightness": lambda image, factor: _towards(_BLACK, 0, factor),
-    "contrast": _contrast,
-    "saturation": lambda image, factor: _towards(_LUMA, 0, factor),
-}
+def _mean_grey(image: Pixels) -> float:
+    red, green, blue, _ = cv2.mean(image)
+    return float(_RED * red + _GREEN * green + _BLUE * blue)
 
 
 def _turn_hue(image: Pixels, turn: float) -> Pixels:
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
-    hsv[..., 0] += np.uint8(round(int(turn * 255) / 255 * 256) % 256)
+    shift = np.zeros((image.shape[1], 3), np.uint8)
+    shift[:, 0] = round(int(turn * 255) / 255 * 256) % 256  # Pillow's circle has 255 steps, OpenCV's 256
+    hsv += shift  # around the circle, as bytes wrap; adding to every third byte alone would take three times as long
     turned: Pixels = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
     return turned
 
 
-def _blur_kernel(sigma: float) -> NDArray[np.float32]:
+def blur_kernel(sigma: float) -> NDArray[np.float32]:
     """The weights of Pillow's GaussianBlur along one axis: three box filters whose ends count in part.
 
-    The box is the one of its source (BoxBlur.c, after Gwosdek and others, "Theoretical foundations of Gaussian
-    convolution by extended box filtering", 2011).
+    The box is that of Pillow's BoxBlur.c, after Gwosdek and others, "Theoretical foundations of Gaussian convolution by
+    extended box filtering" (2011). The weights are whole 256ths and add up to 1; those that round to nought are left
+    out.
     """
     variance = sigma * sigma / _BLUR_PASSES
-    whole = math.floor((math.sqrt(12 * variance + 1) - 1) / 2)
+    whole = int((math.sqrt(12 * variance + 1) - 1) / 2)
     part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
-    box = np.ones(2 * whole + 3)
-    box[0] = box[-1] = part
-    box /= box.sum()
-    kernel = np.ones(1)
-    for _ in range(_BLUR_PASSES):
-        kernel = np.convolve(kernel, box)
-    units = np.rint(kernel * _KERNEL_UNITS)
-    units = units[int(np.argmax(units > 0)) : len(units) - int(np.argmax(units > 0))]
-    units[len(units) // 2] += _KERNEL_UNITS - units.sum()  # else rounding would make the image brighter or darker
-    return (units / _KERNEL_UNITS).astype(np.float32)
+    box = [part, *[1.0] * (2 * whole + 1), part]
+    kernel = [1.0 / (2 * whole + 1 + 2 * part) ** _BLUR_PASSES]
+    for _ in range(_BLUR_PASSES):  # as lists: numpy takes longer to start than this takes
+        wider = [0.0] * (len(kernel) + len(box) - 1)
+        for place, weight in enumerate(kernel):
+            for offset, share in enumerate(box):
+                wider[place + offset] += weight * share
+        kernel = wider
+    units = [round(weight * _KERNEL_UNITS) for weight in kernel]
+    zeros = next(place for place, unit in enumerate(units) if unit)
+    units = units[zeros : len(units) - zeros]
+    units[len(units) // 2] += _KERNEL_UNITS - sum(units)  # else the image would become brighter or darker
+    return (np.array(units) / _KERNEL_UNITS).astype(np.float32)
