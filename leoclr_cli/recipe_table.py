@@ -128,9 +128,9 @@ def _reproduced(recipe: Recipe, cell: Cell, results: Sequence[Mapping[str, Any]]
 
 def _row(recipe: Recipe, cell: Cell, results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     difference = ""
-    if cell.difference is not None:
-        verdict = {True: " (within tolerance)", False: " (not reproduced)", None: ""}
-        difference = f"{cell.difference:+.2f}{verdict[_reproduced(recipe, cell, results)]}"
+    reproduced = _reproduced(recipe, cell, results)
+    if reproduced is not None:
+        difference = f"{cell.difference:+.2f} ({'within tolerance' if reproduced else 'not reproduced'})"
     return (
         cell.column.name,
         cell.method,

@@ -149,6 +149,10 @@ def test_the_table_of_settings_is_current() -> None:
     subprocess.run([sys.executable, ROOT / "scripts" / "settings_table.py", "--check"], check=True)
 
 
+def test_the_results_are_those_of_the_files() -> None:
+    subprocess.run([sys.executable, ROOT / "scripts" / "results_table.py", "--check"], check=True)
+
+
 def test_presets_are_all_described() -> None:
     for page in (ROOT / "README.md", ROOT / "docs" / "settings.md"):
         text = page.read_text("utf-8")
