@@ -20,6 +20,8 @@ from leoclr.cli.recipe_files import Column, Recipe
 from leoclr.datasets.errors import RunError, SettingsError
 from leoclr.datasets.files import write_atomic
 
+_DATA_FLAGS = {"transfer": ("--data", "--test-data"), "detection": ("--data", "--test-data")}  # of `leoclr eval`
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -104,7 +106,8 @@ class Unit:
         for column in self.columns():
             record = self.record(column)
             arguments = ["eval", *column.command, str(self.run)]
-            for flag, split in (("--train-data", column.train_data), ("--data", column.test_data)):
+            flags = _DATA_FLAGS.get(column.command[0], ("--train-data", "--data"))
+            for flag, split in zip(flags, (column.train_data, column.test_data), strict=True):
                 arguments += [flag, self.plan.shards(split)] if split else []
             arguments += ["--epochs", str(self.plan.epochs(column.epochs))] if column.epochs else []
             steps.setdefault(record, Evaluate(record, (*arguments, *self.plan.eval_flags, "-o", str(record))))
