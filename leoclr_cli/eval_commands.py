@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from leoclr.cli import (
+    eval_detection_command,
     eval_knn_command,
     eval_label_curve_command,
     eval_linear_command,
@@ -37,3 +38,4 @@ app.command("label-curve", cls=LeoclrCommand, short_help="Fine-tune with more an
     eval_label_curve_command.label_curve
 )
 app.command(cls=LeoclrCommand, short_help="Train on another data set.")(eval_transfer_command.transfer)
+app.command(cls=LeoclrCommand, short_help="Fine-tune a detector on boxes.")(eval_detection_command.detection)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -205,9 +206,62 @@ class Onnx(Target):
         )
 
 
+class Detectron2(Torchvision):
+    """For Detectron2's ResNets, in a file that its checkpointer matches with a detector by name, whether the body is C4
+    or FPN. The check runs the weights in torchvision's model under their old names, as Detectron2 is not on PyPI."""
+
+    package = "Detectron2"
+
+    def check(self) -> None:
+        name, stem = self.encoder.name, self.encoder.stem
+        if not re.fullmatch(r"resnet\d+", name) or stem != "imagenet":
+            raise CheckpointError(f"Detectron2 has plain ResNets with the imagenet stem, not {name} with stem {stem}")
+        self.refuse_width()
+
+    def write(self, path: Path) -> None:
+        tensors = self.encoder.backbone.state_dict()
+        model = {
+            _detectron2_name(name): tensor.cpu().contiguous()
+            for name, tensor in tensors.items()
+            if not name.endswith("num_batches_tracked")  # Detectron2's frozen BatchNorm has none
+        }
+        buffer = io.BytesIO()
+        torch.save({"model": model, "matching_heuristics": True, "__author__": "leoclr"}, buffer)
+        path.write_bytes(buffer.getbuffer())
+
+    def open(self, path: Path) -> Network:
+        network: Any = models.get_model(self.encoder.name, weights=None)
+        network.fc = nn.Identity()
+        stored = torch.load(path, weights_only=True)["model"]
+        old = {_detectron2_name(name): name for name in network.state_dict() if "num_batches" not in name}
+        if stored.keys() != old.keys():
+            raise CheckpointError(f"Detectron2's names do not fit: {sorted(stored.keys() ^ old.keys())[:5]}")
+        network.load_state_dict({old[name]: tensor for name, tensor in stored.items()}, strict=False)
+        return network.eval()  # type: ignore[no-any-return]
+
+    def usage(self, path: Path) -> tuple[str, ...]:
+        mean, std = ([round(255 * value, 3) for value in values] for values in (self.encoder.mean, self.encoder.std))
+        return (
+            f'cfg.MODEL.WEIGHTS = "{path}"',
+            'cfg.INPUT.FORMAT = "RGB"',
+            f"cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = {mean}, {std}",
+            f"cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.STRIDE_IN_1X1 = {self.encoder.name[6:]}, False",
+            'cfg.MODEL.RESNETS.NORM, cfg.MODEL.BACKBONE.FREEZE_AT = "SyncBN", 0  # as the paper and MoCo fine-tune',
+        )
+
+
+def _detectron2_name(name: str) -> str:
+    """`layer1.0.downsample.1.weight` as `res2.0.shortcut.norm.weight`, `bn1.bias` as `stem.conv1.norm.bias`."""
+    name = re.sub(r"^layer(\d)", lambda match: f"res{int(match[1]) + 1}", name)
+    name = name if name.startswith("res") else f"stem.{name}"
+    name = re.sub(r"\bbn(\d)", r"conv\1.norm", name)
+    return name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
+
+
 TARGETS: dict[ExportFormat, type[Target]] = {
     ExportFormat.safetensors: Safetensors,
     ExportFormat.torchvision: Torchvision,
     ExportFormat.timm: Timm,
     ExportFormat.onnx: Onnx,
+    ExportFormat.detectron2: Detectron2,
 }

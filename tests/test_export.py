@@ -83,7 +83,8 @@ def test_the_printed_lines_open_each_file_in_another_process_and_give_the_same_f
     tmp_path: Path, cifar_encoder: LoadedEncoder
 ) -> None:
     script = IMPORTS
-    for format in sorted(ExportFormat, key=lambda format: format == ExportFormat.safetensors):  # it imports leoclr
+    formats = [format for format in ExportFormat if format != ExportFormat.detectron2]  # which is not on PyPI
+    for format in sorted(formats, key=lambda format: format == ExportFormat.safetensors):  # it imports leoclr
         report = export_encoder(cifar_encoder, format, tmp_path / f"{format}{format.suffix}")
         assert report.largest_difference <= TOLERANCE
         lines = "\n".join(report.usage)
@@ -94,7 +95,7 @@ def test_the_printed_lines_open_each_file_in_another_process_and_give_the_same_f
     with torch.no_grad():
         expected = cifar_encoder.backbone(torch.from_numpy(images)).numpy()
     assert expected.std() > 0.01
-    for format in ExportFormat:
+    for format in formats:
         np.testing.assert_allclose(np.load(tmp_path / f"{format}.npy"), expected, rtol=0, atol=TOLERANCE)
 
 
@@ -179,6 +180,27 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, cifar_encoder: L
     path = tmp_path / "file" / "out.pth"
     with pytest.raises(CheckpointError, match=f"cannot write {path}"):
         export_encoder(cifar_encoder, ExportFormat.torchvision, path)
+
+
+def test_detectron2_gets_its_own_names(tmp_path: Path, cifar_encoder: LoadedEncoder) -> None:
+    encoder = load_weights(tmp_path, trained_weights("resnet50"))
+    path = default_path(encoder.name, tmp_path, ExportFormat.detectron2)
+    report = export_encoder(encoder, ExportFormat.detectron2, path)
+    assert path.name == "resnet50.detectron2.pth" and report.largest_difference <= TOLERANCE
+    stored = torch.load(path, weights_only=True)
+    assert stored["matching_heuristics"] is True and len(stored["model"]) == 53 * 5  # convolution and BatchNorm
+    weights = encoder.backbone.state_dict()
+    for theirs, ours in (
+        ("stem.conv1.weight", "conv1.weight"),
+        ("stem.conv1.norm.running_mean", "bn1.running_mean"),
+        ("res2.0.shortcut.weight", "layer1.0.downsample.0.weight"),
+        ("res2.0.shortcut.norm.bias", "layer1.0.downsample.1.bias"),
+        ("res5.2.conv3.norm.weight", "layer4.2.bn3.weight"),
+    ):
+        assert torch.equal(stored["model"][theirs], weights[ours])
+    assert "cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.STRIDE_IN_1X1 = 50, False" in report.usage
+    with pytest.raises(CheckpointError, match="imagenet stem"):
+        export_encoder(cifar_encoder, ExportFormat.detectron2, tmp_path / "out.pth")
 
 
 def test_the_command_exports_the_newest_run_into_itself(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,145 @@
+"""Boxes in the layout of PASCAL VOC, from files that are not trusted."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from xml.parsers import expat
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from leoclr.datasets.errors import DataError
+from leoclr.datasets.voc import read_annotation, read_voc, unpack_voc
+
+Box = tuple[str, tuple[float, float, float, float], bool]
+
+
+def annotation(boxes: Sequence[Box]) -> str:
+    objects = "".join(
+        f"<object><name>{name}</name><difficult>{int(hard)}</difficult><bndbox><xmin>{x0}</xmin><ymin>{y0}</ymin>"
+        f"<xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox><part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>"
+        "</object>"
+        for name, (x0, y0, x1, y1), hard in boxes
+    )
+    return f"<annotation><filename>other.jpg</filename>{objects}</annotation>"
+
+
+def write_voc(root: Path, splits: dict[str, dict[str, Sequence[Box]]]) -> Path:
+    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    for split, images in splits.items():
+        (root / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{key} 1\n" for key in images))
+        for key, boxes in images.items():
+            Image.new("RGB", (30, 20)).save(root / "JPEGImages" / f"{key}.jpg")
+            (root / "Annotations" / f"{key}.xml").write_text(annotation(boxes))
+    return root
+
+
+CAT: Box = ("cat", (1, 1, 10, 20), False)
+DOG: Box = ("dog", (5, 6, 30, 20), True)
+FLAT: Box = ("dog", (9, 9, 8, 9), False)
+
+
+def test_boxes_and_classes_are_read(tmp_path: Path) -> None:
+    root = write_voc(tmp_path, {"trainval": {"a": [DOG, CAT], "b": [FLAT]}, "test": {"c": [CAT]}})
+    train, test = read_voc([root], "trainval", "test")
+    assert train.classes == test.classes == ("cat", "dog")
+    assert train.images[0].boxes.tolist() == [[4, 5, 30, 20], [0, 0, 10, 20]]  # pixels from 0
+    assert train.images[0].labels.tolist() == [1, 0] and train.images[0].difficult.tolist() == [True, False]
+    assert train.left_out == 1 and train.images[1].boxes.shape == (0, 4)
+    assert test.images[0].pixels().shape == (20, 30, 3) and len(test) == 1
+    assert train.digest != test.digest
+
+
+def test_sets_lie_beside_each_other_as_in_vocdevkit(tmp_path: Path) -> None:
+    write_voc(tmp_path / "VOCdevkit" / "VOC2007", {"trainval": {"a": [CAT]}, "test": {"c": [CAT]}})
+    write_voc(tmp_path / "VOCdevkit" / "VOC2012", {"trainval": {"a": [DOG]}})
+    train, test = read_voc([tmp_path], "trainval", "test")
+    assert [image.path.parts[-3] for image in train.images] == ["VOC2007", "VOC2012"] and len(test) == 1
+
+
+def test_a_tar_file_gives_the_same(tmp_path: Path) -> None:
+    root = write_voc(tmp_path / "set", {"trainval": {"a": [DOG, CAT]}, "test": {"c": [CAT]}})
+    with tarfile.open(tmp_path / "set.tar.gz", "w:gz") as tar:
+        tar.add(root, "set")
+        for name in ("../Annotations/out.xml", "/JPEGImages/root.jpg", "set/Annotations/../../x.xml"):
+            member = tarfile.TarInfo(name)
+            member.size = 2
+            tar.addfile(member, io.BytesIO(b"no"))
+        link = tarfile.TarInfo("set/Annotations/link.xml")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    unpack_voc(tmp_path / "set.tar.gz", tmp_path / "out")
+    before, after = (read_voc([folder], "trainval", "test") for folder in (root, tmp_path / "out"))
+    assert [one.digest for one in before] == [one.digest for one in after]
+    found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert not [name for name in found if "out.xml" in name or "x.xml" in name or "link" in name]
+    assert not (tmp_path / "Annotations").exists() and not (tmp_path / "x.xml").exists()
+
+
+def test_half_a_tar_file_is_one_line(tmp_path: Path) -> None:
+    root = write_voc(tmp_path / "set", {"trainval": {str(number): [CAT] for number in range(30)}, "test": {"c": [CAT]}})
+    with tarfile.open(tmp_path / "set.tar.gz", "w:gz") as tar:
+        tar.add(root, "set")
+    whole = (tmp_path / "set.tar.gz").read_bytes()
+    (tmp_path / "set.tar.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="cannot be unpacked"):
+        unpack_voc(tmp_path / "set.tar.gz", tmp_path / "out")
+    assert not (tmp_path / "out" / "complete").exists()
+
+
+ENTITIES = (
+    '<!DOCTYPE x [<!ENTITY a "{}"><!ENTITY b "&a;&a;">]><annotation><object><name>&b;</name></object></annotation>'
+)
+EXTERNAL = (
+    '<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]><annotation><object><name>&a;</name></object></annotation>'
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ENTITIES,
+        EXTERNAL,
+        "<annotation>",
+        "no xml",
+        "<annotation>" + "<a>" * 10_000,
+        annotation([("cat", (1, 1, 10, 20), False)] * 10_001),
+        annotation([("cat", (1, 1, float("nan"), 20), False)]),
+        annotation([("cat", (1, 1, 10, 20), False)]).replace("<ymax>20</ymax>", ""),
+        annotation([("cat", (1, 1, 10, 20), False)]).replace("20", "twenty"),
+    ],
+    ids=["entities", "external", "open", "text", "deep", "many", "nan", "side", "word"],
+)
+def test_annotations_that_do_harm_are_refused(text: str) -> None:
+    with pytest.raises((expat.ExpatError, ValueError)):
+        read_annotation(text.encode())
+
+
+def test_what_is_wrong_is_named(tmp_path: Path) -> None:
+    root = write_voc(tmp_path / "set", {"trainval": {"a": [CAT]}, "test": {"c": [CAT]}, "dogs": {"d": [DOG]}})
+    for train, test, expected in (
+        ("trainval", "val", "there is no ImageSets/Main/val.txt"),
+        ("trainval", "../../x", "there is no ImageSets/Main"),
+        ("trainval", "trainval", "1 images are in trainval and in trainval, such as a.jpg"),
+        ("trainval", "dogs", "'dog' of dogs is not in the training images"),
+    ):
+        with pytest.raises(DataError, match=expected):
+            read_voc([root], train, test)
+    with pytest.raises(DataError, match="not in the layout of PASCAL VOC"):
+        read_voc([tmp_path / "set" / "JPEGImages"], "trainval", "test")
+    (root / "Annotations" / "a.xml").write_text(EXTERNAL)
+    with pytest.raises(DataError, match="a.xml is no annotation of PASCAL VOC: it has a document type"):
+        read_voc([root], "trainval", "test")
+    (root / "Annotations" / "a.xml").unlink()
+    with pytest.raises(DataError, match="a.xml: No such file"):
+        read_voc([root], "trainval", "test")
+
+
+def test_coordinates_are_floats(tmp_path: Path) -> None:
+    ((name, sides, hard),) = read_annotation(annotation([("cat", (1.5, 2, 3, 4), False)]).encode())
+    assert (name, hard) == ("cat", False) and np.allclose(sides, [1.5, 2, 3, 4])
