@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from leoclr.datasets import augment, fast_augment
 from leoclr.datasets.augment import AugmentationSpec, Uniforms
@@ -28,3 +29,10 @@ class Executor(Protocol):
 EXECUTORS: Mapping[str, Executor] = MappingProxyType(
     {"device": fast_augment.squares, "fast": fast_augment.views, "pillow": augment.views}
 )
+
+
+def one_view(image: Image.Image, spec: AugmentationSpec, kind: ViewKind, uniforms: Uniforms) -> NDArray[np.uint8]:
+    """A view of a decoded image, for looking at: as in training, with "device" equal but for rounding."""
+    if spec.executor == "pillow":
+        return augment.augment(image, spec, kind, uniforms)
+    return fast_augment.augment(np.array(image), spec, kind, uniforms)

@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from leoclr.cli.drawing import GREEN, GROUND, INK, RED, Colour, Tile, fit, font, sheet
-from leoclr.datasets.augment import UNIFORMS, AugmentationSpec, Box, Photometric, augment, crop_box, draw
+from leoclr.datasets.augment import UNIFORMS, AugmentationSpec, Box, Photometric, crop_box, draw
+from leoclr.datasets.executors import one_view
 from leoclr.datasets.randomness import uniforms
 from leoclr.datasets.views import ViewPolicy
 
@@ -123,7 +124,7 @@ def _views_row(
             part = f"{_share(boxes[name], image):.0%} of the area"
         else:
             part = _WHOLE[spec.original]
-        pixels = fit(Image.fromarray(augment(image, spec, kind, numbers)), size, size)
+        pixels = fit(Image.fromarray(one_view(image, spec, kind, numbers)), size, size)
         tiles.append(Tile(pixels, (part, _describe(draw(spec, numbers))), colours[name]))
     height = tiles[0].image.height
     original = fit(image, height * 4 // 3, height)

@@ -6,19 +6,26 @@ Differences are means over all pixels and channels, in levels of 255.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from leoclr.datasets import augment, fast_augment
 from leoclr.datasets.augment import UNIFORMS, AugmentationSpec, Photometric, draw
+from leoclr.datasets.decode import decode_image, decode_pixels
 from leoclr.datasets.errors import BadImage
-from leoclr.datasets.executors import EXECUTORS
+from leoclr.datasets.executors import EXECUTORS, one_view
+from leoclr.datasets.loader import StepDataset, batches
+from leoclr.datasets.locate import open_data
+from leoclr.datasets.plan import Plan
 from leoclr.datasets.randomness import uniforms
-from leoclr.datasets.views import ViewKind
+from leoclr.datasets.views import POLICIES, ViewKind
 
 Pixels = NDArray[np.uint8]
 SPEC = AugmentationSpec(224)
@@ -145,3 +152,80 @@ def test_jitter_in_any_order_is_pillows(squares: list[Pixels]) -> None:
         for square, one in zip(squares * 3, orders, strict=False)
     ]
     assert np.mean(found) <= 1.0 and max(found) <= 2.0
+
+
+def encoded(image: Image.Image, format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def test_the_fast_decoder_gives_pillows_pixels(photographs: list[Pixels]) -> None:
+    """Colour, sampling, orientation, depth: for all there is one answer, to the bit."""
+    image = Image.fromarray(photographs[0]).resize((131, 77))
+    deep = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    files = {
+        **{f"subsampling {kind}": encoded(image, "JPEG", subsampling=kind) for kind in (0, 1, 2)},
+        **{f"orientation {turn}": encoded(image, "JPEG", exif=turned(turn)) for turn in (1, 3, 6, 9)},
+        **{mode: encoded(image.convert(mode), "JPEG") for mode in ("L", "CMYK", "YCbCr")},
+        "RGB": encoded(image, "JPEG", keep_rgb=True),
+        "progressive": encoded(image, "JPEG", progressive=True),
+        "palette": encoded(image.convert("P"), "PNG"),
+        "16 bit": encoded(deep, "PNG"),
+        "transparent": encoded(image.convert("RGBA"), "WEBP"),
+    }
+    for name, data in files.items():
+        pixels = decode_pixels(data)
+        np.testing.assert_array_equal(pixels, np.asarray(decode_image(data)), err_msg=name)
+        assert pixels.flags.writeable, name  # torch warns of others
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
+def test_damaged_jpegs_are_refused_by_both_decoders_or_by_none(options: dict[str, object]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    good = encoded(Image.fromarray(noise), "JPEG", **options)
+    generator = np.random.default_rng(1)
+    refused = 0
+    for attempt in range(400):
+        data = bytearray(good)
+        if attempt % 4 == 0:
+            data = data[: generator.integers(2, len(good))]
+        for place in generator.integers(0, len(data), attempt % 3):
+            data[place] = generator.integers(256)
+        try:
+            expected = np.asarray(decode_image(bytes(data)))
+        except BadImage:
+            refused += 1
+            with pytest.raises(BadImage):
+                decode_pixels(bytes(data))
+        else:
+            np.testing.assert_array_equal(decode_pixels(bytes(data)), expected)
+    assert 50 < refused < 350
+
+
+def test_workers_change_no_pixel(make_shards: Callable[..., Path]) -> None:
+    index = open_data([str(make_shards((9, 4, 14), bad=(3, 11)))])
+    spec = AugmentationSpec(12, executor="fast")
+    loaded = [
+        list(batches(StepDataset(index, Plan.of(index, 6, 3), POLICIES["leoclr"], spec), 0, 8, workers))
+        for workers in (0, 2)
+    ]
+    for alone, shared in zip(*loaded, strict=True):
+        assert alone.bad == shared.bad
+        assert all(torch.equal(alone.views[name], shared.views[name]) for name in ("x", "x1", "x2"))
+
+
+def test_pictures_show_what_the_executor_makes(photographs: list[Pixels]) -> None:
+    image = Image.fromarray(photographs[1])
+    fast, pillow = (
+        one_view(image, AugmentationSpec(64, executor=executor), "crop", numbers(5)) for executor in ("fast", "pillow")
+    )
+    np.testing.assert_array_equal(fast, fast_augment.augment(photographs[1], AugmentationSpec(64), "crop", numbers(5)))
+    np.testing.assert_array_equal(pillow, augment.augment(image, AugmentationSpec(64), "crop", numbers(5)))
+    assert (fast != pillow).any()
