@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from types import TracebackType
 from typing import Protocol, TypeVar
 
 import torch
@@ -102,4 +104,11 @@ def _unchanged(batch: Item) -> Item:
 def _start_worker(number: int) -> None:
     """Ctrl-C reaches every process of the terminal; only the parent acts on it, and it still needs batches."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = _without_parent
     torch.set_num_threads(1)
+
+
+def _without_parent(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """A thread of Python's own hands over shared memory, and shows a traceback where a killed parent hangs up."""
+    if not isinstance(error, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, traceback)

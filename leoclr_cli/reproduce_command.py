@@ -13,7 +13,15 @@ from leoclr.datasets.errors import RunError, SettingsError
 if TYPE_CHECKING:
     from leoclr.cli.recipe_steps import Plan
 
-ablate_app = typer.Typer(help="Pre-train again with parts left out.", no_args_is_help=True)
+_HELP = """Pre-train again with parts left out, evaluate, and draw what each part is worth.
+
+\b
+Examples:
+  leoclr ablate augmentations --data shards/imagenet --num-processes 8
+  leoclr ablate augmentations --on cifar10 --data shards/cifar10 --scale 0.25
+"""
+
+ablate_app = typer.Typer(help=_HELP, no_args_is_help=True)
 
 Data = Annotated[
     list[str] | None,
