@@ -107,7 +107,7 @@ def unpack_voc(archive: Path, folder: Path, advance: Callable[[int], None] = ign
     if complete.exists():
         return
     try:
-        with tarfile.open(archive, "r|*") as tar:
+        with tarfile.open(archive, "r:*") as tar:
             for member in tar:
                 path = _place(member.name) if member.isfile() and member.size <= MAX_BYTES else None
                 content = tar.extractfile(member) if path is not None else None
