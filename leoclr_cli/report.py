@@ -133,10 +133,11 @@ def _best_scores(run: ReportedRun) -> dict[str, str]:
         if not isinstance(results, dict) or not results:
             continue
         key = "drop" if "drop" in results else next(iter(results))
-        value = number(results[key].get("top1")) if isinstance(results[key], dict) else None
-        if value is not None:
-            kind = record["kind"]
-            found["drop on random crops" if key == "drop" else f"top-1, {kind}"] = _PERCENT(value)
+        first = results[key] if isinstance(results[key], dict) else {}
+        metric = "ap50" if "ap50" in first else "top1"
+        if (value := number(first.get(metric))) is not None:
+            name = f"{'AP50' if metric == 'ap50' else 'top-1'}, {record['kind']}"
+            found["drop on random crops" if key == "drop" else name] = _PERCENT(value)
     return found
 
 

@@ -10,6 +10,7 @@ from leoclr.cli.report_runs import ReportedRun, flat, number
 from leoclr.evals.report import METRICS
 
 _HALF_WIDTH = "_half_width"
+_METRICS = METRICS | {"ap50": "AP50 %", "ap": "AP %", "ap75": "AP75 %"}
 _BACKENDS = ("moco", "simclr")
 
 
@@ -100,7 +101,7 @@ def _scores(found: Sequence[tuple[int, ReportedRun, dict[str, Any]]]) -> Html:
             if values := _results(record).get(key):
                 cells = [_percent(values, metric) for metric in metrics]
                 rows.append([chip(colour, run.name), key.replace("_", " "), *cells])
-    return table(["run", "", *(METRICS.get(metric, metric) for metric in metrics)], rows, class_="scores")
+    return table(["run", "", *(_METRICS.get(metric, metric) for metric in metrics)], rows, class_="scores")
 
 
 def _results(record: Mapping[str, Any]) -> dict[str, dict[str, float]]:

@@ -87,6 +87,8 @@ def make_run(tmp_path: Path, make_shards: MakeShards) -> MakeRun:
             "data": {"test": {"digest": "abc"}},
         }
         (folder.evals / "knn-1.json").write_text(json.dumps(record))
+        boxes = {"kind": "detection", "results": {"detection": {"ap50": 0.4375, "ap": 0.25}}}
+        (folder.evals / "detection-1.json").write_text(json.dumps(boxes))
         torch.manual_seed(0)
         model = build_backbone("resnet18", "cifar", 8).state_dict()
         tensors = {f"encoder.backbone.{key}": tensor for key, tensor in model.items()}
@@ -120,6 +122,7 @@ def test_a_page_has_every_section(report: Run, make_run: MakeRun, tmp_path: Path
     assert page.tags["circle"] >= 24 and "24 training images" in page.text
     assert "62.50 ± 1.25" in page.text and "k-NN of a test" in page.text
     assert "leoclr views under moco, resnet18 at 16 px, 10 epochs of 24 images" in page.text
+    assert "AP50, detection" in page.text and "43.8 %" in page.text and "43.75" in page.text
     assert "epoch 5" in page.text and "d" * 64 in page.text
 
 
