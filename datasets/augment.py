@@ -36,6 +36,7 @@ class AugmentationSpec:
 
     image_size: int
     executor: Literal["device", "fast", "pillow"] = "pillow"
+    reduced_decoding: bool = False
     original: Literal["squash", "pad", "center"] = "squash"
     crop_scale: tuple[float, float] = (0.2, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)

@@ -41,16 +41,40 @@ _KERNEL_UNITS = 256  # OpenCV filters bytes with weights of 8 bits
 
 def views(data: bytes, spec: AugmentationSpec, kinds: Sequence[ViewKind], uniforms: Sequence[Uniforms]) -> list[Pixels]:
     """The views of an encoded image, one for each of `kinds` with its uniforms. Raises BadImage."""
-    image = decode_pixels(data)
-    return [augment(image, spec, kind, numbers) for kind, numbers in zip(kinds, uniforms, strict=True)]
+    return [
+        apply(of_view, draw(spec, numbers))
+        for of_view, numbers in zip(squares(data, spec, kinds, uniforms), uniforms, strict=True)
+    ]
 
 
 def squares(
     data: bytes, spec: AugmentationSpec, kinds: Sequence[ViewKind], uniforms: Sequence[Uniforms]
 ) -> list[Pixels]:
     """As `views`, before their photometric operations."""
-    image = decode_pixels(data)
-    return [square(image, spec, kind, numbers) for kind, numbers in zip(kinds, uniforms, strict=True)]
+    full: tuple[int, int] | None = None
+
+    def spare(width: int, height: int) -> float:
+        nonlocal full
+        full = width, height
+        return min(
+            side / needed
+            for kind, numbers in zip(kinds, uniforms, strict=True)
+            for side, needed in _sides(width, height, spec, kind, numbers)
+        )
+
+    image = decode_pixels(data, spare if spec.reduced_decoding else None)
+    return [square(image, spec, kind, numbers, full) for kind, numbers in zip(kinds, uniforms, strict=True)]
+
+
+def _sides(
+    width: int, height: int, spec: AugmentationSpec, kind: ViewKind, uniforms: Uniforms
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Of what a view shows: how many pixels of the image lie along each side, and how many of the view."""
+    if kind == "crop":
+        left, top, right, bottom = crop_box(width, height, spec, uniforms)
+        return (right - left, spec.image_size), (bottom - top, spec.image_size)
+    *_, placed_width, placed_height = placed(width, height, spec)
+    return (width, placed_width), (height, placed_height)
 
 
 def augment(image: Pixels, spec: AugmentationSpec, kind: ViewKind, uniforms: Uniforms) -> Pixels:
@@ -58,14 +82,23 @@ def augment(image: Pixels, spec: AugmentationSpec, kind: ViewKind, uniforms: Uni
     return apply(square(image, spec, kind, uniforms), draw(spec, uniforms))
 
 
-def square(image: Pixels, spec: AugmentationSpec, kind: ViewKind, uniforms: Uniforms) -> Pixels:
-    """A view before its photometric operations: the crop, or the whole image, as a square of `image_size`."""
+def square(
+    image: Pixels, spec: AugmentationSpec, kind: ViewKind, uniforms: Uniforms, full: tuple[int, int] | None = None
+) -> Pixels:
+    """A view before its photometric operations: the crop, or the whole image, as a square of `image_size`.
+
+    Args:
+        full: Width and height of the image where it was decoded at a reduced resolution: what is drawn depends on them.
+    """
     height, width = image.shape[:2]
+    full_width, full_height = full or (width, height)
     size = spec.image_size
     if kind == "crop":
-        left, top, right, bottom = crop_box(width, height, spec, uniforms)
+        left, top, right, bottom = crop_box(full_width, full_height, spec, uniforms)
+        left, right = left * width // full_width, -(-right * width // full_width)  # outwards, where it is reduced
+        top, bottom = top * height // full_height, -(-bottom * height // full_height)
         return resize(image[top:bottom, left:right], size, size)
-    left, top, width, height = placed(width, height, spec)
+    left, top, width, height = placed(full_width, full_height, spec)
     resized = resize(image, width, height)
     if (width, height) == (size, size):
         return resized

@@ -96,6 +96,11 @@ class AugmentationSettings(Strict):
         description="What applies them: the processors (fast); the GPU, after the crop (device); Pillow, bit for bit "
         "as torchvision and several times slower. auto: device on a GPU, else fast; a resumed run keeps its own.",
     )
+    reduced_decoding: bool = Field(
+        default=False,
+        description="Decode a JPEG at a half, a quarter or an eighth of its size where no view needs more: several "
+        "times faster for large photographs, and not quite the same pixels. Not with pillow, not with data.resident.",
+    )
     original: Literal["squash", "pad", "center"] = Field(
         default="squash",
         description="How the original becomes a square: resized to it (the paper), padded, or its centre.",
@@ -191,6 +196,11 @@ class TrainSettings(Strict):
         default="float32", description="Of the encoder's forward pass. Loss, normalisation and queue stay float32."
     )
     channels_last: bool = Field(default=True, description="Memory format of the encoder; faster on most hardware.")
+    compile: bool = Field(
+        default=False,
+        description="Compile the encoder with torch.compile: for GPUs. The first step takes a minute or more, sums "
+        "differ in their last bits, and on a CPU it is no faster.",
+    )
     accumulation: PositiveCount = Field(
         default=1, description="Micro-batches that a process splits its share of a step into."
     )
@@ -253,6 +263,10 @@ class Settings(Strict):
             problems.append("optimizer.warmup_epochs must not be more than train.epochs")
         if self.data.batch_size % self.train.accumulation:
             problems.append("data.batch_size must be a multiple of train.accumulation")
+        if self.augmentation.reduced_decoding and self.augmentation.executor == "pillow":
+            problems.append("augmentation.reduced_decoding is not for augmentation.executor pillow")
+        if self.augmentation.reduced_decoding and self.data.resident == "yes":
+            problems.append("augmentation.reduced_decoding is not for data.resident yes")
         if self.train.precision == "fp16" and self.run.device == "cpu":
             problems.append("train.precision fp16 needs a GPU, and run.device is cpu; bf16 works on both")
         if problems:

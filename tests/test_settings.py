@@ -243,7 +243,11 @@ def test_lists_are_split_outside_braces(text: str, items: tuple[str, ...]) -> No
         ("train.channels_last", "maybe", "--set train.channels_last: must be a valid boolean, got 'maybe'"),
         ("views", "leoclrr", "--set views: must be 'leoclr', 'pairwise' or 'pairwise-symmetric', got 'leoclrr'; did"),
         ("optimizer.lrr", "1", "--set optimizer.lrr: unknown key; did you mean optimizer.lr?"),
-        ("train", "1", "--set train: unknown key; train has epochs, seed, precision, channels_last, accumulation"),
+        (
+            "train",
+            "1",
+            "--set train: unknown key; train has epochs, seed, precision, channels_last, compile, accumulation",
+        ),
         ("data.train", "a.tar,,b.tar", "--set data.train: item 2 must be printable text, and not empty"),
     ],
 )
@@ -286,6 +290,8 @@ def test_values_that_do_not_fit_together_are_named_with_their_origins(tmp_path: 
     )
     environment = {"LEOCLR_TRAIN__ACCUMULATION": "3", "LEOCLR_TRAIN__PRECISION": "fp16", "LEOCLR_RUN__DEVICE": "cpu"}
     assert refusal(environment=environment).splitlines()[0] == "2 settings are wrong:"
+    flags = {"augmentation.reduced_decoding": "true", "augmentation.executor": "pillow", "data.resident": "yes"}
+    assert refusal(flags=flags).splitlines()[0] == "2 settings are wrong:"
 
 
 def test_a_value_of_the_other_backend_gives_a_warning_and_a_preset_or_an_equal_value_does_not() -> None:
