@@ -91,7 +91,7 @@ class MoCo(nn.Module):
             return self.key_encoder(images)  # type: ignore[no-any-return]
         everything, batch = gather(images), len(images)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        order = torch.randperm(len(everything), generator=generator).to(images.device)
+        order = torch.randperm(len(everything), generator=generator).to(images.device, non_blocking=True)
         mine = order[rank() * batch :][:batch]
         keys = gather(self.key_encoder(everything[mine]))
         return keys[torch.argsort(order)][rank() * batch :][:batch]

@@ -63,24 +63,25 @@ class LARS(torch.optim.Optimizer):
         """Update every parameter that has a gradient."""
         assert closure is None, "LARS evaluates no closure"
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group)
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if parameters:
+                self._update(parameters, group)
 
-    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        direction = parameter.grad
-        assert direction is not None
-        rate = torch.ones((), device=parameter.device, dtype=parameter.dtype)
+    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        directions = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
         if group["trust"]:
-            weight, gradient = parameter.norm(), direction.norm()
-            adapted = group["trust"] * weight / (gradient + group["weight_decay"] * weight)
-            rate = torch.where((weight > 0) & (gradient > 0), adapted, rate)
-        direction = direction + group["weight_decay"] * parameter
-        state = self.state[parameter]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-        state["momentum_buffer"].mul_(group["momentum"]).add_(direction * (rate * group["lr"]))
-        parameter.sub_(state["momentum_buffer"])
+            weights, lengths = (torch.stack(list(torch._foreach_norm(each))) for each in (parameters, gradients))
+            adapted = group["trust"] * weights / (lengths + group["weight_decay"] * weights)
+            rates = torch.where((weights > 0) & (lengths > 0), adapted, torch.ones_like(adapted))
+            torch._foreach_mul_(directions, list(rates.unbind()))
+        for parameter in parameters:
+            if "momentum_buffer" not in self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        torch._foreach_mul_(buffers, group["momentum"])
+        torch._foreach_add_(buffers, directions, alpha=group["lr"])
+        torch._foreach_sub_(parameters, buffers)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
