@@ -26,6 +26,7 @@ def bench(
     batch_size: flags.BatchSize = None,
     device: flags.Device = None,
     precision: flags.Precision = None,
+    compile: flags.Compile = None,
     workers: flags.Workers = None,
     assignments: flags.Assignments = None,
     seconds: Annotated[
@@ -51,6 +52,7 @@ def bench(
         batch_size=batch_size,
         backbone=backbone,
         precision=precision,
+        compile=compile,
         device=device,
         workers=workers,
         assignments=[*(assignments or ()), "run.trackers="],

@@ -45,4 +45,9 @@ def backend(settings: Settings, device: torch.device) -> MoCo | SimCLR:
             encoder = nn.SyncBatchNorm.convert_sync_batchnorm(encoder)  # type: ignore[no-untyped-call]
         method = SimCLR(encoder, simclr.temperature, simclr.reduction, simclr.stop_gradient)
     memory_format = torch.channels_last if settings.train.channels_last else torch.contiguous_format
-    return method.to(device, memory_format=memory_format)  # type: ignore[call-overload, no-any-return]
+    method.to(device, memory_format=memory_format)  # type: ignore[call-overload]
+    if settings.train.compile:
+        for part in method.children():
+            if isinstance(part, Encoder):
+                part.compile()  # and not torch.compile, whose wrapper would rename the weights
+    return method

@@ -12,6 +12,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from accelerate.state import AcceleratorState  # noqa: TID253
 from accelerate.utils import ProjectConfiguration  # noqa: TID253
 
+from leoclr.cli.allocator import keep_freed_memory
 from leoclr.cli.settings import Settings
 from leoclr.datasets.errors import RunError
 
@@ -33,7 +34,9 @@ def make_accelerator(settings: Settings, output: Path) -> Accelerator:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
-    elif device.type == "cuda":
+    if device.type == "cpu":
+        keep_freed_memory()
+    elif not settings.run.deterministic:
         torch.backends.cudnn.benchmark = True
     return Accelerator(
         cpu=device.type == "cpu",
@@ -78,6 +81,14 @@ def lost_process(error: RuntimeError) -> RunError | None:
     what = "has not answered within run.timeout_minutes" if waited else "has ended; look above for its message"
     reason = text.removeprefix("[").partition("] ")[2].partition(". ")[0] or text
     return RunError(f"another process of this run {what}; the checkpoints are as they were ({reason[:200]})")
+
+
+def failed_compilation(error: RuntimeError) -> RunError | None:
+    """What to say where `error` is torch.compile's; None where it is anything else."""
+    if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return None
+    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return RunError(f"the encoder cannot be compiled here; take --no-compile ({reason[:200]})")
 
 
 def choose_device(name: str) -> torch.device:

@@ -26,6 +26,7 @@ FLAGS = {
     "train.epochs": "--epochs",
     "train.seed": "--seed",
     "train.precision": "--precision",
+    "train.compile": "--compile",
     "run.device": "--device",
     "run.workers": "--workers",
 }
@@ -46,6 +47,10 @@ LearningRate = Annotated[str | None, _flag("optimizer.lr", "NUMBER")]
 Epochs = Annotated[str | None, _flag("train.epochs", "N")]
 Seed = Annotated[str | None, _flag("train.seed", "N")]
 Precision = Annotated[str | None, _flag("train.precision")]
+Compile = Annotated[
+    bool | None,
+    typer.Option("--compile/--no-compile", help=FIELDS["train.compile"].description, show_default=False),
+]
 Device = Annotated[str | None, _flag("run.device", "NAME")]
 Workers = Annotated[str | None, _flag("run.workers", "N")]
 Assignments = Annotated[
@@ -80,6 +85,7 @@ def given_flags(
     epochs: str | None = None,
     seed: str | None = None,
     precision: str | None = None,
+    compile: bool | None = None,
     device: str | None = None,
     workers: str | None = None,
     assignments: list[str] | None = None,
@@ -100,6 +106,7 @@ def given_flags(
         "train.epochs": epochs,
         "train.seed": seed,
         "train.precision": precision,
+        "train.compile": None if compile is None else str(compile).lower(),
         "run.device": device,
         "run.workers": workers,
     }

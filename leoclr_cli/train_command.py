@@ -40,6 +40,7 @@ def train(
     ] = None,
     device: flags.Device = None,
     precision: flags.Precision = None,
+    compile: flags.Compile = None,
     workers: flags.Workers = None,
     seed: flags.Seed = None,
     num_processes: Annotated[
@@ -73,6 +74,7 @@ def train(
         epochs=epochs,
         seed=seed,
         precision=precision,
+        compile=compile,
         device=device,
         workers=workers,
         assignments=assignments,

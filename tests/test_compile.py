@@ -1,0 +1,70 @@
+"""`train.compile`: the same weights by the same names, but for the last bits of sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from leoclr.cli import build, training
+from leoclr.cli.devices import failed_compilation
+from leoclr.cli.layers import resolve
+from leoclr.cli.settings import Settings
+from leoclr.datasets.errors import RunError
+
+FLAGS = {
+    "data.batch_size": "8",
+    "data.image_size": "16",
+    "encoder.backbone": "resnet18",
+    "encoder.stem": "cifar",
+    "encoder.width": "8",
+    "moco.queue": "16",
+    "moco.bn_splits": "2",
+    "train.epochs": "1",
+    "run.workers": "0",
+    "run.device": "cpu",
+    "run.trackers": "",
+}
+
+
+def settings(data: Path | str, **changes: str) -> Settings:
+    return resolve(None, None, {}, FLAGS | {"data.train": str(data)} | changes).settings
+
+
+@pytest.mark.parametrize("backend", ["moco", "simclr"])
+def test_compiled_weights_keep_their_names(backend: str) -> None:
+    plain, compiled = (
+        build.backend(settings("unused", **{"backend": backend, "train.compile": choice}), torch.device("cpu"))
+        for choice in ("false", "true")
+    )
+    assert list(plain.state_dict()) == list(compiled.state_dict())
+    assert compiled.encoder._compiled_call_impl is not None and plain.encoder._compiled_call_impl is None
+
+
+def test_torchs_compilation_errors_become_one_line(
+    make_shards: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._dynamo.exc import TorchDynamoException
+
+    def fail(*_: object) -> None:
+        raise TorchDynamoException("no C++ compiler\nand much more")
+
+    monkeypatch.setattr(training.Trainer, "_train_step", fail)
+    with pytest.raises(RunError, match=r"cannot be compiled here; take --no-compile \(no C\+\+ compiler\)"):
+        training.train(settings(make_shards((8,))), tmp_path / "run", None, ["test"], False)
+    assert failed_compilation(RuntimeError("something else")) is None
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch's compiler has many of its own
+def test_a_compiled_run_ends_where_the_other_does(make_shards: Callable[..., Path], tmp_path: Path) -> None:
+    data = make_shards((16,))
+    ended = {}
+    for choice in ("false", "true"):
+        result = training.train(settings(data, **{"train.compile": choice}), tmp_path / choice, None, ["test"], False)
+        ended[choice] = load_file(Path(result.checkpoint) / "model.safetensors")
+    for name, expected in ended["false"].items():
+        torch.testing.assert_close(ended["true"][name], expected, rtol=1e-3, atol=1e-4, msg=name)
