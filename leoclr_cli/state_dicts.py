@@ -7,6 +7,7 @@ DistributedDataParallel saves it), and MoCo's checkpoint, whose query encoder is
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,9 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
     """
     try:
         # Explicit: TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD in the environment would turn the default off.
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that it refuses next
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises nearly any type
         asked = re.search(r"GLOBAL (\S+) ", str(error))
         reason = f"; it asks to run {asked[1]}" if asked else ""
