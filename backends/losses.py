@@ -23,10 +23,11 @@ def info_nce(anchor_BD: Tensor, positives_PBD: Sequence[Tensor], negatives_KD: T
     a second positive costs B products and not B x K.
     """
     with torch.autocast(anchor_BD.device.type, enabled=False):
-        log_negatives_B = torch.logsumexp(anchor_BD @ negatives_KD.T / temperature, dim=1)
+        scaled_BD = anchor_BD / temperature  # and not the B x K products: that would be a second copy of them
+        log_negatives_B = torch.logsumexp(scaled_BD @ negatives_KD.T, dim=1)
         losses = []
         for positive_BD in positives_PBD:
-            positive_B = (anchor_BD * positive_BD).sum(dim=1) / temperature
+            positive_B = (scaled_BD * positive_BD).sum(dim=1)
             losses.append((torch.logaddexp(positive_B, log_negatives_B) - positive_B).mean())
         return torch.stack(losses)
 
@@ -46,14 +47,12 @@ def nt_xent(first_BD: Tensor, second_BD: Tensor, temperature: float, stop_gradie
     all_2ND = torch.cat([gather_with_gradient(first_BD), gather_with_gradient(second_BD)])
     total = len(all_2ND) // 2
     with torch.autocast(first_BD.device.type, enabled=False):
-        similarity_2B2N = anchors_2BD @ all_2ND.T / temperature
+        similarity_2B2N = (anchors_2BD / temperature) @ all_2ND.T
     rows = torch.arange(batch, device=first_BD.device)
     itself = torch.cat([start + rows, total + start + rows])
     positive = torch.cat([total + start + rows, start + rows])
-    similarity_2B2N = similarity_2B2N.scatter(1, itself[:, None], float("-inf"))
+    similarity_2B2N.scatter_(1, itself[:, None], float("-inf"))
     if stop_gradient:
         constant = torch.cat([second_BD, first_BD]).detach()
-        similarity_2B2N = similarity_2B2N.scatter(
-            1, positive[:, None], (anchors_2BD * constant).sum(dim=1, keepdim=True) / temperature
-        )
+        similarity_2B2N.scatter_(1, positive[:, None], (anchors_2BD * constant).sum(dim=1, keepdim=True) / temperature)
     return F.cross_entropy(similarity_2B2N, positive)
