@@ -17,6 +17,7 @@ TEMPERATURE = 0.1
 MAJORITY_K = 20
 DEFAULT_CHUNK = 2**26  # 256 MiB of similarities
 _MAX_COLUMNS = 2**17
+_GROUP = 16
 _NUMBER_BITS = 32
 _LAST_NUMBER = 2**31 - 1
 
@@ -62,7 +63,7 @@ def nearest(train_ND: Tensor, test_MD: Tensor, k: int, chunk: int = DEFAULT_CHUN
     """The k most similar training samples of every test sample, most similar first.
 
     Equal similarities are ordered by sample number, lowest first, whatever the chunk and the device. At D = 512 and
-    k = 200 the selection adds about a quarter to the time of the matrix product.
+    k = 200 the selection adds a sixth to the time of the matrix product.
 
     Returns:
         Cosine similarities, float32, and sample numbers, int64, both of shape `(M, min(k, N))`.
@@ -85,17 +86,40 @@ def nearest(train_ND: Tensor, test_MD: Tensor, k: int, chunk: int = DEFAULT_CHUN
 
 
 def _best_of_block(similarity_RP: Tensor, start: int, k: int) -> Tensor:
-    """Packed keys of the k best of each row, unordered. `start` is the sample number of the first column."""
+    """Packed keys of each row, unordered, the k best among them. `start` is the sample number of the first column."""
     columns = similarity_RP.shape[1]
     if k >= columns:
         return _pack(similarity_RP, torch.arange(start, start + columns, device=similarity_RP.device))
-    values, places = similarity_RP.topk(k + 1, dim=1)
-    best_RK = _pack(values[:, :k], start + places[:, :k])
-    # topk may take any of several equal values. That matters only where the first one left out equals the last taken.
+    values, places = _largest(similarity_RP, k + 1)
+    best_RK = _pack(values, start + places)
+    # Any of several equal values may have been taken. That matters only where they are the least that were.
     numbers_P = torch.arange(start, start + columns, device=similarity_RP.device)
-    for row in (values[:, k - 1] == values[:, k]).nonzero().flatten().tolist():
-        best_RK[row] = _pack(similarity_RP[row], numbers_P).topk(k).values
+    tied_R = (values == values.amin(dim=1, keepdim=True)).sum(dim=1) > 1
+    for row in tied_R.nonzero().flatten().tolist():
+        best_RK[row] = _pack(similarity_RP[row], numbers_P).topk(k + 1).values
     return best_RK
+
+
+def _largest(similarity_RP: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """torch.topk along the rows, unordered, and several times faster where they are long.
+
+    The columns are put in groups. As many groups as values are wanted, those with the largest maxima, hold as many
+    values that are at least the smallest of these maxima, and no other group holds one above it: only their values are
+    compared. Which of several equal values is taken is as open as with torch.topk.
+    """
+    groups = similarity_RP.shape[1] // _GROUP
+    if groups < 2 * count:
+        return similarity_RP.topk(count, dim=1, sorted=False)
+    # A group is every `groups`-th column, so that the maxima of neighbours are found together.
+    grouped = similarity_RP[:, : groups * _GROUP].view(-1, _GROUP, groups)
+    chosen = grouped.amax(dim=1).topk(count, dim=1, sorted=False).indices
+    candidates = grouped.gather(2, chosen[:, None, :].expand(-1, _GROUP, -1)).flatten(1)
+    left_over = similarity_RP[:, groups * _GROUP :]
+    if left_over.shape[1]:
+        candidates = torch.cat([candidates, left_over], dim=1)
+    values, found = candidates.topk(count, dim=1, sorted=False)
+    places = chosen.gather(1, found % count) + groups * (found // count)
+    return values, torch.where(found < _GROUP * count, places, found + (groups - count) * _GROUP)
 
 
 def _pack(similarity: Tensor, number: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
+from torch.nn import functional as F
 
 from leoclr.evals.knn import knn_accuracy, nearest, votes
 from leoclr.evals.metrics import accuracies
@@ -74,6 +75,19 @@ def test_ties_go_to_the_lowest_sample_number_whatever_the_chunk(chunk: int) -> N
     similarity, neighbours = nearest(train, test, 40, chunk)
     assert torch.equal(neighbours, expected.indices[:, :40])
     assert torch.equal(similarity.double(), expected.values[:, :40])
+
+
+@pytest.mark.parametrize("samples", [1500, 1504, 1511])
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_best_of_many_columns_are_those_of_a_whole_sort(tied: bool, samples: int) -> None:
+    train = signs(samples, seed=1) if tied else clustered(samples, seed=1)[0]
+    test = signs(50, seed=2) if tied else clustered(50, seed=2)[0]
+    exact = F.normalize(test.double(), dim=1) @ F.normalize(train.double(), dim=1).T
+    expected = torch.sort(exact, dim=1, descending=True, stable=True)
+    for k in (1, 20, 45):
+        similarity, neighbours = nearest(train, test, k)
+        assert torch.equal(neighbours, expected.indices[:, :k])
+        torch.testing.assert_close(similarity.double(), expected.values[:, :k], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)
