@@ -39,6 +39,7 @@ from leoclr.datasets.views import POLICIES
 _PARTS = 20  # that the time is divided into
 _SAMPLES = 64  # different images that single operations are measured on
 _CPU_BATCH = 64  # where a step of the whole batch would take too long to repeat
+_END = 1  # step of a schedule of one: its learning rate is nought, so weights stay finite however often it is taken
 Advance = Callable[[str], None]
 
 
@@ -140,7 +141,7 @@ class Bench:
             }
 
             def work() -> int:
-                take_step(views, 0)
+                take_step(views, _END)
                 return batch
 
             return self._repeat(f"model step, batch {batch}", "model", work)
@@ -154,7 +155,7 @@ class Bench:
 
                 def work() -> int:
                     batch = next(loaded)
-                    take_step(batch.views, 0)
+                    take_step(batch.views, _END)
                     return len(batch.samples)
 
                 began = time.perf_counter()
@@ -253,7 +254,7 @@ def _accelerated(settings: Settings, folder: Path) -> Iterator[Accelerator]:
 def _train_step(settings: Settings, accelerator: Accelerator) -> TrainStep:
     method = build.backend(settings, accelerator.device)
     pairs = POLICIES[settings.views].pairs
-    return TrainStep(settings, accelerator, method, pairs, settings.data.batch_size, 1, 0)
+    return TrainStep(settings, accelerator, method, pairs, settings.data.batch_size, _END, 0)
 
 
 def _dataset(index: Index, settings: Settings) -> StepDataset:

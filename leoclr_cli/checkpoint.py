@@ -79,7 +79,7 @@ def save_checkpoint(
     state_bytes = json.dumps(state, indent=1, allow_nan=False).encode()
     needed = len(state_bytes) + sum(tensor.nbytes for group in tensors.values() for tensor in group.values())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)  # and not its parents: a run that was moved away must not begin anew here
         _remove_leftovers(folder)
         if _is_sound(target):
             return target

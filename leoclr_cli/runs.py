@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -73,6 +74,23 @@ class RunFolder:
             write_atomic(self.settings_file, text.encode())
         except OSError as error:
             raise RunError(f"cannot write {self.settings_file}: {error}") from error
+
+    @contextmanager
+    def still_there(self) -> Iterator[None]:
+        """Around a save: a folder that somebody moved or removed is not made anew with half a run in it.
+
+        Raises:
+            RunError: It is gone, before the save or while it went on.
+        """
+        vanished = RunError(f"{self.path} has vanished, and with it run.json; nothing is saved in its place")
+        if not self.settings_file.exists():
+            raise vanished
+        try:
+            yield
+        except CheckpointError:
+            if self.settings_file.exists():
+                raise
+            raise vanished from None
 
 
 def newest_run(root: Path = Path(".")) -> Path:

@@ -191,11 +191,10 @@ class Trainer:
     def save(self) -> Path:
         """Write a checkpoint (first process only: all hold the same) and remove old ones."""
         if self.main:
-            if not self.run.settings_file.exists():
-                raise RunError(f"{self.run.path} has vanished, and with it run.json; nothing is saved in its place")
-            epoch = self.step / self.plan.steps_per_epoch
-            self.state.save(self.run.checkpoints, self.step, steps=self.steps, epoch=epoch, bad_images=self.bad.lines())
-            prune(self.run.checkpoints, self.settings.run.keep, self._keeps)
+            epoch, bad = self.step / self.plan.steps_per_epoch, self.bad.lines()
+            with self.run.still_there():
+                self.state.save(self.run.checkpoints, self.step, steps=self.steps, epoch=epoch, bad_images=bad)
+                prune(self.run.checkpoints, self.settings.run.keep, self._keeps)
         return step_folder(self.run.checkpoints, self.step)
 
     def _load(self, checkpoint: Checkpoint) -> None:

@@ -56,6 +56,10 @@ def test_it_measures_the_settings_and_the_data_it_is_given(executor: str, make_s
     )
 
 
+def test_no_learning_rate_ends_it() -> None:
+    assert json.loads(bench("--json", "--set", "optimizer.lr=1e30"))["model"]["images_per_second"] > 0
+
+
 def report(data: float, model: float, together: float, *alternatives: Alternative) -> Report:
     def rate(name: str, part: Part, value: float) -> Rate:
         return Rate.of(name, part, [value, value, value])

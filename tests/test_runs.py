@@ -35,6 +35,24 @@ def test_run_json_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert [path.name for path in run.path.iterdir()] == ["run.json"]
 
 
+@pytest.mark.parametrize("when", ["before", "during"])
+def test_nothing_is_saved_where_a_run_has_vanished(tmp_path: Path, when: str) -> None:
+    run = RunFolder(make_run(tmp_path / "run", "2026-01-01T00:00:00"))
+    if when == "before":
+        run.path.rename(tmp_path / "elsewhere")
+    with pytest.raises(RunError, match="run has vanished"), run.still_there():
+        run.path.rename(tmp_path / "elsewhere")
+        save_checkpoint(run.checkpoints, 1, {"model": {"weight": torch.ones(3)}}, {})
+    assert not run.path.exists()
+
+
+def test_a_save_that_fails_in_a_run_that_is_there_says_why(tmp_path: Path) -> None:
+    run = RunFolder(make_run(tmp_path / "run", "2026-01-01T00:00:00"))
+    run.checkpoints.write_text("a file where a folder should be")
+    with pytest.raises(CheckpointError, match="cannot write checkpoint"), run.still_there():
+        save_checkpoint(run.checkpoints, 1, {"model": {"weight": torch.ones(3)}}, {})
+
+
 @pytest.mark.parametrize("content", [None, "", "[]", '{"format": 99}'])
 def test_a_missing_or_damaged_run_json_is_named(tmp_path: Path, content: str | None) -> None:
     if content is not None:
