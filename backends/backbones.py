@@ -6,8 +6,10 @@ and ResNet-18 and -34 another width. A ResNet's state dict has torchvision's nam
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.resnet import BasicBlock, ResNet
@@ -53,6 +55,33 @@ def build_backbone(name: str, stem: str = "imagenet", width: int = _STANDARD_WID
         return _with_dimension(network, dimension)
     _only_standard(name, stem, width)
     return _with_dimension(network, _drop_classifier(network, name))
+
+
+@torch.no_grad()
+def narrow_convolution(backbone: nn.Module, size: int) -> str | None:
+    """Name of the first convolution whose input is narrower than its stride, when images are `size` pixels wide.
+
+    A forward pass of one image in evaluation mode finds it; the backbone stays as it is.
+    """
+    found: list[str] = []
+
+    def look_at(name: str) -> Callable[[nn.Conv2d, tuple[Tensor]], None]:
+        def look(module: nn.Conv2d, inputs: tuple[Tensor]) -> None:
+            if inputs[0].shape[-1] < module.stride[1]:
+                found.append(name)
+
+        return look
+
+    layers = [(name, layer) for name, layer in backbone.named_modules() if isinstance(layer, nn.Conv2d)]
+    hooks = [layer.register_forward_pre_hook(look_at(name)) for name, layer in layers]
+    training, weight = backbone.training, next(backbone.parameters())
+    try:
+        backbone.eval()(weight.new_zeros(1, 3, size, size))
+    finally:
+        backbone.train(training)
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else None
 
 
 def _with_dimension(network: nn.Module, dimension: int) -> Backbone:

@@ -181,10 +181,13 @@ class Bench:
             return
         train = self._settings.train
         tried = {"train.channels_last": str(not train.channels_last).lower()}
-        if train.precision == "float32" and _computes(self._device, "bf16"):
+        if train.precision == "float32":
             tried["train.precision"] = "bf16"
         for key, value in tried.items():
-            rate = self._step(with_values(self._settings, {key: value}))
+            try:
+                rate = self._step(with_values(self._settings, {key: value}))
+            except RunError:  # the device cannot compute so
+                continue
             yield Alternative(f"{key}={value}", "model", rate.images_per_second / model.images_per_second)
 
     def _repeat(self, name: str, part: Part, work: Callable[[], int], slices: int = 1) -> Rate:
@@ -260,14 +263,6 @@ def _train_step(settings: Settings, accelerator: Accelerator) -> TrainStep:
 def _dataset(index: Index, settings: Settings) -> StepDataset:
     plan = Plan.of(index, settings.data.batch_size, settings.train.seed)
     return StepDataset(index, plan, POLICIES[settings.views], augmentation_spec(settings))
-
-
-def _computes(device: torch.device, precision: str) -> bool:
-    try:
-        check_precision(precision, device)
-    except RunError:
-        return False
-    return True
 
 
 def _count(done: Iterator[object]) -> int:

@@ -10,6 +10,7 @@ from leoclr.backends.encoder import Encoder
 from leoclr.backends.moco import MoCo
 from leoclr.backends.queue import KeyQueue
 from leoclr.backends.simclr import SimCLR
+from leoclr.cli.devices import check_gradients
 from leoclr.cli.settings import EncoderSettings, Settings
 from leoclr.datasets.errors import SettingsError
 
@@ -23,9 +24,16 @@ def backbone(settings: EncoderSettings) -> Backbone:
 
 
 def backend(settings: Settings, device: torch.device) -> MoCo | SimCLR:
-    """The contrastive method with weights from `train.seed`, on the device, the same on every rank."""
+    """The contrastive method with weights from `train.seed`, on the device, the same on every rank.
+
+    Raises:
+        RunError: Its gradients would be wrong on this device.
+        SettingsError: There is no such backbone.
+    """
     torch.manual_seed(settings.train.seed)
-    encoder = Encoder(backbone(settings.encoder), settings.encoder.projector_hidden, settings.encoder.projector_dim)
+    network = backbone(settings.encoder)
+    check_gradients(network, settings.data.image_size, settings.train.precision, device)
+    encoder = Encoder(network, settings.encoder.projector_hidden, settings.encoder.projector_dim)
     method: MoCo | SimCLR
     if settings.backend == "moco":
         moco = settings.moco

@@ -11,7 +11,9 @@ import torch  # noqa: TID253
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs  # noqa: TID253
 from accelerate.state import AcceleratorState  # noqa: TID253
 from accelerate.utils import ProjectConfiguration  # noqa: TID253
+from torch import nn  # noqa: TID253
 
+from leoclr.backends.backbones import narrow_convolution
 from leoclr.cli.allocator import keep_freed_memory
 from leoclr.cli.settings import Settings
 from leoclr.datasets.errors import RunError
@@ -119,3 +121,17 @@ def check_precision(precision: str, device: torch.device) -> None:
         raise RunError("this GPU does not compute in bf16; take --precision fp16 or float32")
     if precision == "bf16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         raise RunError("this processor does not compute in bf16; take --precision float32")
+
+
+def check_gradients(backbone: nn.Module, size: int, precision: str, device: torch.device) -> None:
+    """Raise RunError where PyTorch would compute wrong ones for images of `size` pixels.
+
+    On a CPU in bf16, a convolution's weight gradient is made of memory that nobody wrote where its input is narrower
+    than its stride (seen with PyTorch 2.14 and oneDNN on a processor with avx512_bf16).
+    """
+    if precision == "bf16" and device.type == "cpu" and (name := narrow_convolution(backbone, size)):
+        raise RunError(
+            f"images of {size} px are too small for bf16 on a CPU: {name} takes longer strides than its input is wide, "
+            "which PyTorch has wrong gradients for; take --precision float32, or a stem or an image size that leaves "
+            "more pixels"
+        )

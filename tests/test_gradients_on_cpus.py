@@ -1,0 +1,62 @@
+"""Where PyTorch computes wrong gradients in bf16 on a CPU, nothing is trained."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from leoclr.backends.backbones import build_backbone, narrow_convolution
+from leoclr.cli import build
+from leoclr.cli.devices import check_gradients
+from leoclr.cli.settings import Settings
+from leoclr.datasets.errors import RunError
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("stem", "size", "name"),
+    [("imagenet", 16, "layer4.0.conv1"), ("imagenet", 17, None), ("cifar", 4, "layer4.0.conv1"), ("cifar", 5, None)],
+)
+def test_the_first_convolution_with_longer_strides_than_its_input_is_wide_is_found(
+    stem: str, size: int, name: str | None
+) -> None:
+    backbone = build_backbone("resnet18", stem, width=8)
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    assert narrow_convolution(backbone, size) == name
+    assert backbone.training
+    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+    assert not any(module._forward_pre_hooks for module in backbone.modules())
+
+
+def test_only_bf16_on_a_cpu_is_refused() -> None:
+    backbone = build_backbone("resnet18", width=8)
+    check_gradients(backbone, 16, "float32", CPU)
+    check_gradients(backbone, 16, "bf16", torch.device("cuda"))
+    check_gradients(backbone, 32, "bf16", CPU)
+    with pytest.raises(RunError, match=r"images of 16 px are too small for bf16 on a CPU: layer4\.0\.conv1"):
+        check_gradients(backbone, 16, "bf16", CPU)
+
+
+def test_no_method_is_built_on_wrong_gradients() -> None:
+    settings = Settings.model_validate(
+        {"data": {"image_size": 16}, "encoder": {"backbone": "resnet18"}, "train": {"precision": "bf16"}}
+    )
+    with pytest.raises(RunError, match="too small for bf16"):
+        build.backend(settings, CPU)
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor does not compute in bf16")
+@pytest.mark.parametrize(("kernel", "stride", "width"), [(3, 2, 2), (3, 2, 3), (3, 1, 1), (1, 2, 2), (7, 2, 16)])
+def test_gradients_in_bf16_are_near_those_in_float32(kernel: int, stride: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(8, 16, width, width, generator=generator)
+    layer = torch.nn.Conv2d(16, 16, kernel, stride, kernel // 2)
+    found = []
+    for precision in (torch.float32, torch.bfloat16):
+        for size in (1_000, 10_000, 100_000):  # what an uninitialised tensor may be made of
+            torch.full((size,), float("nan"))
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            result = layer(images)
+        found.append(torch.autograd.grad(result.float().square().sum(), layer.weight)[0])
+    assert (found[1] - found[0]).abs().max() < 0.05 * found[0].abs().max()
