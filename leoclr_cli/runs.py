@@ -16,6 +16,7 @@ from leoclr.datasets.errors import CheckpointError, RunError
 from leoclr.datasets.files import write_atomic
 
 FORMAT = 1
+_RUNS = ("runs/*/run.json", "*/run.json", "quickstart/run/run.json")  # where a run is looked for that was not named
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,12 @@ class RunFolder:
 
 
 def newest_run(root: Path = Path(".")) -> Path:
-    """The run folder in `root` or `root`/runs that was started last.
+    """The run folder in `root` or `root`/runs that was started last; quickstart's counts as well.
 
     Raises:
         RunError: There is none.
     """
-    runs = [file.parent for pattern in ("runs/*/run.json", "*/run.json") for file in root.glob(pattern)]
+    runs = [file.parent for pattern in _RUNS for file in root.glob(pattern)]
     if not runs:
         raise RunError(
             f"no run in {root.resolve()} or its runs folder: name one, or make one with `leoclr train --data SHARDS`"
