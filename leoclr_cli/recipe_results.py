@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from leoclr.cli.recipe_files import Column, Recipe
-from leoclr.cli.recipe_steps import Unit, read_json
+from leoclr.cli.recipe_steps import Plan, Unit, read_json
 from leoclr.datasets.errors import RunError
 from leoclr.datasets.files import write_atomic
 
@@ -49,25 +49,44 @@ def write_result(unit: Unit, recipe_name: str) -> Path:
         "changes": list(plan.changes),
         "settings": settings,
         "data": {key: run["data"][key] for key in ("digest", "samples")},
-        "environment": {**run["environment"], "cores": os.cpu_count()},
+        "environment": {**run["environment"], "cores": sessions[-1].get("cores", "")},
         "versions": run["versions"],
-        "commit": _commit(),
+        "commit": sessions[-1].get("commit", ""),
         "seconds": round(sum(session["seconds"] for session in sessions), 1),
         "steps": sessions[-1]["steps"],
         "forward_passes": passes * sessions[-1]["steps"] * settings["data"]["batch_size"],
-        "commands": [" ".join(("leoclr", *step.command_as_planned())) for step in unit.steps()],
         "scores": scores,
     }
+    here = _places(plan)
+    content = _elsewhere(content, here)
+    commands = [_elsewhere(step.command_as_planned(), here) for step in unit.steps()]
+    content["commands"] = [shlex.join(("leoclr", *words)) for words in commands]
     text = json.dumps(content, indent=2, allow_nan=False)
-    for name, shards in plan.data.items():  # a result is shown to others, who have their data elsewhere
-        for spelling in {shards, os.path.abspath(shards)}:
-            text = text.replace(spelling, name.upper())
-    for spelling in (str(plan.folder.absolute()), f"{plan.folder}/"):
-        text = text.replace(spelling, "" if spelling.endswith("/") else "OUTPUT")
     path = plan.folder / "results" / f"{unit.name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, (text + "\n").encode())
     return path
+
+
+def _places(plan: Plan) -> dict[str, str]:
+    """What stands for each path of this machine in a result, which is shown to others."""
+    here = {os.path.abspath(plan.folder): "OUTPUT", os.path.normpath(plan.folder): "OUTPUT"}
+    for name, shards in plan.data.items():
+        here |= {shards: name.upper(), os.path.abspath(shards): name.upper()}
+    return {path: here[path] for path in sorted(here, key=len, reverse=True) if path != "."}
+
+
+def _elsewhere(value: Any, here: Mapping[str, str]) -> Any:
+    """A JSON value whose strings, where they are such a path or begin with one, say what stands for it."""
+    if isinstance(value, dict):
+        return {key: _elsewhere(item, here) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_elsewhere(item, here) for item in value]
+    if isinstance(value, str):
+        for path, name in here.items():
+            if value == path or value.startswith(f"{path}/"):
+                return name + value[len(path) :]
+    return value
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
@@ -148,14 +167,3 @@ def _value(column: Column, score: Mapping[str, Any]) -> float:
     except (KeyError, TypeError, ValueError):
         raise RunError(f"the record of {column.name!r} holds no {column.metric}") from None
     return value * (100 if column.percent else 1)
-
-
-def _commit() -> str:
-    """Of the checkout that leoclr runs from; "" where it runs from none."""
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return found.stdout.strip() if found.returncode == 0 else ""

@@ -6,12 +6,14 @@ what Ctrl-C does to that command. A step is done when its record is there.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -33,7 +35,9 @@ class Plan:
         scale: Of all epochs; 1 is the paper's.
         seeds: Of the pre-trainings.
         changes: Settings of the pre-training, KEY=VALUE, that are others than the recipe's.
-        train_flags, eval_flags: Added to each command; they change no figure.
+        precision: Of the forward passes; None leaves it to the commands, and to the detector in any case.
+        processes: Of each pre-training.
+        flags: Added to each command; they change no figure.
     """
 
     recipe: Recipe
@@ -42,8 +46,9 @@ class Plan:
     scale: float = 1.0
     seeds: tuple[int, ...] = (0,)
     changes: tuple[str, ...] = ()
-    train_flags: tuple[str, ...] = ()
-    eval_flags: tuple[str, ...] = ()
+    precision: str | None = None
+    processes: int = 1
+    flags: tuple[str, ...] = ()
 
     def shards(self, split: str) -> str:
         """What a command is told to read for NAME or NAME/SPLIT."""
@@ -52,6 +57,15 @@ class Plan:
 
     def epochs(self, number: float) -> int:
         return max(1, round(self.scale * number))
+
+    def precision_flags(self) -> tuple[str, ...]:
+        return ("--precision", self.precision) if self.precision else ()
+
+    def digest(self) -> str:
+        """Of all that decides a figure, but for the seeds: of the commands themselves."""
+        plain = replace(self, folder=Path("OUTPUT"), seeds=(0,), flags=())
+        commands = [step.command_as_planned() for unit in plain.units() for step in unit.steps()]
+        return hashlib.sha256(json.dumps(commands).encode()).hexdigest()[:12]
 
     def units(self) -> Iterator[Unit]:
         """Every pre-training that some column needs, for each method and seed."""
@@ -85,7 +99,9 @@ class Unit:
 
     def record(self, column: Column) -> Path:
         """Columns that are figures of one evaluation share its record."""
-        words = "-".join(word.strip("-") for word in (*column.command, column.train_data or "") if word)
+        epochs = f"{column.epochs}-epochs" if column.epochs else ""
+        parts = (*column.command, column.train_data, column.test_data, epochs)
+        words = "-".join(part.strip("-") for part in parts if part)
         safe = "".join(c if c.isalnum() else "-" for c in words)
         return self.plan.folder / "records" / f"{self.name}-{safe}.json"
 
@@ -96,12 +112,13 @@ class Unit:
             *("train", *pretraining.arguments, *method.arguments, "--data", plan.shards(pretraining.data)),
             *("--epochs", str(plan.epochs(pretraining.epochs * method.epochs)), "--seed", str(self.seed)),
             *(word for change in plan.changes for word in ("--set", change)),
-            *plan.train_flags,
+            *(plan.precision_flags() + plan.flags),
+            *(("--num-processes", str(plan.processes)) if plan.processes > 1 else ()),
         ]
         return Pretrain(plan.folder / "records" / f"{self.name}-train.json", tuple(arguments), self.run)
 
     def evaluations(self) -> list[Evaluate]:
-        """One for each record, in the order of the columns."""
+        """One for each record, in the order of the columns; SettingsError where two would share one."""
         steps: dict[Path, Evaluate] = {}
         for column in self.columns():
             record = self.record(column)
@@ -110,7 +127,10 @@ class Unit:
             for flag, split in zip(flags, (column.train_data, column.test_data), strict=True):
                 arguments += [flag, self.plan.shards(split)] if split else []
             arguments += ["--epochs", str(self.plan.epochs(column.epochs))] if column.epochs else []
-            steps.setdefault(record, Evaluate(record, (*arguments, *self.plan.eval_flags, "-o", str(record))))
+            arguments += () if column.command[0] == "detection" else self.plan.precision_flags()
+            step = Evaluate(record, (*arguments, *self.plan.flags, "-o", str(record)))
+            if steps.setdefault(record, step) != step:
+                raise SettingsError(f"column {column.name!r} would share {record.name} with another command")
         return list(steps.values())
 
     def steps(self) -> list[Pretrain | Evaluate]:
@@ -167,7 +187,8 @@ class Pretrain:
         self.record.parent.mkdir(parents=True, exist_ok=True)
         code, output = _start(self.command())
         if output.strip():
-            content = {"sessions": [*self.sessions(), json.loads(output)]}
+            session = {**json.loads(output), "commit": _commit(), "cores": os.cpu_count()}
+            content = {"sessions": [*self.sessions(), session]}
             write_atomic(self.record, json.dumps(content, indent=2).encode())
         _refuse_failure(code, self.command())
 
@@ -202,6 +223,17 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise RunError(f"{path}: not a record; remove it, and the step is done again")
     return content
+
+
+def _commit() -> str:
+    """Of the checkout that leoclr runs from; "" where it runs from none."""
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return found.stdout.strip() if found.returncode == 0 else ""
 
 
 def _run(command: tuple[str, ...]) -> None:

@@ -95,10 +95,21 @@ def reproduce(
         for name in names():
             print(f"{name:<{width}}{load_recipe(name).title}")
         return
-    flags = [("--device", device), ("--precision", precision), ("--workers", workers)]
-    common = tuple(str(word) for flag, value in flags if value is not None for word in (flag, value))
-    processes = ("--num-processes", str(num_processes)) if num_processes > 1 else ()
-    _carry_out(recipe, data or [], output, scale, seeds, tuple(changes or ()), common, processes, dry_run, as_json)
+    given = [("--device", device), ("--workers", workers)]
+    flags = tuple(str(word) for flag, value in given if value is not None for word in (flag, value))
+    _carry_out(
+        recipe,
+        data or [],
+        output,
+        scale,
+        seeds,
+        tuple(changes or ()),
+        precision,
+        num_processes,
+        flags,
+        dry_run,
+        as_json,
+    )
 
 
 @ablate_app.command(cls=LeoclrCommand, short_help="Remove augmentations one after another.")
@@ -138,15 +149,16 @@ def _carry_out(
     scale: float,
     seeds: int | None,
     changes: tuple[str, ...],
-    common: tuple[str, ...],
-    processes: tuple[str, ...],
+    precision: str | None,
+    processes: int,
+    flags: tuple[str, ...],
     dry_run: bool,
     as_json: bool,
 ) -> None:
     from leoclr.cli.console import say
+    from leoclr.cli.recipe_checks import check_data, check_names
     from leoclr.cli.recipe_files import load_recipe
     from leoclr.cli.recipe_steps import Plan, data_by_name
-    from leoclr.datasets.locate import check_specs
 
     if scale <= 0:
         raise SettingsError(f"--scale {scale:g}: expected a number above 0")
@@ -159,11 +171,12 @@ def _carry_out(
         scale=scale,
         seeds=recipe.seeds if seeds is None else tuple(range(seeds)),
         changes=changes,
-        train_flags=(*common, *processes),
-        eval_flags=common,
+        precision=precision,
+        processes=processes,
+        flags=flags,
     )
-    for pretraining in recipe.pretrain.values():
-        check_specs([plan.shards(pretraining.data)])
+    check_names(plan)
+    check_data(plan)
     units = list(plan.units())
     steps = [step for unit in units for step in unit.steps()]
     if dry_run:
@@ -198,6 +211,9 @@ def _same_as_before(plan: Plan, name: str) -> None:
         "data": dict(plan.data),
         "scale": plan.scale,
         "changes": list(plan.changes),
+        "precision": plan.precision,
+        "processes": plan.processes,
+        "commands": plan.digest(),  # last: it differs where one of the others does, or the recipe was edited
     }
     path = plan.folder / "reproduce.json"
     if path.exists():
@@ -206,7 +222,8 @@ def _same_as_before(plan: Plan, name: str) -> None:
             f"{key} {before.get(key)!r}, now {value!r}" for key, value in about.items() if before.get(key) != value
         ]
         if changed:
-            raise RunError(f"{plan.folder} was begun with {'; '.join(changed)}; choose another --output")
+            told = changed[:-1] or changed
+            raise RunError(f"{plan.folder} was begun with {'; '.join(told)}; choose another --output")
         return
     plan.folder.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(about, indent=2).encode())
@@ -217,7 +234,8 @@ def _report(plan: Plan, name: str, as_json: bool) -> None:
     import json
 
     from leoclr.cli.console import print_json, say
-    from leoclr.cli.recipe_results import read_results, write_result
+    from leoclr.cli.recipe_results import write_result
+    from leoclr.cli.recipe_steps import read_json
     from leoclr.cli.recipe_table import as_json as table_json
     from leoclr.cli.recipe_table import as_markdown, as_picture, as_text
     from leoclr.datasets.files import atomic_path, write_atomic
@@ -225,9 +243,7 @@ def _report(plan: Plan, name: str, as_json: bool) -> None:
     done = [unit for unit in plan.units() if all(step.done() for step in unit.steps())]
     if not done:
         return
-    for unit in done:
-        write_result(unit, name)
-    results = read_results(plan.folder / "results")
+    results = [read_json(write_result(unit, name)) for unit in done]  # and not those of seeds that were not asked for
     table = table_json(plan.recipe, results)
     write_atomic(plan.folder / "table.json", (json.dumps(table, indent=2) + "\n").encode())
     write_atomic(plan.folder / "table.md", as_markdown(plan.recipe, results).encode())

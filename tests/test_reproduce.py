@@ -17,7 +17,7 @@ from PIL import Image
 from leoclr.cli.app import main
 from leoclr.cli.eval_commands import app as eval_app
 from leoclr.cli.recipe_files import Recipe, load_recipe, names
-from leoclr.cli.recipe_results import cells, half_width
+from leoclr.cli.recipe_results import _elsewhere, _places, cells, half_width
 from leoclr.cli.recipe_steps import Plan
 from leoclr.cli.recipe_table import as_json, as_markdown, as_picture
 
@@ -139,8 +139,17 @@ def test_a_recipe_runs_once_and_sets_its_figures_beside_the_papers(
     assert reproduce(*arguments) == 0
     assert time.monotonic() - began < 3  # nothing is done again: an interpreter with torch takes longer to start
     assert json.loads(capsys.readouterr().out) == table
-    assert reproduce(*arguments[:-3], "--scale", "1") == 2
-    assert "was begun with scale 0.5, now 1.0" in capsys.readouterr().err
+    changes = [
+        (["--scale", "1"], "was begun with scale 0.5, now 1.0; choose"),
+        (["--scale", "0.5", "--precision", "bf16"], "was begun with precision None, now 'bf16'; choose"),
+        (["--scale", "0.5", "--num-processes", "2"], "was begun with processes 1, now 2; choose"),
+    ]
+    for change, message in changes:
+        assert reproduce(*arguments[:-3], *change) == 2
+        assert message in capsys.readouterr().err
+    recipe.write_text(recipe.read_text().replace("epochs = 4", "epochs = 8"))
+    assert reproduce(*arguments) == 2
+    assert "was begun with commands " in capsys.readouterr().err
 
 
 def test_ctrl_c_stops_a_step_and_the_same_command_goes_on(recipe: Path, data: Path, tmp_path: Path) -> None:
@@ -194,6 +203,49 @@ def test_a_recipe_that_contradicts_itself_is_refused(recipe: Path, capsys: pytes
     recipe.write_text(TINY.replace('pretrain = "short"', 'pretrain = "long"', 1))
     assert reproduce(recipe, "--data", "x") == 2
     assert "no pre-training long" in capsys.readouterr().err
+
+
+def test_methods_and_columns_that_would_share_a_file_are_refused(
+    recipe: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe.write_text(TINY.replace('"MoCo-v2".arg', '"LeOCLR+".arg'))
+    assert reproduce(recipe, "--data", data, "--dry-run") == 2
+    assert "'LeOCLR+' and 'LeOCLR' would share " in capsys.readouterr().err
+    recipe.write_text(TINY + 'epochs = 3\n[[columns]]\nname = "more"\npretrain = "short"\nmetric = "a.b"\n'
+                      'command = ["knn"]\ntest_data = "pictures/test"\n')  # fmt: skip
+    assert reproduce(recipe, "--data", data, "--dry-run") == 0
+    records = [line.split(" -o ")[1] for line in capsys.readouterr().out.splitlines() if " eval knn " in line]
+    assert len(records) == len(set(records)) == 2 * 3
+    recipe.write_text(TINY.replace('command = ["knn"]', 'command = ["knn", "--k"]', 1).replace(
+        'command = ["knn"]', 'command = ["knn", "k"]'))  # fmt: skip
+    assert reproduce(recipe, "--data", data, "--dry-run") == 2
+    assert "column 'k-NN, majority' would share moco-v2-short-seed-0-knn-k.json" in capsys.readouterr().err
+
+
+def test_precision_goes_to_what_has_one() -> None:
+    plan = Plan(load_recipe("table4"), Path("out"), {"imagenet": "a", "voc": "b"}, precision="bf16")
+    pretraining, detection = next(iter(plan.units())).steps()
+    assert "--precision" in pretraining.command_as_planned() and "--precision" not in detection.command_as_planned()
+
+
+def test_what_evaluations_need_is_asked_for_before_the_first_step(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for table, more in (("table3", ("cars", "birdsnap", "pets", "cifar10", "cifar100")), ("table4", ("voc",))):
+        arguments = [word for name in more for word in ("--data", f"{name}=/nowhere")]
+        assert reproduce(table, "--data", f"imagenet={data}", *arguments, "--dry-run") == 2
+        assert "/nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shards", [".", "data", "10", "shards/cifar10"])
+def test_a_result_says_nothing_of_this_machine_and_keeps_its_shape(shards: str) -> None:
+    plan = Plan(load_recipe("cifar10"), Path("out/10"), {"cifar10": shards})
+    here = _places(plan)
+    content = {"data": {"data": [shards, f"{Path(shards).absolute()}/train", "10.5", "database"]}, "seconds": 10.5}
+    found = _elsewhere(content, here)
+    assert found["seconds"] == 10.5 and found["data"]["data"][1:] == ["CIFAR10/train", "10.5", "database"]
+    assert found["data"]["data"][0] == ("." if shards == "." else "CIFAR10")
+    assert _elsewhere(f"{Path.cwd()}/out/10/runs/x", here) == _elsewhere("out/10/runs/x", here) == "OUTPUT/runs/x"
 
 
 def test_the_interval_is_students() -> None:

@@ -1,0 +1,36 @@
+"""What of a recipe can be refused before its first step, which may take days."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from leoclr.cli.recipe_steps import Plan
+from leoclr.cli.transfer_data import REPORTED
+from leoclr.datasets.errors import DataError, SettingsError
+from leoclr.datasets.locate import check_specs
+
+
+def check_names(plan: Plan) -> None:
+    """Raise SettingsError where methods or columns would share a run or a record: their names differ in signs alone."""
+    units = list(plan.units())
+    for unit in units:
+        unit.evaluations()
+        for other in units:
+            if other != unit and other.name == unit.name:
+                raise SettingsError(f"{unit.method!r} and {other.method!r} would share {unit.run}; rename one of them")
+
+
+def check_data(plan: Plan) -> None:
+    """Raise LeoclrError for what a step days from now would miss: shards, boxes, the packages that score them."""
+    for pretraining in plan.recipe.pretrain.values():
+        check_specs([plan.shards(pretraining.data)])
+    for column in plan.recipe.columns:
+        specs = [plan.shards(split) for split in (column.train_data, column.test_data) if split]
+        if column.command[0] == "detection":
+            from leoclr.evals.detection import require_pycocotools  # and with it torch
+
+            require_pycocotools()
+            if missing := [spec for spec in specs if not Path(spec).exists()]:
+                raise DataError(f"{missing[0]}: no such file or folder")
+        elif column.command[0] != "transfer" or specs[0] not in REPORTED:  # which it packs itself
+            check_specs(specs)
