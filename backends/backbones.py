@@ -15,6 +15,7 @@ from torchvision import models
 from torchvision.models.resnet import BasicBlock, ResNet
 
 _STANDARD_WIDTH = 64
+_WITHOUT_AUXILIARY = {"aux_logits": False, "init_weights": True}
 
 
 class Backbone(nn.Module):
@@ -48,7 +49,8 @@ def build_backbone(name: str, stem: str = "imagenet", width: int = _STANDARD_WID
     if name not in available:
         close = [known for known in available if known.startswith(name[:4])][:6]
         raise ValueError(f"torchvision has no classifier {name!r}; it has {', '.join(close)}")
-    network = models.get_model(name, weights=None)
+    with_auxiliary = name in ("googlenet", "inception_v3")  # classifiers on the way, which have no use here
+    network = models.get_model(name, weights=None, **_WITHOUT_AUXILIARY if with_auxiliary else {})
     if isinstance(network, ResNet):
         _reshape_resnet(network, name, stem, width)
         dimension, network.fc = network.fc.in_features, nn.Identity()
@@ -58,10 +60,13 @@ def build_backbone(name: str, stem: str = "imagenet", width: int = _STANDARD_WID
 
 
 @torch.no_grad()
-def narrow_convolution(backbone: nn.Module, size: int) -> str | None:
+def narrow_convolution(backbone: Backbone, size: int) -> str | None:
     """Name of the first convolution whose input is narrower than its stride, when images are `size` pixels wide.
 
     A forward pass of one image in evaluation mode finds it; the backbone stays as it is.
+
+    Raises:
+        ValueError: The backbone does not take such images, or its features are not what `feature_dim` says.
     """
     found: list[str] = []
 
@@ -76,11 +81,15 @@ def narrow_convolution(backbone: nn.Module, size: int) -> str | None:
     hooks = [layer.register_forward_pre_hook(look_at(name)) for name, layer in layers]
     training, weight = backbone.training, next(backbone.parameters())
     try:
-        backbone.eval()(weight.new_zeros(1, 3, size, size))
+        shape = tuple(backbone.eval()(weight.new_zeros(1, 3, size, size)).shape)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ValueError(f"it does not take images of {size} px ({' '.join(str(error).split())[:200]})") from None
     finally:
         backbone.train(training)
         for hook in hooks:
             hook.remove()
+    if shape != (1, backbone.feature_dim):
+        raise ValueError(f"its features for an image have shape {shape} instead of (1, {backbone.feature_dim})")
     return found[0] if found else None
 
 
@@ -130,7 +139,7 @@ def _timm(name: str, stem: str, width: int) -> tuple[nn.Module, int]:
     if name not in timm.list_models():
         raise ValueError(f"timm has no model {name!r}")
     network: Any = timm.create_model(name, pretrained=False, num_classes=0)
-    return network, int(network.num_features)
+    return network, int(getattr(network, "head_hidden_size", None) or network.num_features)
 
 
 def _only_standard(name: str, stem: str, width: int) -> None:

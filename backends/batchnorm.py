@@ -8,6 +8,8 @@ computes what S processes with one group each compute.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -41,14 +43,46 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
 
 
 def split_batch_norm(module: nn.Module, splits: int) -> None:
-    """Replace every BatchNorm2d inside `module` by one in splits, with the same parameters and names."""
+    """Replace every BatchNorm2d inside `module` by one in splits, with the same parameters and names.
+
+    One of a class of its own, as timm's with an activation in it, stays and takes the groups one after another.
+    """
     if splits == 1:
         return
     for name, child in module.named_children():
-        if type(child) is nn.BatchNorm2d:
+        if isinstance(child, nn.BatchNorm2d) and type(child) is not nn.BatchNorm2d:
+            _call_in_splits(child, splits)
+        elif isinstance(child, nn.BatchNorm2d):
             split = SplitBatchNorm2d(child.num_features, eps=child.eps, momentum=child.momentum, affine=child.affine)
             split.to(child.weight.device, child.weight.dtype).load_state_dict(child.state_dict())
             split.splits = splits
             setattr(module, name, split)
         else:
             split_batch_norm(child, splits)
+
+
+def _call_in_splits(layer: nn.BatchNorm2d, splits: int) -> None:
+    kind = type(layer)
+
+    class Split(kind):  # type: ignore[valid-type, misc]
+        def forward(self, input: Tensor) -> Tensor:
+            if not self.training:
+                return super().forward(input)  # type: ignore[no-any-return]
+            return torch.cat([super(Split, self).forward(group) for group in input.chunk(splits)])
+
+    layer.__class__ = Split
+    if layer.momentum is not None:
+        layer.momentum /= splits  # the running statistics move once for each group
+
+
+def sync_batch_norm(module: nn.Module) -> nn.Module:
+    """The module with BatchNorm whose statistics are those of all processes.
+
+    timm's classes with an activation in them are converted by timm: torch would leave the activation out.
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+    if all(type(layer) is nn.BatchNorm2d for layer in layers):
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-any-return, no-untyped-call]
+    from timm.layers.norm_act import convert_sync_batchnorm
+
+    return cast(nn.Module, convert_sync_batchnorm(module))  # type: ignore[no-untyped-call]

@@ -90,7 +90,7 @@ class MoCo(nn.Module):
         if not self.shuffles:
             return self.key_encoder(images)  # type: ignore[no-any-return]
         everything, batch = gather(images), len(images)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step) % 2**64)
         order = torch.randperm(len(everything), generator=generator).to(images.device, non_blocking=True)
         mine = order[rank() * batch :][:batch]
         keys = gather(self.key_encoder(everything[mine]))

@@ -27,6 +27,7 @@ def on_device(loaded: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
         return
     side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     main = torch.cuda.current_stream(device)
+    side.wait_stream(main)  # which wrote what `loaded` may read on the device
     steps: deque[torch.cuda.Event] = deque()
     while True:
         with torch.cuda.stream(side):  # `loaded` may work on the device as well

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from types import TracebackType
@@ -57,8 +59,8 @@ def load_batches(
             timeout=_TIMEOUT_SECONDS if workers else 0,
         )
         others = set(multiprocessing.active_children())
-        # A worker inherits the mask, so that Ctrl-C cannot kill it before it has learnt to leave that to the parent.
-        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        # A worker inherits the mask, so that no signal can kill it before it has learnt to leave that to the parent.
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             iterator = iter(loader)
         finally:
@@ -102,10 +104,22 @@ def _unchanged(batch: Item) -> Item:
 
 
 def _start_worker(number: int) -> None:
-    """Ctrl-C reaches every process of the terminal; only the parent acts on it, and it still needs batches."""
+    """Ctrl-C reaches every process of the terminal, and SIGTERM those of a job (`timeout`, systemd, Slurm). Only the
+    parent acts on them, and to finish its step it still needs batches."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        threading.Thread(target=_end_when_the_parent_asks, daemon=True).start()
+    else:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     sys.excepthook = _without_parent
     torch.set_num_threads(1)
+
+
+def _end_when_the_parent_asks() -> None:
+    """SIGTERM is blocked and waited for here, which tells who sent it, as a handler cannot."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _without_parent(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

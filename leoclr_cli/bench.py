@@ -90,7 +90,10 @@ class Bench:
             large = settings.data.image_size > 64
             most = min(most, _CPU_BATCH // 4 if large else _CPU_BATCH)
         splits = settings.moco.bn_splits if settings.backend == "moco" else 1
-        return most // splits * splits
+        least = 2 * splits  # two images for each group of BatchNorm
+        if len(self._index) < least:
+            raise RunError(f"{len(self._index)} images are too few for {splits} groups of two; --set moco.bn_splits=1")
+        return max(most // splits * splits, least)
 
     def _read(self) -> Rate:
         reader = SampleReader(self._index)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch  # noqa: TID253
-from torch import nn  # noqa: TID253
 
 from leoclr.backends.backbones import Backbone, build_backbone
+from leoclr.backends.batchnorm import sync_batch_norm
 from leoclr.backends.encoder import Encoder
 from leoclr.backends.moco import MoCo
 from leoclr.backends.queue import KeyQueue
 from leoclr.backends.simclr import SimCLR
-from leoclr.cli.devices import check_gradients
+from leoclr.cli.devices import check_backbone
 from leoclr.cli.settings import EncoderSettings, Settings
 from leoclr.datasets.errors import SettingsError
 
@@ -27,12 +29,12 @@ def backend(settings: Settings, device: torch.device) -> MoCo | SimCLR:
     """The contrastive method with weights from `train.seed`, on the device, the same on every rank.
 
     Raises:
-        RunError: Its gradients would be wrong on this device.
+        RunError: The backbone cannot be trained on such images on this device.
         SettingsError: There is no such backbone.
     """
     torch.manual_seed(settings.train.seed)
     network = backbone(settings.encoder)
-    check_gradients(network, settings.data.image_size, settings.train.precision, device)
+    check_backbone(network, settings.data.image_size, settings.train.precision, device)
     encoder = Encoder(network, settings.encoder.projector_hidden, settings.encoder.projector_dim)
     method: MoCo | SimCLR
     if settings.backend == "moco":
@@ -50,7 +52,7 @@ def backend(settings: Settings, device: torch.device) -> MoCo | SimCLR:
     else:
         simclr = settings.simclr
         if simclr.sync_batchnorm and device.type == "cuda":
-            encoder = nn.SyncBatchNorm.convert_sync_batchnorm(encoder)  # type: ignore[no-untyped-call]
+            encoder = cast(Encoder, sync_batch_norm(encoder))
         method = SimCLR(encoder, simclr.temperature, simclr.reduction, simclr.stop_gradient)
     memory_format = torch.channels_last if settings.train.channels_last else torch.contiguous_format
     method.to(device, memory_format=memory_format)  # type: ignore[call-overload]

@@ -131,15 +131,17 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     return None, passed_over
 
 
-def prune(folder: Path, keep: int, protect: Callable[[int], bool]) -> None:
+def prune(folder: Path, newest: int, keep: int, protect: Callable[[int], bool]) -> None:
     """Remove all but the newest `keep` checkpoints, except those whose step `protect` answers True for.
 
-    A folder is renamed before it is emptied, so that a killed process leaves no half of a checkpoint.
+    Those after step `newest` are damaged, else the run would have gone on from there. They neither count nor go: the
+    run writes over them when it comes to their step. A folder is renamed before it is emptied, so that a killed process
+    leaves no half of a checkpoint.
 
     Raises:
         CheckpointError: One cannot be removed.
     """
-    for step, path in _step_folders(folder)[:-keep]:
+    for step, path in [found for found in _step_folders(folder) if found[0] <= newest][:-keep]:
         if not protect(step):
             doomed = path.with_name(f"{PARTIAL}{path.name}")
             try:

@@ -11,9 +11,8 @@ import torch  # noqa: TID253
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs  # noqa: TID253
 from accelerate.state import AcceleratorState  # noqa: TID253
 from accelerate.utils import ProjectConfiguration  # noqa: TID253
-from torch import nn  # noqa: TID253
 
-from leoclr.backends.backbones import narrow_convolution
+from leoclr.backends.backbones import Backbone, narrow_convolution
 from leoclr.cli.allocator import keep_freed_memory
 from leoclr.cli.settings import Settings
 from leoclr.datasets.errors import RunError
@@ -81,6 +80,8 @@ def lost_process(error: RuntimeError) -> RunError | None:
         return None
     waited = "timed out" in text.casefold() or "timeout" in text.casefold()
     what = "has not answered within run.timeout_minutes" if waited else "has ended; look above for its message"
+    if isinstance(error, torch.distributed.DistNetworkError):
+        return RunError(f"the processes of this run cannot reach each other ({text[:200]})")
     reason = text.removeprefix("[").partition("] ")[2].partition(". ")[0] or text
     return RunError(f"another process of this run {what}; the checkpoints are as they were ({reason[:200]})")
 
@@ -93,6 +94,17 @@ def failed_compilation(error: RuntimeError) -> RunError | None:
     return RunError(f"the encoder cannot be compiled here; take --no-compile ({reason[:200]})")
 
 
+def out_of_memory(error: RuntimeError) -> RunError | None:
+    """What to say where `error` is a lack of memory; None where it is anything else."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in text:
+        return None
+    return RunError(
+        "out of memory; the checkpoints are as they were; take a smaller --batch-size, --precision bf16, or "
+        f"--set train.accumulation=2 for the same batch in two parts ({text[:200]})"
+    )
+
+
 def choose_device(name: str) -> torch.device:
     """The device called `name`: auto (a GPU if there is one), cpu, cuda or cuda:N.
 
@@ -100,12 +112,17 @@ def choose_device(name: str) -> torch.device:
         RunError: It is none of these, or not there.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, number = name.partition(":")
     if kind not in ("cpu", "cuda") or (number and (kind == "cpu" or not number.isdigit())):
         raise RunError(f"no device is called {name!r}; it is auto, cpu, cuda or cuda:N")
     if kind == "cuda" and not torch.cuda.is_available():
         raise RunError("there is no CUDA GPU that this torch can use; take --device cpu")
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if kind == "cuda" and processes > max(1, torch.cuda.device_count()):
+        raise RunError(f"{processes} processes need a GPU each; there are {torch.cuda.device_count()}")
+    if number and processes > 1:
+        raise RunError(f"{processes} processes take a GPU each; name none of them: --device cuda")
     if number and int(number) >= torch.cuda.device_count():
         raise RunError(f"there is no {name}: the GPUs are numbered 0 to {torch.cuda.device_count() - 1}")
     if number:
@@ -123,13 +140,18 @@ def check_precision(precision: str, device: torch.device) -> None:
         raise RunError("this processor does not compute in bf16; take --precision float32")
 
 
-def check_gradients(backbone: nn.Module, size: int, precision: str, device: torch.device) -> None:
-    """Raise RunError where PyTorch would compute wrong ones for images of `size` pixels.
+def check_backbone(backbone: Backbone, size: int, precision: str, device: torch.device) -> None:
+    """Raise RunError where a backbone cannot be trained on images of `size` pixels.
 
-    On a CPU in bf16, a convolution's weight gradient is made of memory that nobody wrote where its input is narrower
-    than its stride (seen with PyTorch 2.14 and oneDNN on a processor with avx512_bf16).
+    By a forward pass of one image. On a CPU in bf16, a convolution's weight gradient is made of memory that nobody
+    wrote where its input is narrower than its stride (seen with PyTorch 2.14 and oneDNN on a processor with
+    avx512_bf16).
     """
-    if precision == "bf16" and device.type == "cpu" and (name := narrow_convolution(backbone, size)):
+    try:
+        name = narrow_convolution(backbone, size)
+    except ValueError as error:
+        raise RunError(f"this backbone cannot be trained: {error}") from None
+    if name and precision == "bf16" and device.type == "cpu":
         raise RunError(
             f"images of {size} px are too small for bf16 on a CPU: {name} takes longer strides than its input is wide, "
             "which PyTorch has wrong gradients for; take --precision float32, or a stem or an image size that leaves "

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from leoclr.cli.console import progress
-from leoclr.cli.devices import check_gradients
+from leoclr.cli.devices import check_backbone
 from leoclr.cli.evaluation import Evaluation
 from leoclr.datasets.index import Index
 from leoclr.evals.classes import IntArray, match_classes
@@ -50,10 +50,10 @@ def finetuned(
     Raises:
         Diverged: The training did.
         EvaluationError: Labels are missing, or `test` has a class that `train` has not.
-        RunError: Gradients would be wrong on this device.
+        RunError: The backbone cannot be trained on such images on this device.
     """
     size, precision, device = evaluation.encoder.image_size, evaluation.request.precision, evaluation.device
-    check_gradients(evaluation.backbone, size, precision, device)
+    check_backbone(evaluation.backbone, size, precision, device)
     numbers = match_classes(train, test)
     view = standard_view(size)
     work = evaluation.work(train, test, kind="finetune", recipe=recipe.identity(), view=view.protocol)

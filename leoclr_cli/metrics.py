@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,6 +23,15 @@ def require_trackers(names: Sequence[str]) -> None:
     for name in names:
         if not any(find_spec(module) for module in _MODULES[name]):
             raise RunError(f"run.trackers: {name} is not installed: pip install {_MODULES[name][0]}")
+
+
+def start_trackers(accelerator: Accelerator, settings: Mapping[str, Any]) -> None:
+    """Start the trackers that the accelerator was told of; one that cannot start is reported, and all are left out."""
+    try:
+        accelerator.init_trackers("leoclr", dict(settings))
+    except Exception as error:  # whatever a tracker raises, the run goes on
+        warn(f"the trackers cannot start and are left out: {error}")
+        accelerator.trackers = []
 
 
 class MetricsLog:
@@ -67,7 +76,10 @@ class MetricsLog:
         if self._file is not None:
             self._file.close()
         if self._trackers_work:
-            self._accelerator.end_training()
+            try:
+                self._accelerator.end_training()
+            except Exception as error:  # as above
+                warn(f"the trackers failed at the end: {error}")
 
 
 def _step_of(line: str) -> float:

@@ -59,7 +59,9 @@ class KnnMonitor:
     def score(self, backbone: Backbone, device: torch.device) -> float:
         """Top-1 accuracy in [0, 1]."""
         found = [
-            extract_features(backbone, index, self.preprocessing, device=device, workers=self.workers)
+            extract_features(
+                backbone, index, self.preprocessing, device=device, workers=self.workers, max_bad_share=1.0
+            )  # the run has its own limit for images that cannot be decoded
             for index in (self.bank, self.queries)
         ]
         (bank, bank_labels), (queries, labels) = (

@@ -48,7 +48,8 @@ def settle_resident(
 
 
 def _worth_it(settings: Settings, index: Index, device: torch.device) -> bool:
-    if device.type != "cuda" or settings.augmentation.executor != "device":
+    augmentation = settings.augmentation
+    if device.type != "cuda" or augmentation.executor != "device" or augmentation.reduced_decoding:
         return False
     size = first_size(index)
     return size is not None and max(size) <= _LARGEST_SIDE and len(index) * size[0] * size[1] * 3 <= _MOST_BYTES

@@ -34,6 +34,8 @@ def micro_batch(settings: Settings, ranks: int) -> int:
             f"a batch of {micro} images cannot be split into {splits} groups of two or more for BatchNorm; "
             f"change --batch-size, or --set moco.bn_splits=1"
         )
+    if settings.backend == "simclr" and micro * ranks < 2:
+        raise RunError("SimCLR's negatives are the other images of the batch, and a batch of one has none")
     return micro
 
 

@@ -58,7 +58,8 @@ class TrainStep:
         accelerator, train = self.accelerator, self.settings.train
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.steps, self.warmup_steps, self.settings.optimizer.lr)
-        torch.manual_seed((train.seed * accelerator.num_processes + accelerator.process_index) * 2**32 + step)
+        stream = train.seed * accelerator.num_processes + accelerator.process_index
+        torch.manual_seed((stream * 2**32 + step) % 2**64)
         device, augmentation = accelerator.device, self.settings.augmentation
         total = torch.zeros((), device=device)
         for number in range(train.accumulation):

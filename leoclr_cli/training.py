@@ -23,10 +23,17 @@ from leoclr.cli.bad_images import BadImages, lines_of_all
 from leoclr.cli.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, prune, step_folder
 from leoclr.cli.clock import Clock
 from leoclr.cli.console import say, warn
-from leoclr.cli.devices import agree, failed_compilation, lost_process, make_accelerator, release_accelerator
+from leoclr.cli.devices import (
+    agree,
+    failed_compilation,
+    lost_process,
+    make_accelerator,
+    out_of_memory,
+    release_accelerator,
+)
 from leoclr.cli.keys import FIELDS, get
 from leoclr.cli.lock import RunLock
-from leoclr.cli.metrics import MetricsLog, require_trackers
+from leoclr.cli.metrics import MetricsLog, require_trackers, start_trackers
 from leoclr.cli.monitor import KnnMonitor
 from leoclr.cli.progress_line import ProgressLine
 from leoclr.cli.run_checks import description, micro_batch, warnings_about
@@ -36,7 +43,7 @@ from leoclr.cli.settings import Settings
 from leoclr.cli.stopping import GracefulStop
 from leoclr.cli.train_step import TrainStep
 from leoclr.cli.training_data import TrainingData
-from leoclr.datasets.errors import RunError
+from leoclr.datasets.errors import DataError, EvaluationError, RunError
 from leoclr.datasets.loader import Batch
 from leoclr.datasets.views import POLICIES
 from leoclr.datasets.workers import lost_worker
@@ -78,16 +85,17 @@ def train(settings: Settings, output: Path, preset: str | None, command: list[st
             saved before stays.
     """
     require_trackers(settings.run.trackers)
-    accelerator = make_accelerator(settings, output)
     try:
         with contextlib.ExitStack() as stack:
-            trainer = Trainer(settings, RunFolder(output), accelerator)
+            accelerator = make_accelerator(settings, output)
+            trainer = Trainer(settings, RunFolder(output), accelerator, resume)
             if accelerator.is_main_process:
                 stack.enter_context(RunLock(output))  # after all that the settings and the data can be refused for
             trainer.start(resume, preset, command)
             return trainer.fit(stack.enter_context(GracefulStop()))
     except RuntimeError as error:
-        raise lost_worker(error) or lost_process(error) or failed_compilation(error) or error from None
+        known = lost_worker(error) or lost_process(error) or failed_compilation(error) or out_of_memory(error)
+        raise known or error from None
     except OSError as error:
         raise RunError(f"the run in {output} cannot go on, but its checkpoints are as they were: {error}") from None
     finally:
@@ -97,8 +105,8 @@ def train(settings: Settings, output: Path, preset: str | None, command: list[st
 class Trainer:
     """One process's part of a run. `state` and `step` are all that must survive a resume."""
 
-    def __init__(self, settings: Settings, run: RunFolder, accelerator: Accelerator) -> None:
-        recorded = run.read()["settings"] if run.settings_file.exists() else None
+    def __init__(self, settings: Settings, run: RunFolder, accelerator: Accelerator, resume: bool) -> None:
+        recorded = run.read()["settings"] if resume and run.settings_file.exists() else None
         self.run, self.accelerator = run, accelerator
         self.main, self.device, self.ranks = accelerator.is_main_process, accelerator.device, accelerator.num_processes
         self.data = TrainingData(settings, accelerator, recorded)
@@ -125,6 +133,8 @@ class Trainer:
                 f"{self.run.path} holds a run already; go on with `leoclr train --resume {self.run.path}`, or choose "
                 "another --output"
             )
+        if newest is None and damaged:
+            raise RunError(f"{damaged[0]}; no checkpoint of {self.run.path} is sound, so choose another --output")
         if newest is not None:
             self._load(load_checkpoint(newest))
         if self.main:
@@ -168,12 +178,13 @@ class Trainer:
                     line.show(self.step, values["loss"], values["images_per_second"], values["waiting"])
                     if self._knn_is_due():
                         line.finish_line()
-                        values["knn"] = self._score()
+                        values |= self._score()
                     log.write(self.step, values)
             line.finish_line()
             if losses:
                 self._settle(losses, bad)
             checkpoint = self.save()
+            self.accelerator.wait_for_everyone()  # else a launcher takes those that are done for a sign to end the rest
         seconds = time.monotonic() - began
         return TrainResult(
             run=str(self.run.path),
@@ -194,7 +205,7 @@ class Trainer:
             epoch, bad = self.step / self.plan.steps_per_epoch, self.bad.lines()
             with self.run.still_there():
                 self.state.save(self.run.checkpoints, self.step, steps=self.steps, epoch=epoch, bad_images=bad)
-                prune(self.run.checkpoints, self.settings.run.keep, self._keeps)
+                prune(self.run.checkpoints, self.step, self.settings.run.keep, self._keeps)
         return step_folder(self.run.checkpoints, self.step)
 
     def _load(self, checkpoint: Checkpoint) -> None:
@@ -248,15 +259,19 @@ class Trainer:
             "bad_images": float(len(self.bad)),
         }
 
-    def _score(self) -> float:
-        """k-NN accuracy, on the first process while the others wait."""
+    def _score(self) -> dict[str, float]:
+        """k-NN accuracy as `knn`, on the first process while the others wait. That there is none ends no run."""
         assert self.knn is not None
-        value = 0.0
+        found: dict[str, float] = {}
         if self.main:
-            value = self.knn.score(self.backend.encoder.backbone, self.device)
-            say(f"epoch {self.step // self.plan.steps_per_epoch}: k-NN top-1 {value:.2%} ({self.knn.protocol})")
+            epoch = self.step // self.plan.steps_per_epoch
+            try:
+                found["knn"] = self.knn.score(self.backend.encoder.backbone, self.device)
+                say(f"epoch {epoch}: k-NN top-1 {found['knn']:.2%} ({self.knn.protocol})")
+            except (DataError, EvaluationError) as error:
+                warn(f"epoch {epoch}: no k-NN score: {error}")
         self.accelerator.wait_for_everyone()
-        return value
+        return found
 
     def _knn_is_due(self) -> bool:
         epoch, rest = divmod(self.step, self.plan.steps_per_epoch)
@@ -275,7 +290,7 @@ class Trainer:
     def _log(self) -> MetricsLog:
         """metrics.jsonl and the trackers; the first process's alone."""
         if self.settings.run.trackers:
-            self.accelerator.init_trackers("leoclr", {key: str(get(self.settings, key)) for key in FIELDS})
+            start_trackers(self.accelerator, {key: str(get(self.settings, key)) for key in FIELDS})
         return MetricsLog(self.run.metrics, self.accelerator, self.step)
 
     def _announce(self) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import cast
 
 import pytest
 import torch
+from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
-from leoclr.backends.backbones import Backbone, build_backbone
-from leoclr.backends.batchnorm import SplitBatchNorm2d, split_batch_norm
+from leoclr.backends.backbones import Backbone, build_backbone, narrow_convolution
+from leoclr.backends.batchnorm import SplitBatchNorm2d, split_batch_norm, sync_batch_norm
 from leoclr.backends.encoder import Encoder
 from leoclr.backends.losses import info_nce, nt_xent
 from leoclr.backends.method import spread
@@ -153,6 +155,26 @@ def test_split_batch_norm_is_batch_norm_of_each_group() -> None:
     torch.testing.assert_close(split[0].running_mean, 0.1 * means)
 
 
+def test_batch_norm_with_an_activation_in_it_is_split_and_synchronised_with_it() -> None:
+    """timm's BatchNormAct2d, which is a BatchNorm2d and more."""
+    torch.manual_seed(0)
+    images = torch.randn(8, 3, 4, 4)
+    plain = nn.Sequential(BatchNormAct2d(3))
+    split = copy.deepcopy(plain)
+    split_batch_norm(split, 4)
+    split = copy.deepcopy(split)  # as MoCo's key encoder is one
+    expected = torch.cat([copy.deepcopy(plain)(group) for group in images.chunk(4)])
+    torch.testing.assert_close(split(images), expected)
+    assert split(images).min() == 0 and list(split.state_dict()) == list(plain.state_dict())
+    plain(images), plain(images)
+    torch.testing.assert_close(split[0].running_mean, plain[0].running_mean, atol=0.01, rtol=0.05)
+    torch.testing.assert_close(split.eval()(images), plain.eval()(images), atol=0.05, rtol=0.05)
+    synchronised = sync_batch_norm(copy.deepcopy(plain)).eval()
+    assert any(isinstance(layer, nn.SyncBatchNorm) for layer in synchronised.modules())
+    torch.testing.assert_close(synchronised(images), plain(images))
+    assert list(synchronised.state_dict()) == list(plain.state_dict())
+
+
 def test_shuffled_keys_come_back_in_order() -> None:
     shuffled, plain, images = moco(bn_splits=5), moco(), views()
     losses: Mapping[str, Tensor] = {
@@ -188,6 +210,22 @@ def test_any_torchvision_classifier_is_a_backbone() -> None:
         build_backbone("resnet19")
     with pytest.raises(ValueError, match="resnet50"):
         build_backbone("resnet50", width=32)
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3", "timm:mobilenetv3_small_050", "timm:resnet10t"])
+def test_features_in_training_are_those_that_the_name_promises(name: str) -> None:
+    backbone = build_backbone(name)
+    assert backbone.train()(torch.randn(2, 3, 96, 96)).shape == (2, backbone.feature_dim)
+    assert narrow_convolution(backbone, 96) is None
+
+
+def test_what_no_image_of_a_size_goes_through_is_told() -> None:
+    with pytest.raises(ValueError, match="it does not take images of 64 px .*[Ww]rong image height"):
+        narrow_convolution(build_backbone("vit_b_32"), 64)
+    backbone = build_backbone("resnet18", width=8)
+    backbone.feature_dim = 3
+    with pytest.raises(ValueError, match=r"shape \(1, 64\) instead of \(1, 3\)"):
+        narrow_convolution(backbone, 32)
 
 
 def test_the_cifar_stem_keeps_the_resolution() -> None:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from leoclr.cli.app import app
 from leoclr.cli.bench_report import Alternative, Part, Rate, Report
+from leoclr.datasets.errors import RunError
 
 SMALL = ["--preset", "quickstart", "--seconds", "1", "--device", "cpu", "--workers", "1"]
 
@@ -58,6 +59,13 @@ def test_it_measures_the_settings_and_the_data_it_is_given(executor: str, make_s
 
 def test_no_learning_rate_ends_it() -> None:
     assert json.loads(bench("--json", "--set", "optimizer.lr=1e30"))["model"]["images_per_second"] > 0
+
+
+def test_groups_of_batch_norm_are_filled_or_the_data_is_called_too_small(make_shards: Callable[..., Path]) -> None:
+    many = ["--backend", "moco", "--set", "moco.bn_splits=32", "--set", "data.image_size=96", "--json"]
+    assert json.loads(bench("--data", str(make_shards((64,))), *many))["settings"]["batch"] == 64
+    with pytest.raises(RunError, match="5 images are too few for 8 groups of two"):
+        bench("--data", str(make_shards((5,), name="few")), "--backend", "moco", "--set", "moco.bn_splits=8")
 
 
 def report(data: float, model: float, together: float, *alternatives: Alternative) -> Report:

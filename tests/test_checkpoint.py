@@ -196,13 +196,20 @@ def test_saving_a_step_again_keeps_a_sound_checkpoint_and_replaces_a_damaged_one
 def test_pruning_keeps_the_newest_and_the_protected(tmp_path: Path) -> None:
     for step in (10, 20, 30, 40, 50):
         save(tmp_path, step)
-    prune(tmp_path, keep=2, protect=lambda step: step == 20)
+    prune(tmp_path, 50, keep=2, protect=lambda step: step == 20)
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{step:09d}" for step in (20, 40, 50)]
+
+
+def test_pruning_counts_no_checkpoint_after_the_newest_sound_one(tmp_path: Path) -> None:
+    for step in (10, 20, 30, 40, 50):
+        save(tmp_path, step)
+    prune(tmp_path, 30, keep=1, protect=lambda step: False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{step:09d}" for step in (30, 40, 50)]
 
 
 def test_no_checkpoints_is_no_error(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path / "none") == (None, [])
-    prune(tmp_path / "none", keep=1, protect=lambda step: False)
+    prune(tmp_path / "none", 1, keep=1, protect=lambda step: False)
 
 
 @pytest.fixture
@@ -243,7 +250,7 @@ folder = Path(sys.argv[1])
 def save(step):
     tensors = {name: {"weight": torch.full((50_000,), float(step))} for name in ("model", "optimizer")}
     save_checkpoint(folder, step, tensors, {"step": step})
-    prune(folder, 1, lambda step: False)
+    prune(folder, 10**9, 1, lambda step: False)
 
 def child(work):
     pid = os.fork()

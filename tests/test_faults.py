@@ -69,10 +69,11 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-def start(*arguments: str | Path) -> subprocess.Popen[str]:
+def start(*arguments: str | Path, new_group: bool = False, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "leoclr.cli", *map(str, arguments)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        process_group=0 if new_group else None,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -143,6 +144,45 @@ def assert_goes_on(run: Path) -> None:
     process.send_signal(signal.SIGINT)
     code, errors = finish(process)
     assert code == 130 and "going on after step" in errors
+
+
+@pytest.mark.usefixtures("shared_memory")
+@pytest.mark.parametrize("processes", [(), ("--num-processes", "2")], ids=["one", "two"])
+def test_a_signal_to_the_whole_job_saves_and_stops(
+    make_shards: MakeShards, tmp_path: Path, config: Path, processes: tuple[str, ...]
+) -> None:
+    """As `timeout`, systemd and Slurm end one: every process is told, the loaders too."""
+    run = tmp_path / "run"
+    arguments = ("--data", make_shards((20, 9)), "--epochs", "3000", "--output", run, "--workers", "2")
+    process = start("train", "--config", config, *arguments, *processes, new_group=True)
+    wait_for_steps(run, 3, process)
+    everyone = children_of(process)
+    os.killpg(process.pid, signal.SIGTERM)
+    code, errors = finish(process)
+    assert code == 128 + signal.SIGTERM and not errors_of(errors)
+    assert newest_checkpoint(run / "checkpoints")[0] is not None
+    assert_gone(everyone)
+
+
+@pytest.mark.slow
+def test_a_first_process_that_saves_slowly_is_waited_for(make_shards: MakeShards, tmp_path: Path, config: Path) -> None:
+    """Longer than the launcher waits for what is left when a process has failed."""
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "sitecustomize.py").write_text(
+        "import os, time\n"
+        "sync = os.fsync\n"
+        "os.fsync = lambda file: (time.sleep(4 if os.environ.get('RANK') == '0' else 0), sync(file))[1]\n"
+    )
+    run = tmp_path / "run"
+    process = start(
+        "train", "--config", config, "--data", make_shards((20, 9)), "--epochs", "3000", "--output", run,
+        "--num-processes", "2", PYTHONPATH=str(tmp_path / "slow"),
+    )  # fmt: skip
+    wait_for_steps(run, 3, process)
+    process.send_signal(signal.SIGTERM)
+    code, errors = finish(process)
+    assert code == 128 + signal.SIGTERM and not errors_of(errors)
+    assert newest_checkpoint(run / "checkpoints")[0] is not None
 
 
 @pytest.mark.usefixtures("shared_memory")

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from leoclr.cli import training
 from leoclr.cli.layers import differences, resolve
+from leoclr.cli.resident_choice import _worth_it
 from leoclr.cli.settings import Settings
 from leoclr.datasets.augment import UNIFORMS, AugmentationSpec, crop_box, whole
 from leoclr.datasets.device_augment import crop_boxes
@@ -208,3 +209,12 @@ def test_two_processes_train_what_one_does(make_shards: MakeShards, tmp_path: Pa
     for name, alone in weights[0].items():
         if "running" not in name:  # statistics are of each process's own groups
             torch.testing.assert_close(weights[1][name], alone, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_reduced_decoding_keeps_images_off_the_device(make_shards: MakeShards) -> None:
+    """The two contradict each other, and a run's settings must be ones that can be read again."""
+    given = {"data": {"train": [str(make_shards((8,)))]}, "augmentation": {"executor": "device"}}
+    index, cuda = open_data([str(make_shards((8,), name="more"))]), torch.device("cuda")
+    assert _worth_it(Settings.model_validate(given), index, cuda)
+    given["augmentation"] |= {"reduced_decoding": True}  # type: ignore[operator]
+    assert not _worth_it(Settings.model_validate(given), index, cuda)

@@ -11,12 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from leoclr.cli import training
+from leoclr.cli.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from leoclr.cli.layers import resolve
+from leoclr.cli.runs import RunFolder
 from leoclr.cli.settings import Settings
 from leoclr.cli.stopping import GracefulStop
+from leoclr.cli.train_step import TrainStep
 from leoclr.cli.training import TrainResult
 from leoclr.datasets.errors import DataError, LeoclrError, RunError
 
@@ -228,6 +232,114 @@ def test_bf16_is_computed_or_refused_never_emulated(make_shards: MakeShards, tmp
     else:
         with pytest.raises(RunError, match="does not compute in bf16; take --precision float32"):
             train(chosen, tmp_path / "run")
+
+
+@pytest.mark.parametrize("keep", ["1", "2"])
+def test_what_is_saved_after_damaged_checkpoints_stays(
+    make_shards: MakeShards, tmp_path: Path, stop_after: Callable[[int], None], keep: str
+) -> None:
+    chosen = settings(make_shards((40,)), run__keep=keep, run__checkpoint_minutes="0")
+    stop_after(5)
+    train(chosen, tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    newest = sorted(checkpoints.iterdir())
+    assert len(newest) == int(keep)
+    save_checkpoint(checkpoints, 1, *_content(newest[-1]))
+    for path in newest:
+        (path / "model.safetensors").write_bytes(b"")
+    stop_after(2)
+    assert train(chosen, tmp_path / "run", resume=True).step == 2
+    assert newest_checkpoint(checkpoints)[0] == checkpoints / "step-000000002"
+    assert train(chosen, tmp_path / "run", resume=True).step == 5
+    assert newest_checkpoint(checkpoints) == (checkpoints / "step-000000005", [])
+
+
+def _content(checkpoint: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+    loaded = load_checkpoint(checkpoint)
+    return loaded.tensors, loaded.state
+
+
+def test_a_run_without_a_sound_checkpoint_does_not_begin_anew(make_shards: MakeShards, tmp_path: Path) -> None:
+    chosen = settings(make_shards((16,)), run__keep="1")
+    train(chosen, tmp_path / "run")
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    (checkpoint / "model.safetensors").write_bytes(b"")
+    for resume in (False, True):
+        with pytest.raises(RunError, match=r"model\.safetensors has 0 bytes .* no checkpoint of .*run is sound"):
+            train(chosen, tmp_path / "run", resume=resume)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_new_run_takes_nothing_from_one_that_saved_nothing(make_shards: MakeShards, tmp_path: Path) -> None:
+    RunFolder(tmp_path / "run").write({"settings": {"augmentation": {"executor": "pillow"}}})
+    train(settings(make_shards((16,))), tmp_path / "run")
+    assert RunFolder(tmp_path / "run").read()["settings"]["augmentation"]["executor"] == "fast"
+
+
+def test_bad_images_are_the_runs_affair_and_not_the_knn_scores(
+    make_shards: MakeShards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, val = make_shards((16,), bad=(3,)), make_shards((12,), name="val", bad=(5,))
+    chosen = settings(data, data__val=str(val), data__max_bad_samples="1", run__knn_epochs="1")
+    assert train(chosen, tmp_path / "run").knn is not None
+    broken = settings(
+        data, data__val=str(make_shards((4,), name="broken", bad=(0, 1, 2, 3))), data__max_bad_samples="1"
+    )
+    assert train(broken, tmp_path / "other").knn is None
+    assert "epoch 2: no k-NN score: none of the 4 images can be decoded" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "out of memory; .*--batch-size"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "out of memory; .*--batch-size"),
+        (torch.distributed.DistNetworkError("address already in use"), "cannot reach each other"),
+    ],
+)
+def test_what_torch_runs_out_of_is_one_line(
+    make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    def fail(self: TrainStep, pixels: Any, step: int) -> Any:
+        raise error
+
+    monkeypatch.setattr(TrainStep, "__call__", fail)
+    with pytest.raises(RunError, match=message):
+        train(settings(make_shards((16,))), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"backend": "simclr", "data__batch_size": "1"}, "a batch of one has none"),
+        ({"backend": "simclr", "train__accumulation": "8"}, "a batch of one has none"),
+        ({"encoder__backbone": "vit_b_32", "encoder__stem": "imagenet", "encoder__width": "64"}, "images of 16 px"),
+    ],
+)
+def test_what_would_train_nothing_is_refused(
+    make_shards: MakeShards, tmp_path: Path, changes: dict[str, str], message: str
+) -> None:
+    with pytest.raises(RunError, match=message):
+        train(settings(make_shards((16,)), **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("backend", ["moco", "simclr"])
+def test_any_seed_trains(make_shards: MakeShards, tmp_path: Path, backend: str) -> None:
+    chosen = settings(make_shards((16,)), train__seed=str(2**63 - 1), backend=backend, train__epochs="1")
+    assert train(chosen, tmp_path / "run").step == 2
+
+
+def test_a_tracker_that_cannot_start_stops_no_run(
+    make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(self: Accelerator, *arguments: Any, **named: Any) -> None:
+        raise OSError("no account")
+
+    monkeypatch.setattr(Accelerator, "init_trackers", fail)
+    assert train(settings(make_shards((16,)), run__trackers="tensorboard"), tmp_path / "run").step == 4
+    assert "the trackers cannot start and are left out: no account" in capsys.readouterr().err
 
 
 def test_accumulation_takes_as_many_steps(make_shards: MakeShards, tmp_path: Path) -> None:

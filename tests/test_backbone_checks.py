@@ -1,4 +1,4 @@
-"""Where PyTorch computes wrong gradients in bf16 on a CPU, nothing is trained."""
+"""What a backbone and a device cannot do is refused: PyTorch's wrong gradients in bf16 on a CPU, too few GPUs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 from leoclr.backends.backbones import build_backbone, narrow_convolution
 from leoclr.cli import build
-from leoclr.cli.devices import check_gradients
+from leoclr.cli.devices import check_backbone, choose_device
 from leoclr.cli.settings import Settings
 from leoclr.datasets.errors import RunError
 
@@ -31,11 +31,11 @@ def test_the_first_convolution_with_longer_strides_than_its_input_is_wide_is_fou
 
 def test_only_bf16_on_a_cpu_is_refused() -> None:
     backbone = build_backbone("resnet18", width=8)
-    check_gradients(backbone, 16, "float32", CPU)
-    check_gradients(backbone, 16, "bf16", torch.device("cuda"))
-    check_gradients(backbone, 32, "bf16", CPU)
+    check_backbone(backbone, 16, "float32", CPU)
+    check_backbone(backbone, 16, "bf16", torch.device("cuda"))
+    check_backbone(backbone, 32, "bf16", CPU)
     with pytest.raises(RunError, match=r"images of 16 px are too small for bf16 on a CPU: layer4\.0\.conv1"):
-        check_gradients(backbone, 16, "bf16", CPU)
+        check_backbone(backbone, 16, "bf16", CPU)
 
 
 def test_no_method_is_built_on_wrong_gradients() -> None:
@@ -60,3 +60,16 @@ def test_gradients_in_bf16_are_near_those_in_float32(kernel: int, stride: int, w
             result = layer(images)
         found.append(torch.autograd.grad(result.float().square().sum(), layer.weight)[0])
     assert (found[1] - found[0]).abs().max() < 0.05 * found[0].abs().max()
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert choose_device("auto") == choose_device("cuda") == torch.device("cuda")
+    with pytest.raises(RunError, match="name none of them: --device cuda"):
+        choose_device("cuda:1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert choose_device("cpu") == CPU
+    with pytest.raises(RunError, match="3 processes need a GPU each; there are 2"):
+        choose_device("auto")
