@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter
 
-from leoclr.datasets.decode import decode_image
+from leoclr.datasets.decode import MAX_PIXELS, decode_image
+from leoclr.datasets.errors import BadImage
 from leoclr.datasets.views import ViewKind
 
 Box = tuple[int, int, int, int]
@@ -145,7 +146,10 @@ def placed(width: int, height: int, spec: AugmentationSpec) -> tuple[int, int, i
     if spec.original == "squash":
         return 0, 0, size, size
     side = max(width, height) if spec.original == "pad" else min(width, height)
-    width, height = (max(1, round(length * size / side)) for length in (width, height))
+    across, down = (max(1, round(length * size / side)) for length in (width, height))
+    if across * down > MAX_PIXELS:
+        raise BadImage(f"the image of {width} x {height} pixels is too thin: it would be resized to {across} x {down}")
+    width, height = across, down
     return (size - width) // 2, (size - height) // 2, width, height
 
 

@@ -108,6 +108,12 @@ class Index:
             digest.update(np.ascontiguousarray(column).data)
         return digest.hexdigest()
 
+    @cached_property
+    def content_digest(self) -> str:
+        """`digest` and the images' checksums, for what is kept of their content: images of other colours may have the
+        same lengths. Of an index without checksums it is no more than `digest`."""
+        return hashlib.sha256(self.digest.encode() + np.ascontiguousarray(self.crc).tobytes()).hexdigest()
+
     def subset(self, numbers: NDArray[np.int64]) -> Index:
         """The index of some samples, in the order given; shards stay as they are."""
         pieces = [

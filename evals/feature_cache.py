@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -53,9 +54,10 @@ class FeatureCache:
             with safe_open(path, framework="np") as file:
                 features, numbers = file.get_tensor("features"), file.get_tensor("numbers")
                 skipped = tuple(json.loads(file.metadata()["skipped"]))
-        except (FileNotFoundError, SafetensorError):
+        except (OSError, SafetensorError):
             return None
-        os.utime(path)
+        with contextlib.suppress(OSError):  # a folder that may only be read
+            os.utime(path)
         return Features(features, index.label[numbers], numbers, skipped)
 
     def store(self, key: str, features: Features) -> None:

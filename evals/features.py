@@ -71,7 +71,8 @@ def extract_features(
         backbone: From normalised images, `(n, 3, size, size)`, to features, `(n, d)`. It is on `device` already.
         precision: bf16 runs the forward pass under autocast; the features are float32 in any case.
         workers: Loader processes; 0 loads in this one, -1 chooses.
-        max_bad_share: Share of the images that may be undecodable; they are left out and named in the result.
+        max_bad_share: Share of the images that may be undecodable; they are left out and named in the result, which
+            is empty where all of them may be, and are.
         advance: Called with the number of images done.
 
     Raises:
@@ -97,7 +98,7 @@ def extract_features(
             advance(len(batch.numbers) + len(batch.bad))
         features, numbers = store.finish()
     if not len(numbers):
-        raise DataError(f"none of the {len(index)} images can be decoded; {skipped[0]}")
+        features = np.empty((0, int(getattr(backbone, "feature_dim", 0))), np.float32)
     return Features(features, index.label[numbers], numbers, tuple(skipped))
 
 

@@ -83,8 +83,12 @@ def listed_subset(index: Index, path: Path) -> LabelSubset:
     names = sorted({line.strip() for line in content.decode(errors="replace").splitlines()} - {""})
     if not names:
         raise EvaluationError(f"{path}: the list is empty; expected one file name a line")
-    places = _places(index.keys())
-    found = [places.get(_stem(name)) or places.get(_last_part(name)) or [] for name in names]
+    keys = index.keys()
+    places = _places(keys)
+    found = [
+        places.get(_stem(name)) or [n for n in places.get(_last_part(name), []) if _agree(_stem(name), keys[n])]
+        for name in names
+    ]
     _refuse(path, "match no sample", (name for name, numbers in zip(names, found, strict=True) if not numbers))
     _refuse(path, "match several samples", (n for n, numbers in zip(names, found, strict=True) if len(numbers) > 1))
     numbers = np.unique(np.array([matches[0] for matches in found], np.int64))
@@ -121,6 +125,11 @@ def _stem(name: str) -> str:
 
 def _last_part(name: str) -> str:
     return _stem(name).rpartition("/")[2]
+
+
+def _agree(name: str, key: str) -> bool:
+    """Whether one is the end of the other: `frog/0001` is no `airplane/0001`."""
+    return f"/{key}".endswith(f"/{name}") or f"/{name}".endswith(f"/{key}")
 
 
 def _refuse(path: Path, what: str, names: Iterable[str]) -> None:

@@ -13,6 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from leoclr.datasets.decode import MAX_PIXELS
+from leoclr.datasets.errors import BadImage
+
 SMALL_IMAGE = 64
 RESIZE_RATIO = 256 / 224
 
@@ -68,6 +71,8 @@ class CentreCrop:
             size = (short, int(short * height / width))
         else:
             size = (int(short * width / height), short)
+        if size[0] * size[1] > MAX_PIXELS:
+            raise BadImage(f"the image of {width} x {height} pixels is too thin: it would be resized to {max(size):,}")
         left, top = (round((side - self.image_size) / 2) for side in size)
         crop = (left, top, left + self.image_size, top + self.image_size)
         return np.asarray(image.resize(size, Image.Resampling.BICUBIC).crop(crop))

@@ -59,7 +59,8 @@ class Wanted:
     def recipe(self) -> Recipe:
         recipe = {"paper": PAPER, "small": SMALL}[self.preset]
         recipe = shortened(recipe, self.iterations) if self.iterations is not None else recipe
-        return replace(recipe, batch_size=self.batch_size or recipe.batch_size, lr=self.lr or recipe.lr)
+        lr = recipe.lr if self.lr is None else self.lr
+        return replace(recipe, batch_size=self.batch_size or recipe.batch_size, lr=lr)
 
 
 def score_detection(

@@ -63,7 +63,7 @@ class Embedding:
         self._plan = {
             "format": FORMAT,
             "weights": self._encoder.digest,
-            "data": self._index.digest,
+            "data": self._index.content_digest,
             "images": self._preprocessing.protocol,
             "arithmetic": f"{precision} on {self._device.type}",
         }

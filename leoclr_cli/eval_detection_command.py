@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from leoclr.cli.eval_options import AsJson, Backbone, Checkpoint, Device, Workers
+from leoclr.cli.eval_options import AsJson, Backbone, Checkpoint, Device, Workers, finite
 
 
 def detection(
@@ -40,7 +40,8 @@ def detection(
         int | None, typer.Option("--batch-size", min=1, metavar="N", help="Images in a step, instead of the preset's.")
     ] = None,
     lr: Annotated[
-        float | None, typer.Option("--lr", min=0, metavar="RATE", help="Learning rate, instead of the preset's.")
+        float | None,
+        typer.Option("--lr", min=0, callback=finite, metavar="RATE", help="Learning rate, instead of the preset's."),
     ] = None,
     backbone: Backbone = None,
     device: Device = "auto",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -59,8 +60,8 @@ def linear(
     from leoclr.evals.preprocessing import standard_view
 
     rates = sorted(set(lr or ()))
-    if any(rate <= 0 for rate in rates):
-        raise EvaluationError(f"--lr {rates[0]:g}: a learning rate is above 0")
+    if wrong := [rate for rate in rates if not 0 < rate < math.inf]:
+        raise EvaluationError(f"--lr {wrong[0]:g}: a learning rate is a number above 0")
     evaluation = Evaluation(request)
     view = standard_view(evaluation.encoder.image_size)
     if protocol == "sgd":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import wraps
@@ -72,11 +73,21 @@ Normalise = Annotated[
 Epochs = Annotated[
     int | None, typer.Option("--epochs", min=1, metavar="N", help="Of fine-tuning; 60 up to 1% of the labels, else 30.")
 ]
+
+
+def finite(value: float | None) -> float | None:
+    """Refuse what is a number to click and to nobody else."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number")
+    return value
+
+
 BackboneRate = Annotated[
     float | None,
     typer.Option(
         "--backbone-lr",
         min=0,
+        callback=finite,
         metavar="RATE",
         help="Learning rate of the encoder; 0.02 up to 1% of labels, else 0.01.",
     ),
@@ -84,7 +95,11 @@ BackboneRate = Annotated[
 HeadRate = Annotated[
     float | None,
     typer.Option(
-        "--head-lr", min=0, metavar="RATE", help="Learning rate of the new layer; 5 up to 1% of the labels, else 0.2."
+        "--head-lr",
+        min=0,
+        callback=finite,
+        metavar="RATE",
+        help="Learning rate of the new layer; 5 up to 1% of the labels, else 0.2.",
     ),
 ]
 TrainBatch = Annotated[int, typer.Option("--train-batch", min=1, metavar="N", help="Images in a training step.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -42,7 +43,8 @@ def transfer(
         Metric | None,
         typer.Option(
             "--metric",
-            help="What chooses and is reported; left out, what the data set is reported with: mean-per-class for pets.",
+            help="What chooses a fine-tuning's rates and is reported; left out, what the data set is reported with: "
+            "mean-per-class for pets.",
         ),
     ] = None,
     lr: Annotated[
@@ -88,7 +90,7 @@ def transfer(
     from leoclr.evals.hyperparameters import LEARNING_RATES, WEIGHT_DECAYS, grid
     from leoclr.evals.preprocessing import standard_view
 
-    if any(rate <= 0 for rate in lr or ()) or any(decay < 0 for decay in weight_decay or ()):
+    if any(not 0 < rate < math.inf for rate in lr or ()) or any(not 0 <= d < math.inf for d in weight_decay or ()):
         raise EvaluationError("--lr takes rates above 0, and --weight-decay shares from 0 on")
     found = transfer_data(data, test_data or [], root, download)
     evaluation = Evaluation(replace(request, train_data=list(found.train), data=list(found.test)))

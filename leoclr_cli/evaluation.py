@@ -30,6 +30,7 @@ from leoclr.evals.classes import check_labels, match_classes, stratified_holdout
 from leoclr.evals.crops import Crops
 from leoclr.evals.feature_cache import FeatureCache, feature_key
 from leoclr.evals.features import Features, check_features, extract_features
+from leoclr.evals.metrics import TOP_FIVE_CLASSES
 from leoclr.evals.preprocessing import Preprocessing, View
 from leoclr.evals.report import score_table
 from leoclr.evals.scores import Score
@@ -111,6 +112,7 @@ class Evaluation:
         Raises:
             RunError: The record cannot be written; it is printed before.
         """
+        score = self._without_trivial(score)
         record = self.record(kind, score, images, scored)
         path = output or self.record_path(kind, record)
         for note in record["notes"]:
@@ -122,10 +124,20 @@ class Evaluation:
         if path is not None:
             write_record(path, record)
 
+    def _without_trivial(self, score: Score) -> Score:
+        """Every image of less than five classes is among the five best, also where numbers of classes are left out."""
+        if len(np.unique(self.data.train.label)) >= TOP_FIVE_CLASSES:
+            return score
+        rows = []
+        for row in score.rows:
+            kept, halves = ({k: v for k, v in d.items() if k != "top5"} for d in (row.values, row.half_widths))
+            rows.append(replace(row, values=kept, half_widths=halves))
+        return replace(score, rows=tuple(rows))
+
     def features(self, index: Index, view: View, name: str) -> Features:
         """Features of any part of the data, called `name` in messages."""
         preprocessing = self.preprocessing(view)
-        key = feature_key(self.encoder.digest, index.digest, preprocessing, self.arithmetic)
+        key = feature_key(self.encoder.digest, index.content_digest, preprocessing, self.arithmetic)
         features = self._cache.load(key, index) if not self.request.no_cache else None
         if features is None:
             with progress(f"features of the {name}", len(index), "images") as advance:
@@ -173,8 +185,8 @@ class Evaluation:
         folder = cache_root() / "evals" if run is None else RunFolder(run).evals / "work"
         common = {
             "encoder": self.encoder.digest,
-            "train": train.digest,
-            "test": test.digest,
+            "train": train.content_digest,
+            "test": test.content_digest,
             "image_size": self.encoder.image_size,
             "normalisation": [self.encoder.mean, self.encoder.std],
             "arithmetic": self.arithmetic,

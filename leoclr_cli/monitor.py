@@ -9,6 +9,7 @@ import torch  # noqa: TID253
 
 from leoclr.backends.backbones import Backbone
 from leoclr.cli.settings import Settings
+from leoclr.datasets.errors import DataError
 from leoclr.datasets.index import Index
 from leoclr.datasets.randomness import Permutation
 from leoclr.evals.features import extract_features
@@ -64,6 +65,8 @@ class KnnMonitor:
             )  # the run has its own limit for images that cannot be decoded
             for index in (self.bank, self.queries)
         ]
+        if empty := [one for one in found if not len(one.numbers)]:
+            raise DataError(f"none of the {len(empty[0].skipped)} images can be decoded; {empty[0].skipped[0]}")
         (bank, bank_labels), (queries, labels) = (
             (torch.from_numpy(one.features).to(device), torch.from_numpy(one.labels).to(device)) for one in found
         )

@@ -10,6 +10,7 @@ import io
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 from PIL import Image
 
@@ -126,9 +127,10 @@ def _tiles(run: ReportedRun) -> list[tuple[str, str]]:
 
 
 def _best_scores(run: ReportedRun) -> dict[str, str]:
-    """What each score is about: its first figure, of the robustness the drop."""
+    """What each score is about: its first figure, of the robustness the drop. Of several, that of the newest
+    checkpoint, and the last one of these."""
     found = {}
-    for record in run.records.values():
+    for record in sorted(run.records.values(), key=_age):
         results = record.get("results")
         if not isinstance(results, dict) or not results:
             continue
@@ -139,6 +141,12 @@ def _best_scores(run: ReportedRun) -> dict[str, str]:
             name = f"{'AP50' if metric == 'ap50' else 'top-1'}, {record['kind']}"
             found["drop on random crops" if key == "drop" else name] = _PERCENT(value)
     return found
+
+
+def _age(record: Mapping[str, Any]) -> tuple[str, str]:
+    checkpoint = record.get("checkpoint")
+    path = checkpoint.get("path") if isinstance(checkpoint, dict) else ""
+    return str(path), str(record.get("date"))
 
 
 def _curves(runs: Sequence[ReportedRun]) -> Html:

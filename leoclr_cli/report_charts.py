@@ -12,6 +12,7 @@ from leoclr.cli.markup import Html, element, join
 _WIDTH, _HEIGHT = 520, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 12, 24
 _MOST_POINTS = 240
+_LARGEST = 1e300  # differences of numbers beyond it may be none
 _STRIPS = 60
 _LINE = 15
 _CHARACTER = 6.4  # width in the chart's font; only the box behind the values depends on it
@@ -56,7 +57,8 @@ def line_chart(title: str, series: Sequence[Series], show: Format, zero: bool = 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
     """Round numbers, about `count` of them, the first at or below `low` and the last at or above `high`."""
-    if not high > low:
+    low, high = (min(max(value, -_LARGEST), _LARGEST) for value in (low, high))
+    if not high - low > max(abs(low), abs(high)) * 1e-9 + 1 / _LARGEST:
         pad = abs(high) * 0.1 or 1.0
         low, high = low - pad, high + pad
     rough = (high - low) / count

@@ -28,7 +28,7 @@ from leoclr.datasets.randomness import Permutation
 from leoclr.datasets.reader import SampleReader
 from leoclr.datasets.views import POLICIES
 from leoclr.evals.feature_cache import FeatureCache, feature_key
-from leoclr.evals.features import Features, extract_features
+from leoclr.evals.features import Features, check_features, extract_features
 from leoclr.evals.knn import nearest
 from leoclr.evals.preprocessing import Preprocessing, standard_view
 
@@ -126,13 +126,14 @@ def _some(index: Index, samples: int) -> Index:
 def _features(encoder: LoadedEncoder, index: Index, advance: Callable[[int], None]) -> Features:
     preprocessing = Preprocessing(standard_view(encoder.image_size), encoder.mean, encoder.std)
     cache = FeatureCache(encoder.run / "features") if encoder.run is not None else None
-    key = feature_key(encoder.digest, index.digest, preprocessing, "float32 on cpu")
+    key = feature_key(encoder.digest, index.content_digest, preprocessing, "float32 on cpu")
     features = cache.load(key, index) if cache is not None else None
     if features is None:
         features = extract_features(
             encoder.backbone, index, preprocessing, batch_size=64, max_bad_share=0.5, advance=advance
         )
-        if cache is not None:
+        check_features(features, index, "report")
+        if cache is not None and not features.skipped:  # `leoclr eval` allows fewer bad images
             cache.store(key, features)
     return features
 

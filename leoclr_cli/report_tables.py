@@ -100,8 +100,19 @@ def _scores(found: Sequence[tuple[int, ReportedRun, dict[str, Any]]]) -> Html:
         for colour, run, record in found:
             if values := _results(record).get(key):
                 cells = [_percent(values, metric) for metric in metrics]
-                rows.append([chip(colour, run.name), key.replace("_", " "), *cells])
+                rows.append([chip(colour, run.name), f"{key.replace('_', ' ')}{_weights(run, record)}", *cells])
     return table(["run", "", *(_METRICS.get(metric, metric) for metric in metrics)], rows, class_="scores")
+
+
+def _weights(run: ReportedRun, record: Mapping[str, Any]) -> str:
+    """Which weights were scored, where a run's scores are of several checkpoints."""
+    digests = {_digest(one) for one in run.records.values()}
+    return f", weights {_digest(record)}" if len(digests) > 1 else ""
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    checkpoint = record.get("checkpoint")
+    return _text(checkpoint.get("digest"))[:8] if isinstance(checkpoint, dict) else "-"
 
 
 def _results(record: Mapping[str, Any]) -> dict[str, dict[str, float]]:
@@ -130,14 +141,15 @@ def _protocols(found: Sequence[tuple[int, ReportedRun, dict[str, Any]]]) -> Html
         data = record.get("data")
         test = data.get("test") if isinstance(data, dict) else None
         digest = _text(test.get("digest"))[:12] if isinstance(test, dict) else "-"
-        lines = (*_lines(record.get("protocol")), f"seed {_text(record.get('seed'))}, test data {digest}")
+        seed = f"seed {_text(record.get('seed'))}, test data {digest}{_weights(run, record)}"
+        lines = (*_lines(record.get("protocol")), seed)
         protocols.setdefault(lines, []).append(chip(colour, run.name))
         notes += [element("p", f"{run.name}: {line}", class_="notice") for line in _lines(record.get("notes"))]
     if len(protocols) > 1:
         notes.append(
             element(
                 "p",
-                "Protocol or test data differ between these figures; compare them with care.",
+                "Protocol, test data or checkpoint differ between these figures; compare them with care.",
                 class_="notice",
             )
         )

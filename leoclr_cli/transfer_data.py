@@ -40,6 +40,8 @@ def transfer_data(specs: list[str], test_specs: list[str], root: Path, download:
             "`leoclr shard birdsnap/ shards/birdsnap` and give --data shards/birdsnap"
         )
     if len(specs) == 1 and name in REPORTED and not Path(name).exists():
+        if test_specs:
+            raise EvaluationError(f"--data {name} has test data of its own; leave out --test-data {test_specs[0]}")
         folder = root / "shards" / name
         _pack(name, folder, root, download)
         return TransferData(name, (str(folder / "train"),), (str(folder / "test"),), REPORTED[name])

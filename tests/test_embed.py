@@ -115,6 +115,12 @@ def test_too_many_bad_images_are_one_line(embed: Run, make_shards: MakeShards) -
     assert code == 2 and not out and "cannot be decoded" in err and err.count("\n") == 1
 
 
+def test_a_piece_of_bad_images_alone_is_as_good_as_another(embed: Run, make_shards: MakeShards) -> None:
+    data = make_shards((1025,), bad=(1024,))  # the last of batches of 256 is this one
+    code, _, err = embed("--data", data, "--batch-size", 256)
+    assert code == 0 and "1 of 1025 images left out" in err
+
+
 def test_interrupted_work_is_taken_up_to_the_same_bytes(
     embed: Run, make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,49 @@ def leoclr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 def record(folder: Path, kind: str) -> dict[str, Any]:
     (path,) = (folder / "evals").glob(f"{kind}-*.json")
     return dict(json.loads(path.read_text()))
+
+
+def test_the_five_best_of_three_classes_are_no_figure_whatever_their_numbers(leoclr: Run, tmp_path: Path) -> None:
+    for name in ("train", "val"):
+        folder = tmp_path / "gaps" / name
+        pack(folder, [number % 3 for number in range(30)], seed=len(name))
+        index = Index.load(folder / "data.index.json")
+        replace(index, label=index.label * 4, classes=()).save(folder / "data.index.json")
+    make_run(tmp_path / "runs" / "gaps", tmp_path / "gaps" / "train")
+    for kind, row in (("knn", "weighted"), ("linear", "linear")):
+        code, out, _ = leoclr(kind)
+        assert code == 0 and "top-1" in out and "top-5" not in out
+        assert record(tmp_path / "runs" / "gaps", kind)["results"][row].keys() == {"top1"}
+
+
+@pytest.mark.parametrize(
+    "arguments", [("linear", "--protocol", "sgd", "--lr", "nan"), ("semisup", "--labels", "50%", "--head-lr", "inf"),
+                  ("transfer", "--data", "x", "--lr", "inf"), ("detection", "--data", "x", "--lr", "nan")]
+)  # fmt: skip
+def test_rates_are_numbers(leoclr: Run, run: Path, arguments: tuple[str, ...]) -> None:
+    code, out, err = leoclr(*arguments)
+    assert code == 2 and not out and "lr" in err and "Traceback" not in err
+
+
+def test_other_images_of_the_same_lengths_are_scored_anew(leoclr: Run, run: Path, data: Path) -> None:
+    """Formats without compression have one length whatever they show."""
+    digests = []
+    for seed in (1, 2):
+        random, folder = np.random.default_rng(seed), data / "val"
+        with tarfile.open(folder / "data-000000.tar", "w") as tar:
+            for number in range(30):
+                buffer = io.BytesIO()
+                Image.fromarray(random.integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8)).save(buffer, "BMP")
+                for suffix, content in (("bmp", buffer.getvalue()), ("cls", str(number % 3).encode())):
+                    member = tarfile.TarInfo(f"{number:04d}.{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+        index = build_index([folder / "data-000000.tar"], CLASSES)
+        index.save(folder / "data.index.json")
+        digests.append(index.digest)
+        assert leoclr("knn")[0] == 0
+    assert digests[0] == digests[1]
+    assert len(list((run / "features").iterdir())) == 3  # of the training data, and of either
 
 
 def test_knn_needs_no_arguments_after_a_run(leoclr: Run, run: Path, data: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from torchvision import transforms
 
 from leoclr.backends.backbones import Backbone, build_backbone
-from leoclr.datasets.errors import DataError, EvaluationError
+from leoclr.datasets.augment import AugmentationSpec, placed
+from leoclr.datasets.errors import BadImage, DataError, EvaluationError
 from leoclr.datasets.index import Index
 from leoclr.datasets.scan import build_index
 from leoclr.evals.feature_cache import FeatureCache, feature_key
@@ -245,3 +247,25 @@ def test_small_images_are_seen_as_they_are() -> None:
 def test_the_protocol_says_what_is_done() -> None:
     assert CentreCrop(224).protocol == "short side to 256 px (bicubic), centre crop 224 px"
     assert "32 x 32" in standard_view(32).protocol
+
+
+def test_an_image_that_would_be_resized_beyond_all_bounds_is_a_bad_image() -> None:
+    assert CentreCrop(224)(Image.new("RGB", (1, 200)), 0).shape == (224, 224, 3)
+    with pytest.raises(BadImage, match="1 x 1500 pixels is too thin"):
+        CentreCrop(224)(Image.new("RGB", (1, 1500)), 0)  # 256 x 384,000
+    with pytest.raises(BadImage, match="1500 x 1 pixels is too thin"):
+        placed(1500, 1, AugmentationSpec(224, original="center"))
+    assert placed(1500, 1, AugmentationSpec(224, original="pad")) == (0, 111, 224, 1)
+
+
+def test_features_in_a_folder_that_may_only_be_read_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    features = Features(np.ones((2, 3), np.float32), np.zeros(2, np.int64), np.arange(2))
+    cache = FeatureCache(tmp_path)
+    cache.store("key", features)
+
+    def refuse(path: Path) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("os.utime", refuse)
+    found = cache.load("key", SimpleNamespace(label=np.zeros(2, np.int64)))  # type: ignore[arg-type]
+    assert found is not None and np.array_equal(found.features, features.features)

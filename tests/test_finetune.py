@@ -146,6 +146,7 @@ def test_a_list_of_names_finds_its_samples(make_tinted: Callable[..., Path], tmp
 
 LISTS = {
     "out of step": ("n01_2.JPEG\nn09_5.JPEG\n", "1 names match no sample of the training data: n09_5.JPEG"),
+    "another folder": ("n02/n01_2.JPEG\n", "1 names match no sample of the training data: n02/n01_2.JPEG"),
     "two meanings": ("same.png\n", "1 names match several samples of the training data: same.png"),
     "empty": ("\n\n", "the list is empty"),
 }

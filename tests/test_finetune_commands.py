@@ -20,7 +20,7 @@ from leoclr.cli.runs import RunFolder
 from leoclr.cli.settings import Settings
 from leoclr.cli.transfer_data import transfer_data
 from leoclr.datasets.arrangement import arrange
-from leoclr.datasets.errors import DataError
+from leoclr.datasets.errors import DataError, EvaluationError
 from leoclr.datasets.index import Index
 from leoclr.datasets.sources import open_source
 from leoclr.evals.hyperparameters import LEARNING_RATES, WEIGHT_DECAYS, Point, best, edges, grid, logarithmic
@@ -199,7 +199,7 @@ PROBLEMS = {
     "a name out of step": (("semisup", "--labels", "wrong.txt"), "wrong.txt: 1 names match no sample"),
     "no list": (("semisup", "--labels", "10"), "10: cannot be read"),
     "a class without labels": (("semisup", "--labels", "two.txt"), "'red' of 3 classes have no training sample"),
-    "no rate": (("linear", "--protocol", "sgd", "--lr", "0"), "--lr 0: a learning rate is above 0"),
+    "no rate": (("linear", "--protocol", "sgd", "--lr", "0"), "--lr 0: a learning rate is a number above 0"),
     "birdsnap": (("transfer", "--data", "birdsnap"), "birdsnap is in no library"),
     "not there": (("transfer", "--data", "cars"), "cars: not found or damaged in data; nobody offers it"),
     "diverged": (
@@ -269,3 +269,5 @@ def test_pets_and_cars_are_packed_as_the_files_that_they_are(tmp_path: Path) -> 
     assert found.metric == "top1" and transfer_data(["pets"], [], tmp_path, False).metric == "mean_per_class"
     with pytest.raises(DataError, match="birdsnap is in no library"):
         transfer_data(["birdsnap"], [], tmp_path, False)
+    with pytest.raises(EvaluationError, match="leave out --test-data x"):
+        transfer_data(["pets"], ["x"], tmp_path, False)

@@ -207,6 +207,34 @@ def test_damaged_images_and_no_labels(report: Run, make_shards: MakeShards, make
     assert page.tags["img"] == 3 and "23 training images" in page.text
 
 
+def test_features_that_an_evaluation_would_refuse_are_not_kept(
+    report: Run, make_shards: MakeShards, make_run: MakeRun
+) -> None:
+    run = RunFolder(make_run("first"))
+    content = run.read()
+    for bad in ((9,), ()):
+        content["data"]["train"] = [str(make_shards((24,), name=f"odd{len(bad)}", bad=bad))]
+        run.write({key: value for key, value in content.items() if key != "format"})
+        assert report(run.path, "--map", "pca")[0] == 0
+        assert (run.path / "features").exists() == (not bad)
+
+
+def test_scores_of_several_checkpoints_are_told_apart(report: Run, make_run: MakeRun, tmp_path: Path) -> None:
+    run = RunFolder(make_run("first"))
+    record = json.loads((run.evals / "knn-1.json").read_text())
+    for name, step, value in (("knn-0", 9, 0.75), ("knn-1", 5, 0.625)):
+        record |= {"checkpoint": {"path": f"/x/step-{step:09d}", "digest": f"{step}" * 64}, "date": "2026"}
+        record["results"] = {"weighted": {"top1": value}}
+        (run.evals / f"{name}.json").write_text(json.dumps(record))
+    (run.evals / "detection-1.json").unlink()
+    assert report(run.path, "--map", "none")[0] == 0
+    text = Page(tmp_path / "page.html").text
+    assert "weighted, weights 99999999" in text and "weighted, weights 55555555" in text
+    assert "checkpoint differ between these figures" in text
+    tile = text[text.index("top-1, knn") - 20 :][:60]
+    assert "75 %" in tile and "62.5 %" not in tile  # the newest checkpoint's on top
+
+
 def test_no_run_and_too_many_are_one_line(report: Run, tmp_path: Path) -> None:
     code, err = report(tmp_path)
     assert code == 2 and "not a run folder" in err and err.count("\n") == 1
@@ -224,6 +252,8 @@ def test_axes_and_thinned_curves() -> None:
     assert ticks(0, 97, 5) == [0, 20, 40, 60, 80, 100]
     assert ticks(7.8, 10.3, 5) == [7.5, 8, 8.5, 9, 9.5, 10, 10.5]
     assert ticks(3, 3, 5)[0] < 3 < ticks(3, 3, 5)[-1]
+    for low, high in ((-1e308, 1e308), (0, 5e-324), (-5e-324, 0), (1, 1 + 1e-16)):
+        assert 2 <= len(ticks(low, high, 5)) <= 12 and np.isfinite(ticks(low, high, 5)).all()
     points = [(float(x), float(x % 2)) for x in range(1000)]
     assert thin(points, 1000) == points
     assert [y for _, y in thin(points, 100)] == [0.5] * 100
