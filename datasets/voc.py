@@ -78,10 +78,11 @@ def read_voc(roots: Sequence[Path], train_split: str, test_split: str) -> tuple[
     taken from every one that has it.
 
     Raises:
-        DataError: There is no such layout or split, a file is missing or damaged, the splits share images, or no object
-            of a class is in the training split.
+        DataError: There is no such layout or split, a file is missing or damaged, the splits share images, no object
+            of a class is in the training split, or none at all in the test split.
     """
-    folders = [folder for root in roots for folder in _voc_folders(root)]
+    # A folder counts once, also where it is named beside the one that it lies in.
+    folders = list(dict.fromkeys(folder.resolve() for root in roots for folder in _voc_folders(root)))
     raw = [_read_split(folders, split, roots) for split in (train_split, test_split)]
     shared = {path for _, path, _ in raw[0]} & {path for _, path, _ in raw[1]}
     if shared:
@@ -92,6 +93,8 @@ def read_voc(roots: Sequence[Path], train_split: str, test_split: str) -> tuple[
     if not classes or absent:
         what = f"{min(absent)!r} of {test_split} is" if absent else "objects are"
         raise DataError(f"{train_split}: {what} not in the training images")
+    if not any(objects for _, _, objects in raw[1]):
+        raise DataError(f"{test_split}: there is no object in its images, and so no precision")
     train, test = (_boxed(split, classes) for split in raw)
     return train, test
 

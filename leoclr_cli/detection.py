@@ -91,6 +91,7 @@ def score_detection(
     train, test = read_voc([_folder_of(root) for root in roots], wanted.train_split, wanted.test_split)
     identity = {
         "encoder": encoder.digest,
+        "normalisation": [encoder.mean, encoder.std],
         "train": train.digest,
         "test": test.digest,
         "recipe": wanted.recipe.identity(),

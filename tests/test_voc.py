@@ -60,6 +60,14 @@ def test_sets_lie_beside_each_other_as_in_vocdevkit(tmp_path: Path) -> None:
     write_voc(tmp_path / "VOCdevkit" / "VOC2012", {"trainval": {"a": [DOG]}})
     train, test = read_voc([tmp_path], "trainval", "test")
     assert [image.path.parts[-3] for image in train.images] == ["VOC2007", "VOC2012"] and len(test) == 1
+    twice = read_voc([tmp_path, tmp_path / "VOCdevkit" / "VOC2007"], "trainval", "test")
+    assert [len(images) for images in twice] == [2, 1]
+
+
+def test_a_test_split_without_objects_has_no_precision(tmp_path: Path) -> None:
+    root = write_voc(tmp_path, {"trainval": {"a": [CAT]}, "test": {"c": []}})
+    with pytest.raises(DataError, match="test: there is no object in its images"):
+        read_voc([root], "trainval", "test")
 
 
 def test_a_tar_file_gives_the_same(tmp_path: Path) -> None:
