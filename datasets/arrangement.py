@@ -79,7 +79,7 @@ def arrange(source: Source) -> Collection:
     """
     images = sorted(path for path in source.paths if is_image(path))
     if not images:
-        files = source.other_files + len(source.paths)
+        files = source.other_files.total() + len(source.paths)
         found = f"no images among {files:,} files" if files else "it is empty"
         raise DataError(f"{source.name}: {found}; expected images (.jpg, .png, .webp, ...) or one folder per class")
     splits = _by_split(source.name, images, _wrapper(images))

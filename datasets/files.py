@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import sys
@@ -40,7 +41,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; what lies there becomes `path` when the block ends well.
 
     When the block raises, also by Ctrl-C, the temporary file is removed and `path` stays as it was.
+
+    Raises:
+        IsADirectoryError: `path` is a folder.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder; name a file in it", str(path))
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary

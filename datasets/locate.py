@@ -67,6 +67,18 @@ def indexed_data(specs: Sequence[str], advance: Callable[[int], None] = ignore) 
     return indexes
 
 
+def with_all_splits(specs: Sequence[str]) -> list[str]:
+    """The same, with a folder that holds splits and no shards of its own replaced by its splits."""
+    found: list[str] = []
+    for spec in specs:
+        folder = Path(local_path(spec)) if not is_remote(spec) else None
+        if folder is None or not folder.is_dir() or any(folder.glob("*.tar")):
+            found.append(spec)
+        else:
+            found += sorted({str(path.parent) for path in folder.glob("*/*.tar")})
+    return found
+
+
 def check_specs(specs: Sequence[str]) -> None:
     """Raise DataError for all that is wrong with the names alone, every missing file included. Opens no shard and
     asks no server."""

@@ -37,7 +37,8 @@ def write_indexes(
     """Index the shards of each folder and save the index there; one of the same name is replaced.
 
     Args:
-        classes: Class names by number, where they are known.
+        classes: Class names by number, where they are known. Without them those of the index before are kept: shards
+            hold numbers alone.
         advance: Called with the bytes of each shard that is done.
     """
     by_folder: dict[Path, list[Path]] = defaultdict(list)
@@ -45,11 +46,18 @@ def write_indexes(
         by_folder[path.parent].append(path)
     written = {}
     for folder, shards in by_folder.items():
-        index = build_index(shards, classes=classes, advance=advance)
         path = folder / f"{common_name([shard.name for shard in shards])}{SUFFIX}"
+        index = build_index(shards, classes=classes or _names_before(path), advance=advance)
         index.save(path)
         written[path] = index
     return written
+
+
+def _names_before(path: Path) -> tuple[str, ...]:
+    try:
+        return Index.load(path).classes
+    except (DataError, OSError):
+        return ()
 
 
 def write_remote_index(

@@ -19,6 +19,7 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,7 @@ from leoclr.datasets.torchvision_source import TORCHVISION_NAMES, TorchvisionSou
 
 SIDECAR_SUFFIXES = ("json", "txt")
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
+_SYSTEM_FILES = ("Thumbs.db", "desktop.ini")
 _BLOCK = 512
 
 
@@ -48,8 +50,13 @@ class Source(Protocol):
         ...
 
     @property
-    def other_files(self) -> int:
-        """How many files were passed over because they are neither."""
+    def other_files(self) -> Counter[str]:
+        """How many files were passed over because they are neither, by suffix; hidden ones do not count."""
+        ...
+
+    @property
+    def repeated(self) -> Sequence[str]:
+        """Folders that were passed over because links lead to them a second time."""
         ...
 
     def read(self, path: str) -> bytes:
@@ -111,30 +118,47 @@ def is_wanted(path: str) -> bool:
     """Whether a file matters: an image or possible sidecar, not hidden, and not a Mac's resource fork."""
     if suffix_of(path) not in SIDECAR_SUFFIXES and not is_image(path):
         return False
-    return not any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
+    return not is_hidden(path)
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a name or a folder of it begins with a dot, or is a Mac's."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
+
+
+def count_other(counter: Counter[str], path: str) -> None:
+    """Note a file that is passed over, unless it is hidden, as what systems put beside images is."""
+    if path.rpartition("/")[2] not in _SYSTEM_FILES and not is_hidden(path):
+        suffix = suffix_of(path)
+        counter[f".{suffix}" if suffix else "without suffix"] += 1
 
 
 class FolderSource:
-    """A folder and all below it. Links are followed; a folder that is reached twice is listed once."""
+    """A folder and all below it. Links are followed; a folder that is reached twice is listed once, by the name that
+    is no link where there is one beside it."""
 
     def __init__(self, folder: Path) -> None:
         self.name = str(folder)
-        self.other_files = 0
+        self.other_files: Counter[str] = Counter()
+        self.repeated: list[str] = []
         self.paths: list[str] = []
         self._folder = folder
         seen: set[str] = set()
         for parent, folders, files in os.walk(folder, followlinks=True, onerror=_raise_unreadable):
-            real = os.path.realpath(parent)
+            real, below = os.path.realpath(parent), os.path.relpath(parent, folder)
             if real in seen:
+                self.repeated.append(below)
                 folders.clear()
                 continue
             seen.add(real)
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            below = os.path.relpath(parent, folder)
-            paths = [name if below == "." else f"{below}/{name}" for name in files]
-            wanted = [path for path in paths if is_wanted(path)]
-            self.paths += wanted
-            self.other_files += len(paths) - len(wanted)
+            visible = (name for name in folders if not name.startswith("."))
+            folders[:] = sorted(visible, key=lambda name: (os.path.islink(os.path.join(parent, name)), name))
+            for name in files:
+                path = name if below == "." else f"{below}/{name}"
+                if is_wanted(path):
+                    self.paths.append(path)
+                else:
+                    count_other(self.other_files, path)
 
     def read(self, path: str) -> bytes:
         try:
@@ -148,7 +172,11 @@ class FolderSource:
 class TarSource:
     """Members of a tar, or copies of them in a spool file, read at their offsets."""
 
-    def __init__(self, name: Path, file: BinaryIO, places: dict[str, tuple[int, int]], other_files: int) -> None:
+    repeated = ()
+
+    def __init__(
+        self, name: Path, file: BinaryIO, places: dict[str, tuple[int, int]], other_files: Counter[str]
+    ) -> None:
         self.name = str(name)
         self.other_files = other_files
         self.paths = list(places)
@@ -170,14 +198,14 @@ class TarSource:
 def plain_tar(path: Path, file: BinaryIO, advance: Callable[[int], None]) -> TarSource:
     """List a tar that is not compressed; its images are read where they lie."""
     places: dict[str, tuple[int, int]] = {}
-    other_files = 0
+    other_files: Counter[str] = Counter()
     with _tar_errors(path), tarfile.open(fileobj=file, mode="r:") as archive:
         position = 0
         for name, member in _tar_members(path, archive):
             if is_wanted(name):
                 places[name] = (member.offset_data, member.size)
             else:
-                other_files += 1
+                count_other(other_files, name)
             advance(archive.offset - position)
             position = archive.offset
         # tarfile takes a header that it cannot read for the end: only zeros are.
@@ -189,13 +217,13 @@ def plain_tar(path: Path, file: BinaryIO, advance: Callable[[int], None]) -> Tar
 def spooled_tar(path: Path, spool: BinaryIO, advance: Callable[[int], None]) -> TarSource:
     """Go once through a gzipped tar and copy what may be packed to `spool`, which takes at most its unpacked size."""
     places: dict[str, tuple[int, int]] = {}
-    other_files = 0
+    other_files: Counter[str] = Counter()
     with _tar_errors(path), path.open("rb") as raw, gzip.GzipFile(fileobj=raw) as stream:
         with tarfile.open(fileobj=stream, mode="r|") as archive:
             position = 0
             for name, member in _tar_members(path, archive):
                 if not is_wanted(name):
-                    other_files += 1
+                    count_other(other_files, name)
                 elif member.size > MAX_BYTES:
                     places[name] = (0, member.size)  # listed, so that it is reported when it is read
                 else:
@@ -235,9 +263,11 @@ def _tar_errors(path: Path) -> Iterator[None]:
 class ZipSource:
     """Members of a zip, read where they lie."""
 
+    repeated = ()
+
     def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
         self.name = str(path)
-        self.other_files = 0
+        self.other_files: Counter[str] = Counter()
         self._archive = archive
         self._members: dict[str, zipfile.ZipInfo] = {}
         for member in archive.infolist():
@@ -251,7 +281,7 @@ class ZipSource:
             if is_wanted(name):
                 self._members[name] = member
             else:
-                self.other_files += 1
+                count_other(self.other_files, name)
         self.paths = list(self._members)
 
     def read(self, path: str) -> bytes:

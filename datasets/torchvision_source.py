@@ -7,6 +7,7 @@ its source code, and it refuses to load them otherwise; nothing here unpickles a
 from __future__ import annotations
 
 import io
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ class TorchvisionSource:
 
     def __init__(self, name: str, root: Path, download: bool) -> None:
         self.name = name
-        self.other_files = 0
+        self.other_files: Counter[str] = Counter()
+        self.repeated = ()
         self._images: dict[str, tuple[Any, int]] = {}
         self._files: dict[str, Path] = {}
         for split in _SPLITS[name]:

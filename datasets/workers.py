@@ -60,7 +60,7 @@ def load_batches(
         )
         others = set(multiprocessing.active_children())
         # A worker inherits the mask, so that no signal can kill it before it has learnt to leave that to the parent.
-        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
         try:
             iterator = iter(loader)
         finally:
@@ -104,9 +104,10 @@ def _unchanged(batch: Item) -> Item:
 
 
 def _start_worker(number: int) -> None:
-    """Ctrl-C reaches every process of the terminal, and SIGTERM those of a job (`timeout`, systemd, Slurm). Only the
-    parent acts on them, and to finish its step it still needs batches."""
+    """Ctrl-C and its end reach every process of a terminal, and SIGTERM those of a job (`timeout`, systemd, Slurm).
+    Only the parent acts on them, and to finish its step it still needs batches."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         threading.Thread(target=_end_when_the_parent_asks, daemon=True).start()
     else:

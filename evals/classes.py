@@ -22,7 +22,7 @@ def check_labels(index: Index, name: str) -> None:
         raise EvaluationError(f"{name}: there are no samples")
     missing = int((index.label == NO_LABEL).sum())
     if missing == len(index):
-        raise EvaluationError(f"{name}: the samples have no labels; a score needs data with one class per image")
+        raise EvaluationError(f"{name}: the samples have no labels; name others, --train-data and --data, that have")
     if missing:
         example = index.key(int(np.argmax(index.label == NO_LABEL)))
         raise EvaluationError(f"{name}: {missing} of {len(index)} samples have no label, {example!r} among them")

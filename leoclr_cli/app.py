@@ -3,7 +3,7 @@ runs, so that `--help` answers at once."""
 
 from __future__ import annotations
 
-import sys
+import errno
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -24,6 +24,7 @@ from leoclr.cli import (
     views_command,
 )
 from leoclr.cli.command import LeoclrCommand
+from leoclr.cli.console import say
 from leoclr.datasets.errors import LeoclrError
 
 USER_ERROR = 2
@@ -85,5 +86,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(args=arguments)
     except LeoclrError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
+        raise SystemExit(USER_ERROR) from None
+    except BrokenPipeError:
+        raise  # typer's affair: it ends without a word, as Unix tools do
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EIO):
+            raise
+        say(f"error: the output cannot be written: {error.strerror}")
         raise SystemExit(USER_ERROR) from None

@@ -8,6 +8,7 @@ import typer
 
 from leoclr.cli.console import print_json, progress
 from leoclr.cli.layers import resolve
+from leoclr.datasets.errors import DataError
 
 _FAULTY = 1
 
@@ -21,6 +22,8 @@ def check(
 ) -> None:
     """Verify shards against their index, and say what `leoclr train` would do with each fault.
 
+    Of a folder with splits, all of them.
+
     Exit code 1 where there are faults.
 
     \b
@@ -29,15 +32,17 @@ def check(
       leoclr check 'shards/imagenet-{000..999}.tar' --no-decode
     """
     from leoclr.datasets.check import SKIPPED, Fault, check_shard
-    from leoclr.datasets.locate import indexed_data
+    from leoclr.datasets.locate import indexed_data, with_all_splits
 
     faults: list[Fault] = []
     shards = samples = 0
-    for index in indexed_data(data):
+    for index in indexed_data(with_all_splits(data)):
         with progress("checking", len(index), "images") as advance:
             for number in range(len(index.shards)):
                 faults += check_shard(index, number, decode, advance)
         shards, samples = shards + len(index.shards), samples + len(index)
+    if not shards:
+        raise DataError(f"{', '.join(data)}: no .tar shards there; `leoclr shard` packs images into shards")
     skipped = sum(fault.consequence == SKIPPED for fault in faults)
     share = resolve(None, None, {}, {}).settings.data.max_bad_samples
     if json_output:
@@ -48,7 +53,7 @@ def check(
             print(f"{fault.shard}: {fault.what}\n    -> {fault.consequence}")
         if skipped:
             print(f"{skipped:,} images cannot be used: {skipped / samples:.2%}; train stops above {share:.2%}")
-        decoded = ", every image decoded" if decode else ""
+        decoded = ", every image decoded" if decode and not faults else ""
         print(f"{shards:,} shards, {samples:,} samples{decoded}: {len(faults) or 'no'} faults")
     if faults:
         raise typer.Exit(_FAULTY)

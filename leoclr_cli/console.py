@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 
-def say(message: str) -> None:
-    """One line for a person, on stderr."""
-    print(message, file=sys.stderr, flush=True)
+def say(message: str, end: str = "\n") -> None:
+    """One line for a person, on stderr. Where nobody listens any more (a closed terminal, a reader that has ended, a
+    full disk under a log) it is lost, and with it nothing else."""
+    with suppress(OSError, ValueError):
+        print(message, end=end, file=sys.stderr, flush=True)
 
 
 def warn(message: str) -> None:

@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 import torch  # noqa: TID253
 
-from leoclr.cli.console import print_json, progress, say, warn
+from leoclr.cli.console import progress, say, warn
 from leoclr.cli.devices import choose_device
 from leoclr.cli.encoders import LoadedEncoder, fresh_encoder, load_encoder
-from leoclr.cli.evaluation import FORMAT, write_record
-from leoclr.cli.records import described_encoder
+from leoclr.cli.evaluation import FORMAT
+from leoclr.cli.records import described_encoder, keep_and_show
 from leoclr.cli.runs import RunFolder
 from leoclr.cli.versions import versions
 from leoclr.datasets.errors import EvaluationError
@@ -106,16 +106,11 @@ def score_detection(
     record = _record(encoder, roots, (train, test), wanted, device, found, began)
     for note in record["notes"]:
         warn(note)
-    if as_json:
-        print_json(record)
-    else:
-        print(_text(record))
     path = output
     if path is None and run is not None:
         same = json.dumps([identity, record["protocol"]])
         path = RunFolder(run).evals / f"detection-{hashlib.sha256(same.encode()).hexdigest()[:10]}.json"
-    if path is not None:
-        write_record(path, record)
+    keep_and_show(path, record, None if as_json else _text(record))
 
 
 def _train_and_score(

@@ -20,7 +20,13 @@ def embed(
     ] = None,
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", metavar="FILE", help="A .npy file with the keys beside it, or a .parquet file."),
+        typer.Option(
+            "--output",
+            "-o",
+            dir_okay=False,
+            metavar="FILE",
+            help="A .npy file with the keys beside it, or a .parquet file.",
+        ),
     ] = Path("features.npy"),
     backbone: Backbone = None,
     image_size: ImageSize = None,

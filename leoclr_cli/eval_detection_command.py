@@ -53,7 +53,8 @@ def detection(
         bool, typer.Option("--no-cache", help="Keep no state to go on from, and no trained figures.")
     ] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="JSON file; in RUN/evals when left out.")
+        Path | None,
+        typer.Option("--output", "-o", dir_okay=False, metavar="FILE", help="JSON file; in RUN/evals when left out."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -99,12 +99,13 @@ HeadRate = Annotated[
         min=0,
         callback=finite,
         metavar="RATE",
-        help="Learning rate of the new layer; 5 up to 1% of the labels, else 0.2.",
+        help="Learning rate of the new layer; 5 up to 1% of the labels of 10,000 images or more, else 0.2.",
     ),
 ]
 TrainBatch = Annotated[int, typer.Option("--train-batch", min=1, metavar="N", help="Images in a training step.")]
 Output = Annotated[
-    Path | None, typer.Option("--output", "-o", metavar="FILE", help="JSON file; in RUN/evals when left out.")
+    Path | None,
+    typer.Option("--output", "-o", dir_okay=False, metavar="FILE", help="JSON file; in RUN/evals when left out."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the JSON instead of the table.")]
 

@@ -48,6 +48,7 @@ def robustness(
         typer.Option(
             "--output",
             "-o",
+            dir_okay=False,
             metavar="FILE",
             help="JSON file, pictures beside it; in RUN/evals when left out, robustness.json for several.",
         ),

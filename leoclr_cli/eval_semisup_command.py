@@ -47,7 +47,7 @@ def semisup(
     evaluation = Evaluation(request)
     data, view = evaluation.data, standard_view(evaluation.encoder.image_size)
     subset = label_subset(data.train, labels, request.seed)
-    recipe = label_recipe(subset.share, epochs, backbone_lr, head_lr, train_batch)
+    recipe = label_recipe(subset.share, len(subset.numbers), epochs, backbone_lr, head_lr, train_batch)
     found = finetuned(evaluation, data.train.subset(subset.numbers), data.test, recipe, "fine-tuning")
     row = Row("finetuned", f"fine-tuned, {len(subset.numbers):,} labels", metrics_of(found))
     protocol = (subset.protocol, recipe.protocol, f"training images: {evaluation.crops(data.train, 1).protocol}")

@@ -15,15 +15,15 @@ import numpy as np
 import torch  # noqa: TID253
 from numpy.typing import NDArray
 
-from leoclr.cli.console import print_json, progress, say, warn
+from leoclr.cli.console import progress, warn
 from leoclr.cli.devices import check_precision, choose_device
 from leoclr.cli.encoders import LoadedEncoder, load_encoder
 from leoclr.cli.eval_options import Request
-from leoclr.cli.records import described_data, described_encoder
+from leoclr.cli.records import described_data, described_encoder, keep_and_show
 from leoclr.cli.runs import RunFolder
 from leoclr.cli.versions import versions
-from leoclr.datasets.errors import EvaluationError, RunError
-from leoclr.datasets.files import cache_root, write_atomic
+from leoclr.datasets.errors import EvaluationError
+from leoclr.datasets.files import cache_root
 from leoclr.datasets.index import Index
 from leoclr.datasets.locate import open_data, sibling_split
 from leoclr.evals.classes import check_labels, match_classes, stratified_holdout
@@ -102,7 +102,7 @@ class Evaluation:
         as_json: bool,
         scored: str = "pooled features of {}, before the projector",
     ) -> None:
-        """Print the score as a table, or as JSON, and write its record.
+        """Write the record of a score and print it, as a table or as JSON.
 
         Args:
             images: How the test images were preprocessed, in lines for a person.
@@ -110,19 +110,14 @@ class Evaluation:
             output: File for the record; in the run's `evals` folder if None, and nowhere if there is no run.
 
         Raises:
-            RunError: The record cannot be written; it is printed before.
+            RunError: The record cannot be written; the score is printed nevertheless.
         """
         score = self._without_trivial(score)
         record = self.record(kind, score, images, scored)
         path = output or self.record_path(kind, record)
         for note in record["notes"]:
             warn(note)
-        if as_json:
-            print_json(record)
-        else:
-            print(_text(record, score))
-        if path is not None:
-            write_record(path, record)
+        keep_and_show(path, record, None if as_json else _text(record, score))
 
     def _without_trivial(self, score: Score) -> Score:
         """Every image of less than five classes is among the five best, also where numbers of classes are left out."""
@@ -234,16 +229,6 @@ class Evaluation:
         same += [record["checkpoint"]["digest"], *(record["data"][split]["digest"] for split in ("train", "test"))]
         short = hashlib.sha256(json.dumps(same).encode()).hexdigest()[:10]
         return RunFolder(self.encoder.run).evals / f"{kind}-{short}.json"
-
-
-def write_record(path: Path, record: dict[str, Any]) -> None:
-    """Write a record as JSON and say so; RunError where that cannot be done."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
-    except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror}") from error
-    say(f"written to {path}")
 
 
 def _labelled_data(encoder: LoadedEncoder, request: Request) -> LabelledData:

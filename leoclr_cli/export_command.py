@@ -26,7 +26,11 @@ def export(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="File to write; export/BACKBONE.SUFFIX in the run if not given."
+            "--output",
+            "-o",
+            dir_okay=False,
+            metavar="FILE",
+            help="File to write; export/BACKBONE.SUFFIX in the run if not given.",
         ),
     ] = None,
     backbone: Annotated[
@@ -37,7 +41,7 @@ def export(
 ) -> None:
     """Export the encoder, without projector, and compare the file's features with the original's.
 
-    A file whose features differ by more than 1e-5 is not kept.
+    A file whose features differ by more than 1e-5 (of the largest, where that is above 1) is not kept.
 
     \b
     Examples:

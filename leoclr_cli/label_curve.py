@@ -12,10 +12,11 @@ from typing import Any
 from PIL import Image
 
 from leoclr.cli.charts import Line, line_chart
-from leoclr.cli.console import print_json, say, warn
+from leoclr.cli.console import say, warn
 from leoclr.cli.eval_options import Request
-from leoclr.cli.evaluation import FORMAT, Evaluation, write_record
+from leoclr.cli.evaluation import FORMAT, Evaluation
 from leoclr.cli.finetuning import FINETUNED, finetuned, label_recipe, metrics_of
+from leoclr.cli.records import keep_and_show
 from leoclr.cli.runs import RunFolder
 from leoclr.datasets.errors import EvaluationError, RunError
 from leoclr.datasets.files import atomic_path
@@ -72,12 +73,9 @@ def report_curves(curves: Sequence[Curve], output: Path | None, as_json: bool) -
     record = {"format": FORMAT, "kind": "label-curve", "curves": [curve.record for curve in curves]}
     for note in sorted({note for curve in curves for note in curve.record["notes"]}):
         warn(note)
-    if as_json:
-        print_json(record)
-    else:
-        print("\n".join([_table(curves), "", *curves[0].record["protocol"]]))
     path = output or _default_path(curves)
-    write_record(path, record)
+    text = None if as_json else "\n".join([_table(curves), "", *curves[0].record["protocol"]])
+    keep_and_show(path, record, text)
     return path
 
 
@@ -120,7 +118,7 @@ def _curve(
     recipes: dict[str, list[str]] = {}
     for share in shares:
         subset = balanced_subset(data.train, share / 100, evaluation.request.seed)
-        recipe = label_recipe(share / 100, *options)
+        recipe = label_recipe(share / 100, len(subset.numbers), *options)
         train = data.train.subset(subset.numbers)
         found[share] = finetuned(evaluation, train, data.test, recipe, f"{name}, {share:g} %")
         recipes.setdefault(recipe.protocol, []).append(f"{share:g}")

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 from leoclr.cli.console import warn
@@ -32,7 +32,7 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
     """Run `leoclr ARGUMENTS` in several processes and wait for all.
 
     When one of them fails the others are ended: gently, then by force after ten seconds. Ctrl-C reaches them from the
-    terminal, SIGTERM is passed on; either way each finishes its step and the first one saves. On Linux the same
+    terminal, SIGTERM and SIGHUP are passed on; either way each finishes its step and the first one saves. On Linux this
     happens when this process is killed.
 
     Returns:
@@ -59,12 +59,19 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
             if child.poll() is None:
                 child.send_signal(number)
 
-    previous = signal.signal(signal.SIGTERM, pass_on), signal.signal(signal.SIGINT, signal.SIG_IGN)
+    handlers: dict[signal.Signals, Callable[[int, FrameType | None], None] | signal.Handlers] = {
+        signal.SIGTERM: pass_on,
+        signal.SIGHUP: pass_on,
+        signal.SIGINT: signal.SIG_IGN,
+    }
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup's wish
+        del handlers[signal.SIGHUP]
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         return _wait(children)
     finally:
-        signal.signal(signal.SIGTERM, previous[0])
-        signal.signal(signal.SIGINT, previous[1])
+        for number, before in previous.items():
+            signal.signal(number, before)
 
 
 def _end_with_parent() -> None:

@@ -43,7 +43,7 @@ class ProgressLine:
             f"{rate:,.0f} images/s  waiting for data {waiting:.0%}  {duration(left)} left"
         )
         if self._terminal:
-            print("\r" + line.ljust(self._width), end="", file=sys.stderr, flush=True)
+            say("\r" + line.ljust(self._width), end="")
             self._width = len(line)
         else:
             say(line)

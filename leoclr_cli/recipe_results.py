@@ -17,6 +17,8 @@ from leoclr.datasets.errors import RunError
 from leoclr.datasets.files import write_atomic
 
 FORMAT = 1
+_HOLD_PATHS = ("data", "checkpoint")
+_TAKE_PATHS = ("--data", "--train-data", "--test-data", "--val-data", "--output", "-o")
 # Forward passes of the encoder per image; a backward pass counts as two. Anchors have both, MoCo's keys one.
 _PASSES = {
     ("moco", "pairwise"): 4,
@@ -59,7 +61,7 @@ def write_result(unit: Unit, recipe_name: str) -> Path:
     }
     here = _places(plan)
     content = _elsewhere(content, here)
-    commands = [_elsewhere(step.command_as_planned(), here) for step in unit.steps()]
+    commands = [_elsewhere_in(step.command_as_planned(), here) for step in unit.steps()]
     content["commands"] = [shlex.join(("leoclr", *words)) for words in commands]
     text = json.dumps(content, indent=2, allow_nan=False)
     path = plan.folder / "results" / f"{unit.name}.json"
@@ -76,17 +78,28 @@ def _places(plan: Plan) -> dict[str, str]:
     return {path: here[path] for path in sorted(here, key=len, reverse=True) if path != "."}
 
 
-def _elsewhere(value: Any, here: Mapping[str, str]) -> Any:
-    """A JSON value whose strings, where they are such a path or begin with one, say what stands for it."""
+def _elsewhere(value: Any, here: Mapping[str, str], place: str = "") -> Any:
+    """A JSON value in which what stands for a path of this machine is named so: below the keys that hold paths."""
     if isinstance(value, dict):
-        return {key: _elsewhere(item, here) for key, item in value.items()}
+        return {
+            key: _elsewhere(item, here, place or (key if key in _HOLD_PATHS else "")) for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
-        return [_elsewhere(item, here) for item in value]
-    if isinstance(value, str):
-        for path, name in here.items():
-            if value == path or value.startswith(f"{path}/"):
-                return name + value[len(path) :]
-    return value
+        return [_elsewhere(item, here, place) for item in value]
+    return _named(value, here) if place and isinstance(value, str) else value
+
+
+def _elsewhere_in(words: Sequence[str], here: Mapping[str, str]) -> list[str]:
+    """The same in a command, whose other words may look like a path: `--preset cifar10` beside a folder cifar10."""
+    pairs = zip(("", *words), words, strict=False)
+    return [_named(word, here) if before in _TAKE_PATHS or "/" in word else word for before, word in pairs]
+
+
+def _named(text: str, here: Mapping[str, str]) -> str:
+    for path, name in here.items():
+        if text == path or text.startswith(f"{path}/"):
+            return name + text[len(path) :]
+    return text
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:

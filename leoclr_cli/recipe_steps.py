@@ -22,6 +22,7 @@ from leoclr.cli.recipe_files import Column, Recipe
 from leoclr.datasets.errors import RunError, SettingsError
 from leoclr.datasets.files import write_atomic
 
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _DATA_FLAGS = {"transfer": ("--data", "--test-data"), "detection": ("--data", "--test-data")}  # of `leoclr eval`
 
 
@@ -251,7 +252,7 @@ def _start(command: tuple[str, ...]) -> tuple[int, str]:
         if child.poll() is None:
             child.send_signal(number)
 
-    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, pass_on) for number in _STOPS}
     try:
         output, _ = child.communicate()
     finally:
@@ -261,7 +262,7 @@ def _start(command: tuple[str, ...]) -> tuple[int, str]:
 
 
 def _refuse_failure(code: int, command: tuple[str, ...]) -> None:
-    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM):
+    if code in {sign * number + offset for number in _STOPS for sign, offset in ((1, 128), (-1, 0))}:
         raise KeyboardInterrupt
     if code:
         raise RunError(

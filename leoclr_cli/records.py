@@ -1,12 +1,17 @@
-"""How an encoder and data are named in the JSON records of scores and features."""
+"""The JSON records of scores and features: how they name an encoder and data, and that they outlive what is printed."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from leoclr.cli.console import print_json, say
 from leoclr.cli.encoders import LoadedEncoder
+from leoclr.datasets.errors import RunError
+from leoclr.datasets.files import write_atomic
 from leoclr.datasets.index import Index
 from leoclr.datasets.locate import absolute
 
@@ -26,3 +31,35 @@ def described_encoder(encoder: LoadedEncoder) -> dict[str, Any]:
 def described_data(index: Index, source: Sequence[str]) -> dict[str, Any]:
     """Where it lies, and its digest."""
     return {"source": list(absolute(source)), "digest": index.digest, "samples": len(index)}
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record as JSON; RunError where that cannot be done."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def keep_and_show(path: Path | None, record: Mapping[str, Any], text: str | None) -> None:
+    """Write a record where it belongs, then print it: as `text`, or as JSON where that is None. In this order, because
+    a pipe whose reader has gone must not lose a figure; what cannot be written is printed nevertheless.
+
+    Raises:
+        RunError: It cannot be written.
+    """
+    problem = None
+    if path is not None:
+        try:
+            write_record(path, record)
+        except RunError as error:
+            problem = error
+    if text is None:
+        print_json(record)
+    else:
+        print(text)
+    if problem is not None:
+        raise problem
+    if path is not None:
+        say(f"written to {path}")

@@ -16,7 +16,9 @@ def report(
     runs: Annotated[
         list[Path] | None, typer.Argument(metavar="RUN", help="Run folders, at most 8; the newest run when left out.")
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The page.")] = Path("report.html"),
+    output: Annotated[Path, typer.Option("--output", "-o", dir_okay=False, metavar="FILE", help="The page.")] = Path(
+        "report.html"
+    ),
     samples: Annotated[
         int,
         typer.Option(

@@ -216,7 +216,8 @@ def _same_as_before(plan: Plan, name: str) -> None:
         "commands": plan.digest(),  # last: it differs where one of the others does, or the recipe was edited
     }
     path = plan.folder / "reproduce.json"
-    if path.exists():
+    begun = [*plan.folder.glob("records/*.json"), *plan.folder.glob("runs/*/metrics.jsonl")]
+    if path.exists() and begun:  # a first step that was refused leaves nothing that could be mixed up
         before = read_json(path)
         changed = [
             f"{key} {before.get(key)!r}, now {value!r}" for key, value in about.items() if before.get(key) != value

@@ -11,9 +11,10 @@ from typing import Any
 from PIL import Image
 
 from leoclr.cli.charts import Dot, Line, Panel, dot_chart, line_chart
-from leoclr.cli.console import print_json, progress, say, warn
+from leoclr.cli.console import progress, say, warn
 from leoclr.cli.eval_options import Request
-from leoclr.cli.evaluation import FORMAT, Evaluation, write_record
+from leoclr.cli.evaluation import FORMAT, Evaluation
+from leoclr.cli.records import keep_and_show, write_record
 from leoclr.cli.runs import resolve_checkpoint
 from leoclr.datasets.errors import RunError
 from leoclr.datasets.files import atomic_path
@@ -90,11 +91,7 @@ def compare(request: Request, checkpoints: Sequence[Path], crops: Crops, output:
         "scores": {one.name: one.record for one in measured},
         "notes": notes,
     }
-    if as_json:
-        print_json(together)
-    else:
-        print(_text(measured))
-    write_record(output, together)
+    keep_and_show(output, together, None if as_json else _text(measured))
     _save(_dots(measured), output.with_suffix(".png"))
     if crops.curve:
         _save(_curve_chart(measured), output.with_name(f"{output.stem}-curve.png"))
@@ -107,6 +104,7 @@ def _measure_and_keep(request: Request, crops: Crops, name: str) -> Measured:
     path = evaluation.record_path("robustness", record)
     if path is not None:
         write_record(path, record)
+        say(f"written to {path}")
     return Measured(name, score, record, path)
 
 

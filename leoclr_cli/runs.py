@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,6 +14,7 @@ from leoclr.cli.checkpoint import JSON, MANIFEST, newest_checkpoint
 from leoclr.cli.console import warn
 from leoclr.datasets.errors import CheckpointError, RunError
 from leoclr.datasets.files import write_atomic
+from leoclr.datasets.locate import absolute
 
 FORMAT = 1
 _RUNS = ("runs/*/run.json", "*/run.json", "quickstart/run/run.json")  # where a run is looked for that was not named
@@ -75,6 +76,13 @@ class RunFolder:
             write_atomic(self.settings_file, text.encode())
         except OSError as error:
             raise RunError(f"cannot write {self.settings_file}: {error}") from error
+
+    def moved(self, train: Sequence[str], val: Sequence[str]) -> None:
+        """Note where the data lies now, so that the next command finds it there."""
+        content = self.read()
+        data = content["data"] | {"train": list(absolute(train)), "val": list(absolute(val))}
+        if data != content["data"]:
+            self.write({key: value for key, value in content.items() if key != "format"} | {"data": data})
 
     @contextmanager
     def still_there(self) -> Iterator[None]:

@@ -18,6 +18,7 @@ from leoclr.datasets.errors import DataError
 
 if TYPE_CHECKING:
     from leoclr.datasets.packing import PackedSplit, Recipe
+    from leoclr.datasets.sources import Source
 
 _MEGABYTE = 1_000_000
 _NAMED_SKIPPED = 10  # unreadable images that are named on the terminal; --json names all
@@ -139,10 +140,22 @@ def pack_source(
         with console.progress(f"listing {source}", archive_bytes, "bytes") as advance:
             opened = stack.enter_context(open_source(source, staging, root, download, advance))
             collection = arrange(opened)
+        _say_passed_over(opened)
         if val is not None:
             collection = hold_out(collection, val, recipe.seed)
         with console.progress("packing", len(collection), "images") as advance:
             return pack(opened, collection, staging, recipe, advance)
+
+
+def _say_passed_over(source: Source) -> None:
+    """What is not packed although it lies there: nobody should miss a camera's HEIC files only after the training."""
+    if source.other_files:
+        most = sorted(source.other_files.items(), key=lambda item: (-item[1], item[0]))[:_NAMED_SKIPPED]
+        kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in most)
+        console.warn(f"passed over {source.other_files.total():,} files that are no images by their suffix: {kinds}")
+    if source.repeated:
+        shown = ", ".join(source.repeated[:_NAMED_SKIPPED])
+        console.warn(f"passed over {len(source.repeated):,} folders that links lead to a second time: {shown}")
 
 
 def _shard_name(name: str | None, source: str) -> str:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM ask the loop to stop after its step; a second Ctrl-C leaves at once."""
+"""Ctrl-C, SIGTERM and a closed terminal ask the loop to stop after its step; a second Ctrl-C leaves at once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ class GracefulStop:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> GracefulStop:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # nohup's wish
             self._previous[number] = signal.signal(number, self._handle)
         return self
 

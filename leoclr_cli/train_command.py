@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
 from dataclasses import asdict
@@ -16,7 +17,7 @@ from leoclr.cli.console import print_json, say, warn
 from leoclr.cli.layers import Resolved, differences, resolve
 from leoclr.cli.progress_line import duration
 from leoclr.cli.settings import Settings
-from leoclr.datasets.errors import RunError, SettingsError
+from leoclr.datasets.errors import DataError, RunError, SettingsError
 
 
 def train(
@@ -79,10 +80,10 @@ def train(
         workers=workers,
         assignments=assignments,
     )
-    base = _settings_of(resume) if resume is not None else None
+    base = _settings_of(resume, moved=bool(data) and not val_data) if resume is not None else None
     resolved = resolve(preset, config, os.environ, given.values, base, given.names)
     run = _run_folder(resolved, output, resume, base)
-    _refuse_bad_data(resolved.settings)
+    _refuse_bad_data(resolved.settings, resume)
 
     if dry_run:
         from leoclr.cli.dry_run import as_text, plan_of
@@ -112,13 +113,23 @@ def train(
         raise typer.Exit(128 + result.stopped_by)
 
 
-def _settings_of(run: Path) -> Settings:
-    """The settings that the run to resume was started with."""
+def _settings_of(run: Path, moved: bool) -> Settings:
+    """The settings that the run to resume was started with.
+
+    Args:
+        moved: Whether the training data is named anew. Validation data that is gone is then looked for beside it.
+    """
     from pydantic import ValidationError
 
     from leoclr.cli.runs import RunFolder
+    from leoclr.datasets.locate import check_specs
 
     description = RunFolder(run).read()
+    if moved:
+        try:
+            check_specs(description["data"]["val"])
+        except DataError:
+            description["data"]["val"] = []
     try:
         settings = Settings.model_validate(description["settings"])
         return settings.model_copy(
@@ -151,12 +162,17 @@ def _run_folder(resolved: Resolved, output: Path | None, resume: Path | None, ba
     return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
 
 
-def _refuse_bad_data(settings: Settings) -> None:
+def _refuse_bad_data(settings: Settings, resume: Path | None) -> None:
     """What can be said about the data without torch is said before it is imported."""
     from leoclr.datasets.locate import check_specs
 
-    check_specs(settings.data.train)
-    check_specs(settings.data.val or ())
+    for specs, flag in ((settings.data.train, "--data"), (settings.data.val or (), "--val-data")):
+        try:
+            check_specs(specs)
+        except DataError as error:
+            if resume is None:
+                raise
+            raise DataError(f"{error}; {flag} says where they have moved to") from None
 
 
 def _report(result: dict[str, Any], json_output: bool) -> None:
@@ -164,7 +180,7 @@ def _report(result: dict[str, Any], json_output: bool) -> None:
     if json_output:
         print_json(result)
     if result["stopped_by"]:
-        say(f"saved after step {result['step']:,}; go on with:  leoclr train --resume {run}")
+        say(f"saved after step {result['step']:,}; go on with:  leoclr train --resume {shlex.quote(run)}")
         return
     if result["loss"] is None:
         say(f"the run is complete already, with {result['steps']:,} steps")
@@ -173,7 +189,6 @@ def _report(result: dict[str, Any], json_output: bool) -> None:
             f"done in {duration(result['seconds'])}: {result['step']:,} steps, loss {result['loss']:.4f}, "
             f"{result['images_per_second']:,.0f} images/s"
         )
-    say(
-        f"checkpoint: {result['checkpoint']}\n"
-        f"next:  leoclr eval linear {run}    leoclr export {run} --format torchvision"
-    )
+    name = shlex.quote(run)
+    score = f"leoclr eval linear {name}" + ("" if result["labelled"] else " --train-data LABELLED")
+    say(f"checkpoint: {result['checkpoint']}\nnext:  {score}    leoclr export {name} --format torchvision")

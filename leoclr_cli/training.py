@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,7 @@ class TrainResult:
     images_per_second: float
     seconds: float
     bad_images: int
+    labelled: bool
 
 
 def train(settings: Settings, output: Path, preset: str | None, command: list[str], resume: bool) -> TrainResult:
@@ -129,10 +131,8 @@ class Trainer:
         """Load the newest checkpoint, or describe the new run; refuse what would mix two runs in one folder."""
         newest, damaged = newest_checkpoint(self.run.checkpoints)
         if newest is not None and not resume:
-            raise RunError(
-                f"{self.run.path} holds a run already; go on with `leoclr train --resume {self.run.path}`, or choose "
-                "another --output"
-            )
+            again = f"leoclr train --resume {shlex.quote(str(self.run.path))}"
+            raise RunError(f"{self.run.path} holds a run already; go on with `{again}`, or choose another --output")
         if newest is None and damaged:
             raise RunError(f"{damaged[0]}; no checkpoint of {self.run.path} is sound, so choose another --output")
         if newest is not None:
@@ -145,6 +145,8 @@ class Trainer:
                     self.settings, self.index, self.data.val_specs, preset, command, self.device, self.ranks
                 )
                 self.run.write(about)
+            else:
+                self.run.moved(self.settings.data.train, self.data.val_specs)
             self._announce()
         self.accelerator.wait_for_everyone()
 
@@ -197,6 +199,7 @@ class Trainer:
             images_per_second=(self.step - first) * self.plan.batch_size / seconds,
             seconds=seconds,
             bad_images=len(self.bad),
+            labelled=self.index.labelled,
         )
 
     def save(self) -> Path:

@@ -21,9 +21,9 @@ _MAX_ROWS = 64  # 64 rows of the usual size make a picture of 16,000 lines
 
 def views(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files, shards or their index.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The picture, a .png.")] = Path(
-        "views.png"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", dir_okay=False, metavar="FILE", help="The picture, a .png.")
+    ] = Path("views.png"),
     draws: Annotated[
         int, typer.Option(min=1, max=_MAX_ROWS, metavar="N", help="Rows per image: other crops and colours.")
     ] = 1,

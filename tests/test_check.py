@@ -137,3 +137,23 @@ def test_training_stops_at_a_byte_that_changed(make_shards: MakeShards, capsys: 
     assert reader.read(1) == reader.read(1)
     with pytest.raises(DataError, match="'00002' has changed since it was indexed"):
         reader.read(2)
+
+
+def test_of_a_folder_with_splits_all_are_checked(make_shards: MakeShards, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("all/train", "all/val", "all/unlabeled"):
+        indexed(make_shards((4,), name=name))
+    data = make_shards((4,), name="all/test").parent
+    indexed(data / "test")
+    code, report = check(capsys, str(data))
+    assert code == 0 and report["shards"] == 4 and report["samples"] == 16
+    flip(next((data / "val").glob("*.tar")), 600)
+    code, report = check(capsys, str(data))
+    assert code == 1 and "/val/" in faults_of(report)[0]["shard"]
+
+
+def test_nothing_to_check_is_no_good_news(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"")
+    with pytest.raises(SystemExit, match="2"):
+        main(["check", str(tmp_path / "photos")])
+    assert "no .tar shards there" in capsys.readouterr().err

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -117,6 +119,21 @@ def test_the_five_best_of_three_classes_are_no_figure_whatever_their_numbers(leo
 def test_rates_are_numbers(leoclr: Run, run: Path, arguments: tuple[str, ...]) -> None:
     code, out, err = leoclr(*arguments)
     assert code == 2 and not out and "lr" in err and "Traceback" not in err
+
+
+def test_a_score_that_cannot_be_printed_is_kept(leoclr: Run, run: Path, tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "leoclr.cli", "eval", "knn", str(run)]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and "error: the output cannot be written: No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr and record(run, "knn")["results"]
+
+
+@pytest.mark.parametrize("output", [".", "/", "folder"])
+def test_a_folder_is_no_file_to_write(leoclr: Run, run: Path, tmp_path: Path, output: str) -> None:
+    (tmp_path / "folder").mkdir()
+    code, out, err = leoclr("knn", "-o", output)
+    assert code == 2 and not out and "is a directory" in err and not (run / "features").exists()
 
 
 def test_other_images_of_the_same_lengths_are_scored_anew(leoclr: Run, run: Path, data: Path) -> None:

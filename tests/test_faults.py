@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pty
 import re
 import resource
 import shutil
@@ -162,6 +163,36 @@ def test_a_signal_to_the_whole_job_saves_and_stops(
     assert code == 128 + signal.SIGTERM and not errors_of(errors)
     assert newest_checkpoint(run / "checkpoints")[0] is not None
     assert_gone(everyone)
+
+
+@pytest.mark.usefixtures("shared_memory")
+def test_a_terminal_that_closes_saves_and_stops(make_shards: MakeShards, tmp_path: Path, config: Path) -> None:
+    """Its end is told to every process, and what they print goes nowhere."""
+    run, (master, terminal) = tmp_path / "run", pty.openpty()
+    arguments = ["train", "--config", config, "--data", make_shards((20, 9)), "--epochs", "3000", "--output", run]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "leoclr.cli", *map(str, arguments)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=terminal, stdout=terminal, stdin=terminal, process_group=0,
+    )  # fmt: skip
+    os.close(terminal)
+    deadline = time.monotonic() + 150
+    while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_bytes()) < 300:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    os.close(master)
+    os.killpg(process.pid, signal.SIGHUP)
+    assert process.wait(timeout=60) == 128 + signal.SIGHUP
+    assert newest_checkpoint(run / "checkpoints")[0] is not None
+
+
+def test_a_log_without_a_reader_ends_no_run(make_shards: MakeShards, tmp_path: Path, config: Path) -> None:
+    process = start("train", "--config", config, "--data", make_shards((20, 9)), "--epochs", "30", "--output",
+                    tmp_path / "run", "--set", "run.knn_epochs=1")  # fmt: skip
+    assert process.stderr is not None
+    process.stderr.close()
+    process.stderr = None
+    process.communicate(timeout=150)
+    assert process.returncode == 0 and newest_checkpoint(tmp_path / "run" / "checkpoints")[0] is not None
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from scipy.io import savemat
 from leoclr.backends.backbones import build_backbone
 from leoclr.cli.app import main
 from leoclr.cli.checkpoint import save_checkpoint
+from leoclr.cli.finetuning import label_recipe
 from leoclr.cli.runs import RunFolder
 from leoclr.cli.settings import Settings
 from leoclr.cli.transfer_data import transfer_data
@@ -134,11 +135,10 @@ def test_semisup_by_share_and_by_list(leoclr: Run, make_run: Callable[..., Path]
 
 
 def test_the_paper_s_epochs_are_the_defaults() -> None:
-    from leoclr.cli.finetuning import label_recipe
 
-    one, ten = label_recipe(0.01, None, None, None, 256), label_recipe(0.1, None, None, None, 256)
+    one, ten = label_recipe(0.01, 500, None, None, None, 256), label_recipe(0.1, 500, None, None, None, 256)
     assert (one.schedule.epochs, ten.schedule.epochs) == (60, 30)
-    assert one.head_lr > one.backbone_lr > 0 and label_recipe(0.01, 5, 0.0, 0.1, 8).backbone_lr == 0.0
+    assert one.head_lr > one.backbone_lr > 0 and label_recipe(0.01, 500, 5, 0.0, 0.1, 8).backbone_lr == 0.0
 
 
 def test_a_curve_over_labels_is_drawn_and_its_points_are_done_once(leoclr: Run, make_run: Callable[..., Path]) -> None:
@@ -271,3 +271,13 @@ def test_pets_and_cars_are_packed_as_the_files_that_they_are(tmp_path: Path) -> 
         transfer_data(["birdsnap"], [], tmp_path, False)
     with pytest.raises(EvaluationError, match="leave out --test-data x"):
         transfer_data(["pets"], ["x"], tmp_path, False)
+
+
+@pytest.mark.parametrize(
+    ("share", "images", "rates"),
+    [(0.01, 12_811, (0.02, 5.0)), (0.01, 500, (0.02, 0.2)), (0.1, 128_116, (0.01, 0.2)), (1.0, 500, (0.01, 0.2))],
+)
+def test_rates_are_swavs_where_it_had_as_many_images(share: float, images: int, rates: tuple[float, float]) -> None:
+    recipe = label_recipe(share, images, None, None, None, 256)
+    assert (recipe.backbone_lr, recipe.head_lr) == rates
+    assert label_recipe(share, images, 3, 0.5, 0.7, 256).head_lr == 0.7

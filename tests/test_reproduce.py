@@ -17,7 +17,7 @@ from PIL import Image
 from leoclr.cli.app import main
 from leoclr.cli.eval_commands import app as eval_app
 from leoclr.cli.recipe_files import Recipe, load_recipe, names
-from leoclr.cli.recipe_results import _elsewhere, _places, cells, half_width
+from leoclr.cli.recipe_results import _elsewhere, _elsewhere_in, _places, cells, half_width
 from leoclr.cli.recipe_steps import Plan
 from leoclr.cli.recipe_table import as_json, as_markdown, as_picture
 
@@ -242,10 +242,13 @@ def test_a_result_says_nothing_of_this_machine_and_keeps_its_shape(shards: str) 
     plan = Plan(load_recipe("cifar10"), Path("out/10"), {"cifar10": shards})
     here = _places(plan)
     content = {"data": {"data": [shards, f"{Path(shards).absolute()}/train", "10.5", "database"]}, "seconds": 10.5}
-    found = _elsewhere(content, here)
+    found = _elsewhere({**content, "pretrain": shards}, here)
     assert found["seconds"] == 10.5 and found["data"]["data"][1:] == ["CIFAR10/train", "10.5", "database"]
-    assert found["data"]["data"][0] == ("." if shards == "." else "CIFAR10")
-    assert _elsewhere(f"{Path.cwd()}/out/10/runs/x", here) == _elsewhere("out/10/runs/x", here) == "OUTPUT/runs/x"
+    assert found["data"]["data"][0] == ("." if shards == "." else "CIFAR10") and found["pretrain"] == shards
+    output = f"{Path.cwd()}/out/10/runs/x"
+    named = _elsewhere_in(["train", "--preset", "data", "--data", shards, "--epochs", "10", "--output", output], here)
+    assert named[:3] + named[5:] == ["train", "--preset", "data", "--epochs", "10", "--output", "OUTPUT/runs/x"]
+    assert named[4] == found["data"]["data"][0]
 
 
 def test_the_interval_is_students() -> None:

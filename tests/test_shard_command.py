@@ -69,6 +69,20 @@ def test_shard_prints_a_table_and_the_next_command() -> None:
     assert len(Index.load(Path("out put/val/my-photos.index.json"))) == 2
 
 
+def test_what_is_passed_over_is_told() -> None:
+    write_images("photos")
+    for name in ("a.HEIC", "b.heic", "c.cr2", "without", ".DS_Store", "Thumbs.db", ".trash/d.heic"):
+        Path("photos", "cat", name).parent.mkdir(exist_ok=True)
+        Path("photos", "cat", name).write_bytes(b"")
+    Path("photos", "a link").symlink_to("cat")
+    _, messages = run("shard", "photos", "out", "--max-bad", "0")
+    assert messages.splitlines()[:2] == [
+        "warning: passed over 4 files that are no images by their suffix: 2 .heic, 1 .cr2, 1 without suffix",
+        "warning: passed over 1 folders that links lead to a second time: a link",
+    ]
+    assert Index.load(Path("out/photos.index.json")).classes == ("cat", "dog")  # and not the link's name
+
+
 def test_json_says_everything() -> None:
     write_images("images", 3)
     Path("images/cat/broken.jpg").write_bytes(b"broken")
@@ -167,6 +181,7 @@ def test_index_of_shards_that_webdataset_wrote() -> None:
     assert all(entry.sha256 for entry in found.shards)
     table, _ = run("index", "web")
     assert table == "web/web.index.json: 10 images, 3 classes, 3 shards\n"
+    assert Index.load(Path("web/web.index.json")).classes == ("ant", "bee", "cat")  # which the shards do not hold
 
 
 def test_index_of_what_img2dataset_writes() -> None:

@@ -30,7 +30,8 @@ class Names:
     """A source that is nothing but names."""
 
     name = "names"
-    other_files = 0
+    other_files = Counter[str]()
+    repeated = ()
 
     def __init__(self, *paths: str) -> None:
         self.paths = paths

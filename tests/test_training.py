@@ -23,6 +23,7 @@ from leoclr.cli.stopping import GracefulStop
 from leoclr.cli.train_step import TrainStep
 from leoclr.cli.training import TrainResult
 from leoclr.datasets.errors import DataError, LeoclrError, RunError
+from leoclr.datasets.scan import build_index
 
 MakeShards = Callable[..., Path]
 
@@ -181,6 +182,28 @@ def test_resuming_on_other_data_is_refused(make_shards: MakeShards, tmp_path: Pa
     train(settings(make_shards((16,))), tmp_path / "run")
     with pytest.raises(RunError, match="trained on other data"):
         train(settings(make_shards((17,), "other")), tmp_path / "run", resume=True)
+
+
+def test_names_of_classes_may_be_learnt_later(
+    make_shards: MakeShards, tmp_path: Path, stop_after: Callable[[int], None]
+) -> None:
+    data = make_shards((16,))
+    stop_after(1)
+    train(settings(data), tmp_path / "run")
+    (shard,) = data.glob("*.tar")
+    build_index([shard], ("a", "b", "c", "d")).save(next(data.glob("*.index.json")))
+    assert train(settings(data), tmp_path / "run", resume=True).step == 4
+
+
+def test_moved_data_is_remembered(make_shards: MakeShards, tmp_path: Path, stop_after: Callable[[int], None]) -> None:
+    data = make_shards((16,), name="old/train")
+    make_shards((8,), name="old/val")
+    stop_after(1)
+    train(settings(data), tmp_path / "run")
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert train(settings(tmp_path / "new" / "train"), tmp_path / "run", resume=True).step == 4
+    noted = RunFolder(tmp_path / "run").read()["data"]
+    assert noted["train"] == [str(tmp_path / "new" / "train")] and noted["val"] == [str(tmp_path / "new" / "val")]
 
 
 @pytest.mark.parametrize(
