@@ -95,12 +95,15 @@ def _scores(found: Sequence[tuple[int, ReportedRun, dict[str, Any]]]) -> Html:
         )
     )
     keys = dict.fromkeys(key for _, _, record in found for key in _results(record))
+    protocols = _numbered(found)
     rows: list[list[object]] = []
     for key in keys:  # the runs below each other, figure by figure
         for colour, run, record in found:
             if values := _results(record).get(key):
                 cells = [_percent(values, metric) for metric in metrics]
-                rows.append([chip(colour, run.name), f"{key.replace('_', ' ')}{_weights(run, record)}", *cells])
+                place = protocols[_protocol(run, record)]
+                which = f", protocol {place}" if len(protocols) > 1 else ""
+                rows.append([chip(colour, run.name), f"{key.replace('_', ' ')}{_weights(run, record)}{which}", *cells])
     return table(["run", "", *(_METRICS.get(metric, metric) for metric in metrics)], rows, class_="scores")
 
 
@@ -138,12 +141,7 @@ def _protocols(found: Sequence[tuple[int, ReportedRun, dict[str, Any]]]) -> Html
     protocols: dict[tuple[str, ...], list[Html]] = {}
     notes = []
     for colour, run, record in found:
-        data = record.get("data")
-        test = data.get("test") if isinstance(data, dict) else None
-        digest = _text(test.get("digest"))[:12] if isinstance(test, dict) else "-"
-        seed = f"seed {_text(record.get('seed'))}, test data {digest}{_weights(run, record)}"
-        lines = (*_lines(record.get("protocol")), seed)
-        protocols.setdefault(lines, []).append(chip(colour, run.name))
+        protocols.setdefault(_protocol(run, record), []).append(chip(colour, run.name))
         notes += [element("p", f"{run.name}: {line}", class_="notice") for line in _lines(record.get("notes"))]
     if len(protocols) > 1:
         notes.append(
@@ -154,10 +152,29 @@ def _protocols(found: Sequence[tuple[int, ReportedRun, dict[str, Any]]]) -> Html
             )
         )
     folded = [
-        element("div", *chips, element("ul", *(element("li", line) for line in lines)))
-        for lines, chips in protocols.items()
+        element(
+            "div",
+            element("b", f"protocol {place} ") if len(protocols) > 1 else Html(),
+            *chips,
+            element("ul", *(element("li", line) for line in lines)),
+        )
+        for place, (lines, chips) in enumerate(protocols.items(), start=1)
     ]
     return join(*notes, element("details", element("summary", "Protocol"), *folded))
+
+
+def _protocol(run: ReportedRun, record: Mapping[str, Any]) -> tuple[str, ...]:
+    data = record.get("data")
+    test = data.get("test") if isinstance(data, dict) else None
+    digest = _text(test.get("digest"))[:12] if isinstance(test, dict) else "-"
+    seed = f"seed {_text(record.get('seed'))}, test data {digest}{_weights(run, record)}"
+    return (*_lines(record.get("protocol")), seed)
+
+
+def _numbered(found: Sequence[tuple[int, ReportedRun, dict[str, Any]]]) -> dict[tuple[str, ...], int]:
+    """The protocols of a kind of score, from 1, so that each figure can say which is its own."""
+    protocols = dict.fromkeys(_protocol(run, record) for _, run, record in found)
+    return {lines: place for place, lines in enumerate(protocols, start=1)}
 
 
 def _lines(value: object) -> list[str]:

@@ -229,7 +229,7 @@ def test_scores_of_several_checkpoints_are_told_apart(report: Run, make_run: Mak
     (run.evals / "detection-1.json").unlink()
     assert report(run.path, "--map", "none")[0] == 0
     text = Page(tmp_path / "page.html").text
-    assert "weighted, weights 99999999" in text and "weighted, weights 55555555" in text
+    assert "weighted, weights 99999999, protocol 1" in text and "weighted, weights 55555555, protocol 2" in text
     assert "checkpoint differ between these figures" in text
     tile = text[text.index("top-1, knn") - 20 :][:60]
     assert "75 %" in tile and "62.5 %" not in tile  # the newest checkpoint's on top
