@@ -35,6 +35,7 @@ SPLITS = ("train", "val", "test", "unlabeled")
 NO_SPLIT = ""
 _HOLD_OUT = 1  # tells this use of the seed from that of the packing order
 # webdataset ends a key at the first dot; the others would break lines, paths or JSON somewhere down the road.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 _UNSAFE = re.compile(r"[.\\\x00-\x1f\x7f\ud800-\udfff]")
 
 
@@ -88,6 +89,10 @@ def arrange(source: Source) -> Collection:
     # One folder alone is a class only when another split says so; else it is a folder that somebody put around.
     several = [found for split, found in folders.items() if split not in flat and len(found) > 1]
     classes = sorted(set().union(*several))
+    if unsafe := [name for name in classes if _UNPRINTABLE.search(name)]:
+        raise DataError(
+            f"{source.name}: rename the folder {unsafe[0]!a}: a class name is UTF-8 without control characters"
+        )
     numbers = {name: number for number, name in enumerate(classes)}
     unlabelled = flat | {split for split, found in folders.items() if not found <= numbers.keys()}
     return Collection(

@@ -13,7 +13,7 @@ import numpy as np
 
 from leoclr.datasets.addresses import is_remote
 from leoclr.datasets.block_cache import BlockCache, CachedStorage
-from leoclr.datasets.decode import decode_image
+from leoclr.datasets.decode import MAX_BYTES, decode_image
 from leoclr.datasets.errors import BadImage, DataError
 from leoclr.datasets.files import ignore
 from leoclr.datasets.index import Index
@@ -112,8 +112,11 @@ def _undecodable(index: Index, number: int, advance: Callable[[int], None]) -> I
     reader, path = SampleReader(index), index.shards[number].path
     first, last = np.searchsorted(index.shard, [number, number + 1])
     with ThreadPoolExecutor() as pool:
-        for start in range(int(first), int(last), _IN_FLIGHT):
-            samples = range(start, min(start + _IN_FLIGHT, int(last)))
+        for samples in _groups(index, int(first), int(last)):
+            if index.length[samples[0]] > MAX_BYTES:
+                advance(1)
+                yield Fault(path, f"{index.key(samples[0])}: {_too_long(int(index.length[samples[0]]))}", SKIPPED)
+                continue
             try:
                 reader.prefetch(samples)
                 encoded = [reader.read(sample) for sample in samples]
@@ -125,6 +128,22 @@ def _undecodable(index: Index, number: int, advance: Callable[[int], None]) -> I
                 if problem is not None:
                     yield Fault(path, f"{index.key(sample)}: {problem}", SKIPPED)
     reader.close()
+
+
+def _groups(index: Index, first: int, last: int) -> Iterator[range]:
+    """Samples that are read together: so many, and of so many bytes that memory stays bounded; too long ones alone."""
+    start = first
+    while start < last:
+        stop, length = start + 1, int(index.length[start])
+        while stop < min(start + _IN_FLIGHT, last) and length + index.length[stop] <= MAX_BYTES:
+            length += int(index.length[stop])
+            stop += 1
+        yield range(start, stop)
+        start = stop
+
+
+def _too_long(length: int) -> str:
+    return f"the image has {length:,} bytes; the limit is {MAX_BYTES:,}"
 
 
 def _problem(encoded: bytes) -> str | None:

@@ -187,7 +187,7 @@ def _deadline(connection: HTTPConnection, seconds: float) -> Iterator[None]:
     def end() -> None:
         passed.set()
         with suppress(OSError):
-            sock.shutdown(socket.SHUT_RDWR)
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)  # TLS's own would leave its reader with ciphertext
 
     timer = threading.Timer(seconds, end)
     timer.daemon = True

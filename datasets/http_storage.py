@@ -7,6 +7,7 @@ same size and ETag as before; what is cut is asked for again from where it ended
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Callable, Iterator
 from http.client import HTTPResponse, responses
 from urllib.parse import urlsplit
@@ -20,6 +21,7 @@ from leoclr.datasets.storage import Missing
 _CHUNK = 1 << 18
 _RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 _NOTHING_LEFT = re.compile(r"bytes \*/([0-9]{1,18})")
+_NO_TAG = uuid.uuid4().hex  # where a server does not say which file it is, no later process may take blocks for its own
 _MAY_PASS = (408, 425, 429)
 
 
@@ -88,6 +90,8 @@ class HttpStorage:
             left = self._checked(response, offset, length)
             while left and (chunk := response.read1(min(left, _CHUNK))):
                 left -= len(chunk)
+                if left < 0:  # a chunk of a negative size makes http.client read on
+                    raise DataError(f"{self._name}: the answer contradicts itself on its length")
                 yield chunk
             if not left:
                 response.read1(1)  # meets the end of the body, so that the connection can be kept
@@ -112,7 +116,7 @@ class HttpStorage:
 
     def _same(self, response: HTTPResponse, size: int) -> None:
         """Note what the file is, or see that it still is."""
-        tag = response.getheader("ETag", "").removeprefix("W/") or response.getheader("Last-Modified", "")
+        tag = response.getheader("ETag", "").removeprefix("W/") or response.getheader("Last-Modified", "") or _NO_TAG
         identity = f"{tag}-{size}"
         if self._identity and identity != self._identity:
             raise DataError(f"{self._name} has changed on the server since it was first read")

@@ -29,6 +29,7 @@ from leoclr.datasets.index_format import COLUMNS_SUFFIX as COLUMNS_SUFFIX
 from leoclr.datasets.index_format import SUFFIX as SUFFIX
 
 NO_LABEL = -1
+_CONTROL = np.isin(np.arange(256), [*range(32), 127])  # by byte
 NO_CRC = 0
 MAX_CLASSES = 10**9
 _KEYS_AT_A_TIME = 1 << 20  # bounds what choosing millions of samples takes beside the result
@@ -226,6 +227,7 @@ class Index:
             and self.label.max() < (len(self.classes) or MAX_CLASSES)
             and (np.diff(self.key_end, prepend=0) >= 0).all()
             and self.key_end[-1] == len(self.key_bytes)
+            and not _CONTROL[self.key_bytes].any()  # a key is printed
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -46,7 +46,7 @@ class StoredColumns(_Stored):
 
 
 class StoredShard(_Stored):
-    name: str = Field(pattern=r"^[^/\\\x00]+$")
+    name: str = Field(pattern=r"^[^/\\\x00-\x1f\x7f]+$")
     bytes: int = Field(ge=0, lt=2**63)
     samples: int = Field(ge=0)
     sha256: str | None
@@ -58,7 +58,7 @@ class StoredIndex(_Stored):
     samples: int
     labelled: bool
     columns: StoredColumns
-    classes: list[str]
+    classes: list[Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]]
     shards: list[StoredShard]
 
 

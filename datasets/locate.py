@@ -68,14 +68,22 @@ def indexed_data(specs: Sequence[str], advance: Callable[[int], None] = ignore) 
 
 
 def with_all_splits(specs: Sequence[str]) -> list[str]:
-    """The same, with a folder that holds splits and no shards of its own replaced by its splits."""
+    """The same, with a folder that holds splits and no shards of its own replaced by its splits: all that hold shards,
+    or an index that lists some.
+
+    Raises:
+        DataError: A folder holds neither.
+    """
     found: list[str] = []
     for spec in specs:
-        folder = Path(local_path(spec)) if not is_remote(spec) else None
-        if folder is None or not folder.is_dir() or any(folder.glob("*.tar")):
+        folder = Path(local_path(spec))
+        if is_remote(spec) or not folder.is_dir() or _shards_of_folder(folder):
             found.append(spec)
-        else:
-            found += sorted({str(path.parent) for path in folder.glob("*/*.tar")})
+            continue
+        splits = sorted(str(path) for path in folder.iterdir() if path.is_dir() and _shards_of_folder(path))
+        if not splits:
+            raise DataError(f"{spec}: no .tar shards there; `leoclr shard` packs images into shards")
+        found += splits
     return found
 
 
@@ -225,6 +233,7 @@ def _open_group(paths: list[Path], advance: Callable[[int], None]) -> Index:
     if paths[0].name.endswith(SUFFIX):
         return Index.load(paths[0])
     folder, wanted = paths[0].parent, [path.name for path in paths]
+    places: dict[str, tuple[Index, int]] = {}
     for index_path in sorted(folder.glob(f"*{SUFFIX}")):
         index = Index.load(index_path)
         numbers = {Path(shard.path).name: number for number, shard in enumerate(index.shards)}
@@ -232,6 +241,16 @@ def _open_group(paths: list[Path], advance: Callable[[int], None]) -> Index:
             if wanted == list(numbers):
                 return index
             return index.with_shards([numbers[name] for name in wanted])
+        places |= {name: (index, number) for name, number in numbers.items()}
+    known = [name for name in wanted if name in places]
+    if len(known) == len(wanted):  # class names that differ are refused here
+        return concatenate([index.with_shards([number]) for index, number in (places[name] for name in wanted)])
+    if any(places[name][0].classes for name in known):
+        unknown = next(name for name in wanted if name not in places)
+        raise DataError(
+            f"{folder}: its indexes list {len(known)} of these {len(wanted)} shards, and not {unknown}; the numbers of "
+            f"classes may differ. Keep data sets in folders of their own, or make one index: leoclr index {folder}"
+        )
     index = build_index(paths, checksum=False, advance=advance)
     index_path = folder / f"{common_name(wanted)}{SUFFIX}"
     if not index_path.exists():

@@ -13,7 +13,7 @@ from leoclr.datasets.block_cache import BlockCache
 from leoclr.datasets.check import sha256_of
 from leoclr.datasets.errors import DataError
 from leoclr.datasets.files import ignore
-from leoclr.datasets.index import SUFFIX, Index, common_name, concatenate
+from leoclr.datasets.index import NO_LABEL, SUFFIX, Index, common_name, concatenate
 from leoclr.datasets.locate import shard_addresses, shard_paths
 from leoclr.datasets.scan import build_index, index_file, with_classes
 from leoclr.datasets.storage import as_file
@@ -37,8 +37,8 @@ def write_indexes(
     """Index the shards of each folder and save the index there; one of the same name is replaced.
 
     Args:
-        classes: Class names by number, where they are known. Without them those of the index before are kept: shards
-            hold numbers alone.
+        classes: Class names by number, where they are known. Without them those of the index before are kept, where it
+            was of the same shards: these hold numbers alone.
         advance: Called with the bytes of each shard that is done.
     """
     by_folder: dict[Path, list[Path]] = defaultdict(list)
@@ -47,17 +47,22 @@ def write_indexes(
     written = {}
     for folder, shards in by_folder.items():
         path = folder / f"{common_name([shard.name for shard in shards])}{SUFFIX}"
-        index = build_index(shards, classes=classes or _names_before(path), advance=advance)
+        index = build_index(shards, classes=classes, advance=advance)
+        if not classes:
+            index = replace(index, classes=_names_before(path, index))
         index.save(path)
         written[path] = index
     return written
 
 
-def _names_before(path: Path) -> tuple[str, ...]:
+def _names_before(path: Path, index: Index) -> tuple[str, ...]:
+    """The class names of the index that is there, if it is of the same shards as far as names and sizes tell."""
     try:
-        return Index.load(path).classes
+        before = Index.load(path)
     except (DataError, OSError):
         return ()
+    same = [(shard.path, shard.bytes) for shard in before.shards] == [(s.path, s.bytes) for s in index.shards]
+    return before.classes if same and index.label.max(initial=NO_LABEL) < len(before.classes) else ()
 
 
 def write_remote_index(

@@ -168,8 +168,14 @@ def _split_name(path: str, member: Member) -> tuple[str, str]:
     name = member.name
     folder, slash, base = name.rpartition("/")
     stem, dot, suffix = base.partition(".")
-    if not member.regular or not dot or not stem or _METADATA.match(name):
-        return "", ""  # folders and links, names without suffix, dotfiles, metadata
+    if not dot or not stem or _METADATA.match(name):
+        return "", ""  # folders, names without suffix, dotfiles, metadata
+    if member.kind == "link" and suffix.lower().rpartition(".")[2] in (*IMAGE_SUFFIXES, "cls"):
+        raise DataError(
+            f"{path}: {name!r} is a link; a shard must hold the files themselves (tar -h --hard-dereference)"
+        )
+    if member.kind != "file":
+        return "", ""
     if name.startswith("/") or ".." in folder.split("/") or _REFUSED_IN_NAMES.search(name):
         raise DataError(f"{path}: refused the member name {name!r}")
     return folder + slash + stem, suffix.lower()

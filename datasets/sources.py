@@ -13,9 +13,7 @@ from __future__ import annotations
 import gzip
 import lzma
 import os
-import shutil
 import stat
-import tarfile
 import tempfile
 import zipfile
 import zlib
@@ -28,12 +26,13 @@ from typing import BinaryIO, Protocol
 from leoclr.datasets.decode import IMAGE_SUFFIXES, MAX_BYTES
 from leoclr.datasets.errors import BadImage, DataError
 from leoclr.datasets.files import ignore
+from leoclr.datasets.tar import members
 from leoclr.datasets.torchvision_source import TORCHVISION_NAMES, TorchvisionSource
 
 SIDECAR_SUFFIXES = ("json", "txt")
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
 _SYSTEM_FILES = ("Thumbs.db", "desktop.ini")
-_BLOCK = 512
+_CHUNK = 1 << 20
 
 
 class Source(Protocol):
@@ -76,7 +75,7 @@ def open_source(
 
     Args:
         name: A folder, an archive that ends in one of `ARCHIVE_SUFFIXES`, or the name of a torchvision data set.
-        scratch: Folder for the images of a compressed tar, which can only be read front to back. The file there
+        scratch: Folder for what a compressed tar unpacks to, which can only be read front to back. The file there
             has no name and vanishes with the process, however that ends.
         root: Where torchvision keeps its data sets.
         download: Whether torchvision may fetch the data set.
@@ -196,68 +195,39 @@ class TarSource:
 
 
 def plain_tar(path: Path, file: BinaryIO, advance: Callable[[int], None]) -> TarSource:
-    """List a tar that is not compressed; its images are read where they lie."""
+    """List a tar that is not compressed; its images are read where they lie. DataError where it is damaged, cut, or
+    more than one archive in a file: what lies behind such a place would be missing without a word."""
     places: dict[str, tuple[int, int]] = {}
     other_files: Counter[str] = Counter()
-    with _tar_errors(path), tarfile.open(fileobj=file, mode="r:") as archive:
-        position = 0
-        for name, member in _tar_members(path, archive):
-            if is_wanted(name):
-                places[name] = (member.offset_data, member.size)
-            else:
-                count_other(other_files, name)
-            advance(archive.offset - position)
-            position = archive.offset
-        # tarfile takes a header that it cannot read for the end: only zeros are.
-        if os.pread(file.fileno(), _BLOCK, archive.offset) != bytes(_BLOCK):
-            raise DataError(f"{path}: damaged or truncated at byte {archive.offset:,}")
+    position = 0
+    for member in members(file, path):
+        name = _checked_name(path, member.name)
+        if member.kind == "file" and is_wanted(name):
+            places[name] = (member.offset, member.size)
+        elif member.kind == "file":
+            count_other(other_files, name)
+        elif member.kind != "folder":
+            raise DataError(
+                f"{path}: {member.name!r} is a link or device; an archive must hold plain files and folders only"
+            )
+        advance(member.offset - position)
+        position = member.offset
     return TarSource(path, file, places, other_files)
 
 
 def spooled_tar(path: Path, spool: BinaryIO, advance: Callable[[int], None]) -> TarSource:
-    """Go once through a gzipped tar and copy what may be packed to `spool`, which takes at most its unpacked size."""
-    places: dict[str, tuple[int, int]] = {}
-    other_files: Counter[str] = Counter()
-    with _tar_errors(path), path.open("rb") as raw, gzip.GzipFile(fileobj=raw) as stream:
-        with tarfile.open(fileobj=stream, mode="r|") as archive:
-            position = 0
-            for name, member in _tar_members(path, archive):
-                if not is_wanted(name):
-                    count_other(other_files, name)
-                elif member.size > MAX_BYTES:
-                    places[name] = (0, member.size)  # listed, so that it is reported when it is read
-                else:
-                    places[name] = (spool.tell(), member.size)
-                    content = archive.extractfile(member)
-                    assert content is not None, "only regular files come here"
-                    shutil.copyfileobj(content, spool)
+    """Unpack a gzipped tar to `spool`, as one file, and list that."""
+    position = 0
+    try:
+        with path.open("rb") as raw, gzip.GzipFile(fileobj=raw) as stream:
+            while chunk := stream.read(_CHUNK):  # to the end: only there does gzip compare the checksum
+                spool.write(chunk)
                 advance(raw.tell() - position)
                 position = raw.tell()
-        while stream.read(1 << 20):
-            pass  # to the end: only there does gzip compare the checksum
-    spool.flush()
-    return TarSource(path, spool, places, other_files)
-
-
-def _tar_members(path: Path, archive: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    for member in archive:
-        # tarfile keeps every header it has read, and an archive may hold millions. (typeshed does not list it.)
-        archive.members = []  # type: ignore[attr-defined]
-        name = _checked_name(path, member.name)
-        if member.isdir():
-            continue
-        if not member.isreg() or member.issparse():
-            kind = "a sparse file" if member.issparse() else "a link or device"
-            raise DataError(f"{path}: {member.name!r} is {kind}; an archive must hold plain files and folders only")
-        yield name, member
-
-
-@contextmanager
-def _tar_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise DataError(f"{path}: not such an archive, damaged or truncated ({error})") from error
+    spool.flush()
+    return plain_tar(path, spool, ignore)
 
 
 class ZipSource:

@@ -12,7 +12,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 from leoclr.datasets.errors import DataError
 
@@ -22,13 +22,14 @@ MAX_PADDING_BYTES = 1 << 20  # zeros behind the end mark; tar writes whole recor
 
 _ZEROS = bytes(BLOCK)
 _REGULAR = (b"0", b"\0", b"7")
+_KINDS: dict[bytes, Literal["folder", "link"]] = {b"1": "link", b"2": "link", b"5": "folder"}
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders, pipes
 _PAX, _GLOBAL_PAX, _LONG_NAME, _LONG_LINK = (b"x", b"X"), b"g", b"L", b"K"
 _ADLER_MODULUS = 65521
 
 
 class Member(NamedTuple):
-    """A file in a tar: where its bytes lie, and how many they are. `regular` is False for folders, links, devices.
+    """A file in a tar: where its bytes lie, how many they are, and whether it is a plain file or something else.
 
     The name is decoded from UTF-8; other bytes become lone surrogates, as os.fsdecode does it.
     """
@@ -36,7 +37,7 @@ class Member(NamedTuple):
     name: str
     offset: int
     size: int
-    regular: bool
+    kind: Literal["file", "folder", "link", "device"]
 
 
 class _Header(NamedTuple):
@@ -168,7 +169,7 @@ def _member(header: _Header, extended: dict[str, str], data: int) -> Member:
         if not extended["size"].isdecimal():
             raise ValueError(f"a damaged size {extended['size'][:40]!r} in an extended header")
         size = int(extended["size"][:40])
-    return Member(name, data, size, header.kind in _REGULAR)
+    return Member(name, data, size, "file" if header.kind in _REGULAR else _KINDS.get(header.kind, "device"))
 
 
 def _check_end(file: BinaryIO, path: Path | str, position: int) -> None:

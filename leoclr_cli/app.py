@@ -25,6 +25,7 @@ from leoclr.cli import (
 )
 from leoclr.cli.command import LeoclrCommand
 from leoclr.cli.console import say
+from leoclr.datasets.addresses import redacted
 from leoclr.datasets.errors import LeoclrError
 
 USER_ERROR = 2
@@ -86,12 +87,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(args=arguments)
     except LeoclrError as error:
-        say(f"error: {error}")
+        say(f"error: {redacted(str(error))}")
         raise SystemExit(USER_ERROR) from None
     except BrokenPipeError:
         raise  # typer's affair: it ends without a word, as Unix tools do
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EIO):
             raise
-        say(f"error: the output cannot be written: {error.strerror}")
+        say(f"error: {error.filename or 'the output cannot be written'}: {error.strerror}")
         raise SystemExit(USER_ERROR) from None

@@ -8,7 +8,6 @@ import typer
 
 from leoclr.cli.console import print_json, progress
 from leoclr.cli.layers import resolve
-from leoclr.datasets.errors import DataError
 
 _FAULTY = 1
 
@@ -41,8 +40,6 @@ def check(
             for number in range(len(index.shards)):
                 faults += check_shard(index, number, decode, advance)
         shards, samples = shards + len(index.shards), samples + len(index)
-    if not shards:
-        raise DataError(f"{', '.join(data)}: no .tar shards there; `leoclr shard` packs images into shards")
     skipped = sum(fault.consequence == SKIPPED for fault in faults)
     share = resolve(None, None, {}, {}).settings.data.max_bad_samples
     if json_output:

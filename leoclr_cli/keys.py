@@ -66,7 +66,7 @@ def from_file(key: str, value: Any) -> Any:
     """
     try:
         text = json.dumps(value)
-    except (TypeError, RecursionError):
+    except (TypeError, ValueError, RecursionError):  # of a number with thousands of digits
         raise BadValue(f"must be text, a number, true, false or a list of these, got {shown(value)}") from None
     try:
         return _adapter(key).validate_json(text, strict=True)
@@ -169,5 +169,8 @@ def _in_words(error: ErrorDetails) -> str:
 
 def shown(value: Any) -> str:
     """A value as an error message quotes it: shortened, and without what an address may hold of credentials."""
-    text = redacted(repr(value))
+    try:
+        text = redacted(repr(value))
+    except ValueError:
+        return "a number of thousands of digits"
     return text if len(text) <= 60 else f"{text[:57]}..."

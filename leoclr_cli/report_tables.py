@@ -109,7 +109,7 @@ def _scores(found: Sequence[tuple[int, ReportedRun, dict[str, Any]]]) -> Html:
 
 def _weights(run: ReportedRun, record: Mapping[str, Any]) -> str:
     """Which weights were scored, where a run's scores are of several checkpoints."""
-    digests = {_digest(one) for one in run.records.values()}
+    digests = {digest for one in run.records.values() if (digest := _digest(one)) != "-"}
     return f", weights {_digest(record)}" if len(digests) > 1 else ""
 
 

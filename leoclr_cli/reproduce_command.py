@@ -219,6 +219,8 @@ def _same_as_before(plan: Plan, name: str) -> None:
     begun = [*plan.folder.glob("records/*.json"), *plan.folder.glob("runs/*/metrics.jsonl")]
     if path.exists() and begun:  # a first step that was refused leaves nothing that could be mixed up
         before = read_json(path)
+        if "commands" not in before:
+            raise RunError(f"{plan.folder} was begun by another version of leoclr; choose another --output")
         changed = [
             f"{key} {before.get(key)!r}, now {value!r}" for key, value in about.items() if before.get(key) != value
         ]

@@ -55,6 +55,7 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 PositiveCount = Annotated[int, Field(ge=1, lt=2**63)]
 Text = Annotated[str, AfterValidator(_plain)]
 Source = Annotated[Text, AfterValidator(_without_credential)]
+Sigma = Annotated[float, Field(gt=0, le=20, allow_inf_nan=False)]  # beyond, the fast blur's weights of 8 bits fail
 PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(_going_up)]
 FractionRange = Annotated[tuple[PositiveFraction, PositiveFraction], AfterValidator(_going_up)]
 
@@ -117,7 +118,9 @@ class AugmentationSettings(Strict):
     hue: Annotated[FiniteFloat, Field(ge=0, le=0.5)] = Field(default=0.1, description="Largest turn of the hue circle.")
     grayscale: Fraction = Field(default=0.2, description="Probability of grayscale.")
     blur: Fraction = Field(default=0.5, description="Probability of Gaussian blur.")
-    blur_sigma: PositiveRange = Field(default=(0.1, 2.0), description="Standard deviation of the blur, pixels.")
+    blur_sigma: Annotated[tuple[Sigma, Sigma], AfterValidator(_going_up)] = Field(
+        default=(0.1, 2.0), description="Standard deviation of the blur, pixels."
+    )
     mean: tuple[Fraction, Fraction, Fraction] = Field(default=(0.485, 0.456, 0.406), description="Mean per channel.")
     std: tuple[Positive, Positive, Positive] = Field(
         default=(0.229, 0.224, 0.225), description="Deviation per channel."

@@ -80,7 +80,7 @@ def train(
         workers=workers,
         assignments=assignments,
     )
-    base = _settings_of(resume, moved=bool(data) and not val_data) if resume is not None else None
+    base = _settings_of(resume, None if val_data else data) if resume is not None else None
     resolved = resolve(preset, config, os.environ, given.values, base, given.names)
     run = _run_folder(resolved, output, resume, base)
     _refuse_bad_data(resolved.settings, resume)
@@ -107,30 +107,39 @@ def train(
     from leoclr.cli.training import train as run_training
 
     result = run_training(resolved.settings, run, preset, sys.argv, resume=resume is not None)
-    if main:
-        _report(asdict(result), json_output)
-    if result.stopped_by:
-        raise typer.Exit(128 + result.stopped_by)
+    try:
+        if main:
+            _report(asdict(result), json_output)
+    finally:  # also where nobody listens any more
+        if result.stopped_by:
+            raise typer.Exit(128 + result.stopped_by)
 
 
-def _settings_of(run: Path, moved: bool) -> Settings:
+def _beside(moved: list[str], val: list[str]) -> list[str]:
+    """Validation data beside the training data that is named anew, where the run's own has gone."""
+    from leoclr.datasets.locate import check_specs, sibling_split
+
+    try:
+        check_specs(val)
+    except DataError:
+        return list(sibling_split(moved))
+    return []
+
+
+def _settings_of(run: Path, moved: list[str] | None) -> Settings:
     """The settings that the run to resume was started with.
 
     Args:
-        moved: Whether the training data is named anew. Validation data that is gone is then looked for beside it.
+        moved: The training data where it is named anew. Validation data that is gone is then looked for beside it.
     """
     from pydantic import ValidationError
 
     from leoclr.cli.runs import RunFolder
-    from leoclr.datasets.locate import check_specs
 
     description = RunFolder(run).read()
-    if moved:
-        try:
-            check_specs(description["data"]["val"])
-        except DataError:
-            description["data"]["val"] = []
     try:
+        if moved and (beside := _beside(moved, description["data"]["val"])):
+            description["data"]["val"] = beside
         settings = Settings.model_validate(description["settings"])
         return settings.model_copy(
             update={

@@ -22,6 +22,8 @@ class SubsetLoader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise ConstructorError(None, None, "aliases (*name) are not read here", self.get_mark())
+        if getattr(self.peek_event(), "tag", None) not in (None, "!"):  # type: ignore[no-untyped-call]
+            raise ConstructorError(None, None, "tags (!!name) are not read here", self.get_mark())
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -47,4 +49,9 @@ _resolve("int", r"[-+]?[0-9]+", "-+0123456789")
 _resolve("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", "-+.0123456789")
 _resolve("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+.")
 _resolve("null", "~|null|Null|NULL|", "~nN\0")
+SubsetLoader.yaml_constructors = {
+    tag: constructor
+    for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
+    if tag in {f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str", "bool", "float", "null")} or tag is None
+}
 SubsetLoader.add_constructor("tag:yaml.org,2002:int", SubsetLoader.construct_decimal)

@@ -10,6 +10,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from leoclr.cli.app import main
+from leoclr.datasets.check import _groups
 from leoclr.datasets.errors import DataError
 from leoclr.datasets.locate import open_data
 from leoclr.datasets.reader import SampleReader
@@ -157,3 +158,18 @@ def test_nothing_to_check_is_no_good_news(tmp_path: Path, capsys: pytest.Capture
     with pytest.raises(SystemExit, match="2"):
         main(["check", str(tmp_path / "photos")])
     assert "no .tar shards there" in capsys.readouterr().err
+
+
+def test_a_split_whose_shards_have_gone_is_missed(make_shards: MakeShards, capsys: pytest.CaptureFixture[str]) -> None:
+    data = indexed(make_shards((4,), name="all/train")).parent
+    indexed(make_shards((4,), name="all/val"))
+    next((data / "val").glob("*.tar")).unlink()
+    code, report = check(capsys, str(data))
+    assert code == 1 and "/val/" in faults_of(report)[0]["shard"] and "is missing" in faults_of(report)[0]["what"]
+
+
+def test_samples_are_read_together_within_bounds(make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = open_data([str(make_shards((9,)))])
+    monkeypatch.setattr("leoclr.datasets.check.MAX_BYTES", int(index.length[:4].max()) * 2)
+    groups = list(_groups(index, 0, 9))
+    assert [number for group in groups for number in group] == list(range(9)) and max(map(len, groups)) <= 3

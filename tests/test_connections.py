@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, build_opener
 
+import numpy as np
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -119,3 +120,16 @@ def test_a_proxy_that_is_none_is_refused_without_its_password(address: str, monk
     with pytest.raises(DataError, match="HTTP_PROXY: expected http://HOST:PORT") as caught:
         read("http://shards.example.org")
     assert "hunter2" not in str(caught.value)
+
+
+def test_what_a_deadline_cuts_off_is_read_again_and_never_as_ciphertext(
+    folder: Path, tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pem = certificate(tmp_path / "server.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(pem))
+    connections._tls.cache_clear()
+    content = np.random.default_rng(0).bytes(1 << 25)
+    (folder / "long.tar").write_bytes(content)
+    hasty = Patience(attempts=400, first_wait=0.0, longest_wait=0.0, silence=2, request=0.02)
+    for _ in range(3):
+        assert HttpStorage(f"{serve(folder, pem)}/long.tar", patience=hasty).read(0, len(content)) == content

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -12,6 +15,7 @@ from urllib.request import Request, urlopen
 import numpy as np
 import pytest
 
+from leoclr.cli.app import main
 from leoclr.datasets.addresses import check_address, shown
 from leoclr.datasets.errors import DataError
 from leoclr.datasets.http_storage import HttpStorage
@@ -242,3 +246,38 @@ def test_a_harmless_address_is_shown_as_it_is(text: str) -> None:
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(DataError):
         check_address(text)
+
+
+def test_an_answer_that_is_longer_than_it_says_ends_the_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """http.client gives out more than was asked for where a chunk says that its size is below nought."""
+
+    class Answer:
+        status = 206
+
+        def getheader(self, name: str, default: str | None = None) -> str | None:
+            return {"Content-Range": "bytes 0-0/100", "ETag": "x"}.get(name, default)
+
+        def read1(self, count: int) -> bytes:
+            return bytes(100)
+
+    monkeypatch.setattr("leoclr.datasets.http_storage.get", lambda *arguments: nullcontext(Answer()))
+    with pytest.raises(DataError, match="contradicts itself on its length"):
+        storage("http://127.0.0.1").read(0, 1)
+
+
+def test_a_file_without_a_tag_is_another_one_in_another_process() -> None:
+    code = "from leoclr.datasets import http_storage; print(http_storage._NO_TAG)"
+    tags = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout for _ in range(2)}
+    assert len(tags) == 2 and all(len(tag) > 20 for tag in tags)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("views", "https://user:s3cret@h/a.jpg"), ("shard", "https://user:s3cret@h/x.zip", "out"),
+     ("index", "https://user:s3cret@h/x.index.json", "--output", ".")],
+)  # fmt: skip
+def test_no_command_prints_a_password(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(list(arguments))
+    printed = capsys.readouterr()
+    assert "error: " in printed.err and "s3cret" not in printed.err + printed.out

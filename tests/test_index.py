@@ -235,6 +235,7 @@ LARGE = 2**63 - 1
         put("label", 0, -2),
         put("label", 0, 4),
         put("label", 0, LARGE),
+        put("key_bytes", 0, 27),  # steers a terminal that shows the key
         put("key_end", 0, -1),
         put("key_end", 2, 0),
         put("key_end", 6, LARGE),

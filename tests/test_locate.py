@@ -148,6 +148,19 @@ def test_a_folder_that_is_read_only(data: Path) -> None:
         data.chmod(0o755)
 
 
+def test_indexes_beside_each_other_are_put_together_or_refused(data: Path) -> None:
+    shards = sorted(data.glob("*.tar"))
+    build_index(shards[:1], ("a", "b", "c", "d")).save(data / "one.index.json")
+    with pytest.raises(DataError, match=r"its indexes list 1 of these 3 shards, and not data-000001\.tar"):
+        open_data([str(data)])  # a new index would lose the names, and mix the numbers of other classes
+    build_index(shards[1:], ("a", "b", "c", "d")).save(data / "two.index.json")
+    index = open_data([str(data)])
+    assert len(index) == 9 and index.classes == ("a", "b", "c", "d") and index.crc.all()
+    build_index(shards[1:], ("e", "f", "g", "h")).save(data / "two.index.json")
+    with pytest.raises(DataError, match="different classes"):
+        open_data([str(data)])
+
+
 def test_an_index_of_other_shards_is_left_alone(data: Path) -> None:
     build_index([data / "data-000001.tar"]).save(data / "data.index.json")
     before = (data / "data.index.json").read_bytes()

@@ -227,6 +227,7 @@ def test_scores_of_several_checkpoints_are_told_apart(report: Run, make_run: Mak
         record["results"] = {"weighted": {"top1": value}}
         (run.evals / f"{name}.json").write_text(json.dumps(record))
     (run.evals / "detection-1.json").unlink()
+    (run.evals / "label-curve-1.json").write_text(json.dumps({"kind": "label-curve", "curves": []}))
     assert report(run.path, "--map", "none")[0] == 0
     text = Page(tmp_path / "page.html").text
     assert "weighted, weights 99999999, protocol 1" in text and "weighted, weights 55555555, protocol 2" in text

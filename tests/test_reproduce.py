@@ -150,6 +150,10 @@ def test_a_recipe_runs_once_and_sets_its_figures_beside_the_papers(
     recipe.write_text(recipe.read_text().replace("epochs = 4", "epochs = 8"))
     assert reproduce(*arguments) == 2
     assert "was begun with commands " in capsys.readouterr().err
+    before = json.loads((tmp_path / "out" / "reproduce.json").read_text())
+    (tmp_path / "out" / "reproduce.json").write_text(json.dumps({"recipe": before["recipe"]}))
+    assert reproduce(*arguments) == 2
+    assert "was begun by another version of leoclr" in capsys.readouterr().err
 
 
 def test_ctrl_c_stops_a_step_and_the_same_command_goes_on(recipe: Path, data: Path, tmp_path: Path) -> None:

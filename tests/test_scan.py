@@ -124,12 +124,25 @@ def test_long_names_of_plain_ustar(shard: Callable[..., Path]) -> None:
     assert list(samples(shard([(f"{name}.jpg", IMAGE)], tarfile.USTAR_FORMAT))) == [name]
 
 
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+@pytest.mark.parametrize("name", ["b.jpg", "b.seg.PNG", "b.cls"])
+def test_a_link_for_an_image_or_label_is_refused(tmp_path: Path, kind: bytes, name: str) -> None:
+    """tar stores the second of two hard links so, and all of a data set that is made of links."""
+    path = tmp_path / "s.tar"
+    with tarfile.open(path, "w") as archive:
+        archive.addfile(info("a.jpg", 4), io.BytesIO(b"1234"))
+        archive.addfile(info("a.txt", 0, kind))
+        archive.addfile(info(name, 0, kind))
+    with pytest.raises(DataError, match=f"{name}' is a link; a shard must hold the files themselves"):
+        build_index([path])
+
+
 def test_what_is_no_part_of_a_sample_is_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "s.tar"
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "a global header"}) as archive:
         for name in ("README", ".hidden.jpg", "folder/.jpg", "__meta__/notes.jpg", "__info__", "data.npy", "a.__bad__"):
             archive.addfile(info(name, 4), io.BytesIO(b"1234"))
-        for kind in (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE):
+        for kind in (tarfile.DIRTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE):
             archive.addfile(info("other.jpg", 0, kind))
         archive.addfile(info("__kept.jpg", 4), io.BytesIO(b"5678"))
     assert samples(path) == {"__kept": (b"5678", -1)}

@@ -156,13 +156,17 @@ def test_a_wrong_entry_of_a_file_is_named_by_file_and_key(tmp_path: Path, text: 
         ("run.yaml", "train: &t {seed: 1}\nmoco: *t\n", "aliases (*name) are not read here (line 2"),
         ("run.yaml", "train: [", "line 1"),
         ("run.yaml", "- 1\n- 2\n", "must hold sections with keys"),
-        ("run.yaml", "train: {epochs: !!python/object/apply:os.system ['true']}", "could not determine a constructor"),
+        ("run.yaml", "train: {epochs: !!python/object/apply:os.system ['true']}", "tags (!!name) are not read here"),
         ("run.yaml", "[" * 20_000, "nested too deeply"),
         ("run.json", '{"train": {"seed": 1, "seed": 2}}', "the key 'seed' stands twice"),
         ("run.json", "", "line 1 column 1"),
         ("run.json", '{"train": {"epochs": null}}', "train.epochs: must be a valid integer, got None"),
         ("run.ini", "", "a settings file ends in .toml, .yaml, .yml, .json"),
         ("run.toml", "#" * 2_000_000, "more than 1 MiB"),
+        ("run.toml", f"[data]\nbatch_size = 0x{'f' * 5000}", "a number of thousands of digits"),
+        ("run.yaml", 'train: {epochs: !!timestamp "x"}', "tags (!!name) are not read here"),
+        ("run.yaml", "train: {epochs: !!bool maybe}", "tags (!!name) are not read here"),
+        ("run.yaml", "augmentation: {blur_sigma: [0.1, 200]}", "less than or equal to 20"),
     ],
 )
 def test_a_malformed_file_is_refused_by_name(tmp_path: Path, name: str, text: str, problem: str) -> None:

@@ -184,6 +184,16 @@ def test_index_of_shards_that_webdataset_wrote() -> None:
     assert Index.load(Path("web/web.index.json")).classes == ("ant", "bee", "cat")  # which the shards do not hold
 
 
+def test_names_of_other_shards_are_not_kept() -> None:
+    write_foreign_shards("web")
+    Path("names.txt").write_text("ant\nbee\ncat\n")
+    run("index", "web", "--classes", "names.txt")
+    with Path("web/web-00001.tar").open("ab") as file:
+        file.write(bytes(10_240))  # harmless padding, and a sign that somebody replaced it
+    run("index", "web")
+    assert Index.load(Path("web/web.index.json")).classes == ()
+
+
 def test_index_of_what_img2dataset_writes() -> None:
     Path("laion").mkdir()
     for number in range(2):

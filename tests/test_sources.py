@@ -141,6 +141,42 @@ def test_a_truncated_archive_is_refused(name: str, write: Writer, tmp_path: Path
             pass
 
 
+@pytest.mark.parametrize("damage", ["two archives", "header", "cut at a member", "cut in a header"])
+@pytest.mark.parametrize("gzipped", [False, True])
+def test_an_archive_that_goes_on_behind_its_end_or_lacks_one_is_refused(
+    damage: str, gzipped: bool, tmp_path: Path
+) -> None:
+    """tarfile takes the first end mark, and any header that it cannot read, for the end."""
+    write_tar(tmp_path / "x.tar", {f"{name}/{number}.png": b"-" for name in "ab" for number in range(3)})
+    content = bytearray((tmp_path / "x.tar").read_bytes())
+    third = 2 * 1024  # a header and a block of data each
+    if damage == "two archives":
+        content *= 2
+    elif damage == "header":
+        content[third] ^= 1
+    else:
+        del content[third + (100 if damage == "cut in a header" else 0) :]
+    path = tmp_path / ("y.tar.gz" if gzipped else "y.tar")
+    path.write_bytes(gzip.compress(content) if gzipped else content)
+    with pytest.raises(DataError, match="behind the end|checksum is wrong|end-of-archive mark"):
+        with open_source(str(path), tmp_path):
+            pass
+
+
+def test_headers_of_an_archive_take_no_memory(tmp_path: Path) -> None:
+    member = tarfile.TarInfo("././@LongLink")
+    member.type, member.size = tarfile.GNUTYPE_LONGNAME, 1 << 28
+    (tmp_path / "x.tar.gz").write_bytes(gzip.compress(member.tobuf() + bytes(1 << 22), 1))
+    with pytest.raises(DataError, match="x.tar.gz"), open_source(str(tmp_path / "x.tar.gz"), tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("name", ["caf\udce9", "red\x1b[31m"])
+def test_a_class_whose_name_cannot_be_written_is_refused(name: str) -> None:
+    with pytest.raises(DataError, match="names: rename the folder"):
+        arrange(Names(f"{name}/1.png", "dog/2.png"))
+
+
 def test_an_unknown_source_names_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no such folder or archive.*cifar10, cifar100, stl10"):
         with open_source(str(tmp_path / "imagenet"), tmp_path):
