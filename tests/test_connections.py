@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -128,8 +129,12 @@ def test_what_a_deadline_cuts_off_is_read_again_and_never_as_ciphertext(
     pem = certificate(tmp_path / "server.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(pem))
     connections._tls.cache_clear()
-    content = np.random.default_rng(0).bytes(1 << 25)
+    content = np.random.default_rng(0).bytes(1 << 26)
     (folder / "long.tar").write_bytes(content)
-    hasty = Patience(attempts=400, first_wait=0.0, longest_wait=0.0, silence=2, request=0.02)
+    began = time.monotonic()
+    patient = Patience(attempts=20, first_wait=0.0, longest_wait=0.0, silence=30, request=60)
+    assert HttpStorage(f"{serve(folder, pem)}/long.tar", patience=patient).read(0, len(content)) == content
+    some = (time.monotonic() - began) / 3  # of the time that all of it takes: enough for a part of it
+    hasty = Patience(attempts=400, first_wait=0.0, longest_wait=0.0, silence=4, request=some)
     for _ in range(3):
         assert HttpStorage(f"{serve(folder, pem)}/long.tar", patience=hasty).read(0, len(content)) == content
