@@ -63,6 +63,13 @@ def check_shard(index: Index, number: int, decode: bool, advance: Callable[[int]
     return list(_undecodable(index, number, advance))
 
 
+def difference_of_members(index: Index, number: int) -> str | None:
+    """What a local shard holds that its index does not say, by the headers of its members; None where they agree."""
+    with closing(LocalFile(Path(index.shards[number].path))) as storage:
+        fault = _compare_members(index, number, storage)
+    return fault.what if fault else None
+
+
 def sha256_of(storage: Storage) -> str:
     """SHA-256 in hexadecimal of all of a file; what is remote is fetched several blocks at a time."""
     digest, size = hashlib.sha256(), storage.size()

@@ -148,6 +148,24 @@ def test_a_folder_that_is_read_only(data: Path) -> None:
         data.chmod(0o755)
 
 
+def test_a_shard_of_the_same_size_with_other_labels_is_refused(make_shards: Callable[..., Path]) -> None:
+    data, other = make_shards((4,), name="a/data", classes=4), make_shards((4,), name="b/data", classes=2)
+    (shard,) = data.glob("*.tar")
+    assert open_data([str(data)]).label.tolist() == [0, 1, 2, 3]
+    content = (other / shard.name).read_bytes()
+    assert len(content) == shard.stat().st_size
+    (index_path,) = data.glob("*.index.json")
+    later = index_path.stat().st_mtime_ns + 10**9
+    shard.write_bytes(shard.read_bytes())
+    os.utime(shard, ns=(later, later))
+    assert open_data([str(data)]).label.tolist() == [0, 1, 2, 3]  # written anew as it was, which is noted
+    shard.write_bytes(content)
+    later = index_path.stat().st_mtime_ns + 10**9
+    os.utime(shard, ns=(later, later))
+    with pytest.raises(DataError, match="holds other samples than its index lists"):
+        open_data([str(data)])
+
+
 def test_indexes_beside_each_other_are_put_together_or_refused(data: Path) -> None:
     shards = sorted(data.glob("*.tar"))
     build_index(shards[:1], ("a", "b", "c", "d")).save(data / "one.index.json")
