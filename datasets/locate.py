@@ -13,7 +13,6 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -21,8 +20,8 @@ from leoclr.datasets.addresses import check_address, is_remote, scheme_of, shown
 from leoclr.datasets.block_cache import BlockCache
 from leoclr.datasets.errors import DataError
 from leoclr.datasets.files import ignore
-from leoclr.datasets.index import COLUMNS_SUFFIX, SUFFIX, Index, common_name, concatenate, shard_names
-from leoclr.datasets.scan import build_index
+from leoclr.datasets.folder_index import check_files, missing_message, open_group
+from leoclr.datasets.index import COLUMNS_SUFFIX, SUFFIX, Index, concatenate, shard_names
 
 MAX_EXPANSION = 1_000_000
 _SPLITS = ("val", "valid", "validation", "test")
@@ -59,7 +58,7 @@ def open_data(specs: Sequence[str], advance: Callable[[int], None] = ignore, cac
 def indexed_data(specs: Sequence[str], advance: Callable[[int], None] = ignore) -> list[Index]:
     """The indexes of the data as they are, one for each folder or index file, without a look at the shards."""
     paths = [path for spec in specs if not is_remote(spec) for path in shard_paths(spec)]
-    indexes = [_open_group(list(group), advance) for _, group in itertools.groupby(paths, key=_index_or_folder)]
+    indexes = [open_group(list(group), advance) for _, group in itertools.groupby(paths, key=_index_or_folder)]
     if addresses := [address for spec in specs if is_remote(spec) for address in shard_addresses(spec)]:
         from leoclr.datasets.remote import remote_indexes
 
@@ -195,9 +194,9 @@ def _alternatives(inside: str, pattern: str) -> list[str]:
 def _open_files(specs: Sequence[str], advance: Callable[[int], None]) -> Index:
     paths = _existing_paths(specs)
     _refuse_repeated([str(path) for path in paths])
-    parts = [_open_group(list(group), advance) for _, group in itertools.groupby(paths, key=_index_or_folder)]
+    parts = [open_group(list(group), advance) for _, group in itertools.groupby(paths, key=_index_or_folder)]
     index = concatenate(parts)
-    _check_files(index)
+    check_files(index)
     return index
 
 
@@ -220,84 +219,13 @@ def _existing_paths(specs: Sequence[str]) -> list[Path]:
         paths += named
     missing = [path for path in paths if not os.path.isfile(path)]
     if missing:
-        raise DataError(_missing_message(missing, len(paths)))
+        raise DataError(missing_message(missing, len(paths)))
     return paths
 
 
 def _index_or_folder(path: Path) -> Path:
     """What paths share that are opened together: shards one behind the other in a folder take one index."""
     return path if path.name.endswith(SUFFIX) else path.parent
-
-
-def _open_group(paths: list[Path], advance: Callable[[int], None]) -> Index:
-    if paths[0].name.endswith(SUFFIX):
-        return Index.load(paths[0])
-    folder, wanted = paths[0].parent, [path.name for path in paths]
-    places: dict[str, tuple[Index, int]] = {}
-    for index_path in sorted(folder.glob(f"*{SUFFIX}")):
-        index = Index.load(index_path)
-        numbers = {Path(shard.path).name: number for number, shard in enumerate(index.shards)}
-        if all(name in numbers for name in wanted):
-            if wanted == list(numbers):
-                return index
-            return index.with_shards([numbers[name] for name in wanted])
-        places |= {name: (index, number) for name, number in numbers.items()}
-    known = [name for name in wanted if name in places]
-    if len(known) == len(wanted):  # class names that differ are refused here
-        return concatenate([index.with_shards([number]) for index, number in (places[name] for name in wanted)])
-    if any(places[name][0].classes for name in known):
-        unknown = next(name for name in wanted if name not in places)
-        raise DataError(
-            f"{folder}: its indexes list {len(known)} of these {len(wanted)} shards, and not {unknown}; the numbers of "
-            f"classes may differ. Keep data sets in folders of their own, or make one index: leoclr index {folder}"
-        )
-    index = build_index(paths, checksum=False, advance=advance)
-    index_path = folder / f"{common_name(wanted)}{SUFFIX}"
-    if not index_path.exists():
-        with suppress(OSError):  # a folder that cannot be written, or is full: the index is made again next time
-            index.save(index_path)
-    return index
-
-
-def _check_files(index: Index) -> None:
-    missing = [Path(shard.path) for shard in index.shards if not os.path.isfile(shard.path)]
-    if missing:
-        raise DataError(_missing_message(missing, len(index.shards)))
-    for shard in index.shards:
-        size = os.path.getsize(shard.path)
-        if size != shard.bytes:
-            how = "truncated or replaced" if size < shard.bytes else "replaced"
-            raise DataError(
-                f"{shard.path} has {size:,} bytes where its index says {shard.bytes:,}: it was {how}; "
-                "restore it, or run `leoclr index` on the data again"
-            )
-    _compare_younger(index)
-
-
-def _compare_younger(index: Index) -> None:
-    """Read the headers of shards that are younger than the indexes beside them: one that was written anew may have the
-    size of before, since tars are padded. Those found as they were are not looked at again."""
-    from leoclr.datasets.check import difference_of_members  # which hardly any data needs
-
-    indexes = {
-        folder: list(folder.glob(f"*{SUFFIX}")) for folder in {Path(shard.path).parent for shard in index.shards}
-    }
-    newest = {
-        folder: max((path.stat().st_mtime_ns for path in paths), default=None) for folder, paths in indexes.items()
-    }
-    compared = set[Path]()
-    for number, shard in enumerate(index.shards):
-        path = Path(shard.path)
-        indexed = newest[path.parent]
-        if indexed is None or path.stat().st_mtime_ns <= indexed:
-            continue
-        if what := difference_of_members(index, number):
-            raise DataError(f"{path}: {what}; restore it, or run `leoclr index` on the data again")
-        compared.add(path.parent)
-    for folder in compared:
-        for path in indexes[folder]:
-            with suppress(OSError):  # a folder that cannot be written: they are compared again next time
-                os.utime(path)
 
 
 def _refuse_repeated(paths: Sequence[str]) -> None:
@@ -307,12 +235,6 @@ def _refuse_repeated(paths: Sequence[str]) -> None:
         if name in seen:
             raise DataError(f"{path} is named twice; its images would count double")
         seen.add(name)
-
-
-def _missing_message(missing: Sequence[Path], total: int) -> str:
-    shown = ", ".join(str(path) for path in missing[:20])
-    more = f" and {len(missing) - 20} more" if len(missing) > 20 else ""
-    return f"{len(missing)} of {total} shards are missing: {shown}{more}"
 
 
 def _shards_of_folder(folder: Path) -> list[Path]:

@@ -73,6 +73,11 @@ def agree(accelerator: Accelerator, step: int, signal_number: int, save_is_due: 
     return found[0], bool(found[1])
 
 
+def explained(error: RuntimeError) -> RunError | None:
+    """What to say of an error of torch's that is no error of the program; None where it may be one."""
+    return lost_process(error) or failed_compilation(error) or out_of_memory(error)
+
+
 def lost_process(error: RuntimeError) -> RunError | None:
     """What to say where `error` is the end of the talk between processes; None where it is anything else."""
     text = " ".join(str(error).split())

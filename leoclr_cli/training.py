@@ -24,14 +24,7 @@ from leoclr.cli.bad_images import BadImages, lines_of_all
 from leoclr.cli.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, prune, step_folder
 from leoclr.cli.clock import Clock
 from leoclr.cli.console import say, warn
-from leoclr.cli.devices import (
-    agree,
-    failed_compilation,
-    lost_process,
-    make_accelerator,
-    out_of_memory,
-    release_accelerator,
-)
+from leoclr.cli.devices import agree, explained, make_accelerator, release_accelerator
 from leoclr.cli.keys import FIELDS, get
 from leoclr.cli.lock import RunLock
 from leoclr.cli.metrics import MetricsLog, require_trackers, start_trackers
@@ -96,8 +89,7 @@ def train(settings: Settings, output: Path, preset: str | None, command: list[st
             trainer.start(resume, preset, command)
             return trainer.fit(stack.enter_context(GracefulStop()))
     except RuntimeError as error:
-        known = lost_worker(error) or lost_process(error) or failed_compilation(error) or out_of_memory(error)
-        raise known or error from None
+        raise lost_worker(error) or explained(error) or error from None
     except OSError as error:
         raise RunError(f"the run in {output} cannot go on, but its checkpoints are as they were: {error}") from None
     finally:
