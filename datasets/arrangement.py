@@ -21,6 +21,7 @@ from leoclr.datasets.errors import DataError
 from leoclr.datasets.index import NO_LABEL
 from leoclr.datasets.randomness import Permutation
 from leoclr.datasets.sources import Source, is_image
+from leoclr.datasets.tar import REFUSED_IN_NAMES
 
 SPLIT_NAMES = {
     "train": "train",
@@ -35,7 +36,6 @@ SPLITS = ("train", "val", "test", "unlabeled")
 NO_SPLIT = ""
 _HOLD_OUT = 1  # tells this use of the seed from that of the packing order
 # webdataset ends a key at the first dot; the others would break lines, paths or JSON somewhere down the road.
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 _UNSAFE = re.compile(r"[.\\\x00-\x1f\x7f\ud800-\udfff]")
 
 
@@ -89,7 +89,7 @@ def arrange(source: Source) -> Collection:
     # One folder alone is a class only when another split says so; else it is a folder that somebody put around.
     several = [found for split, found in folders.items() if split not in flat and len(found) > 1]
     classes = sorted(set().union(*several))
-    if unsafe := [name for name in classes if _UNPRINTABLE.search(name)]:
+    if unsafe := [name for name in classes if REFUSED_IN_NAMES.search(name)]:
         raise DataError(
             f"{source.name}: rename the folder {unsafe[0]!a}: a class name is UTF-8 without control characters"
         )

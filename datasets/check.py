@@ -13,7 +13,7 @@ import numpy as np
 
 from leoclr.datasets.addresses import is_remote
 from leoclr.datasets.block_cache import BlockCache, CachedStorage
-from leoclr.datasets.decode import MAX_BYTES, decode_image
+from leoclr.datasets.decode import MAX_BYTES, decode_image, too_long
 from leoclr.datasets.errors import BadImage, DataError
 from leoclr.datasets.files import ignore
 from leoclr.datasets.index import Index
@@ -122,7 +122,7 @@ def _undecodable(index: Index, number: int, advance: Callable[[int], None]) -> I
         for samples in _groups(index, int(first), int(last)):
             if index.length[samples[0]] > MAX_BYTES:
                 advance(1)
-                yield Fault(path, f"{index.key(samples[0])}: {_too_long(int(index.length[samples[0]]))}", SKIPPED)
+                yield Fault(path, f"{index.key(samples[0])}: {too_long(int(index.length[samples[0]]))}", SKIPPED)
                 continue
             try:
                 reader.prefetch(samples)
@@ -147,10 +147,6 @@ def _groups(index: Index, first: int, last: int) -> Iterator[range]:
             stop += 1
         yield range(start, stop)
         start = stop
-
-
-def _too_long(length: int) -> str:
-    return f"the image has {length:,} bytes; the limit is {MAX_BYTES:,}"
 
 
 def _problem(encoded: bytes) -> str | None:

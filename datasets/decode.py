@@ -69,10 +69,15 @@ def decode_pixels(data: bytes, spare: Callable[[int, int], float] | None = None)
     return _guarded(data, decode)
 
 
+def too_long(length: int) -> str:
+    """What is wrong with an image of more than `MAX_BYTES` bytes."""
+    return f"the image has {length:,} bytes; the limit is {MAX_BYTES:,}"
+
+
 def _guarded(data: bytes, decode: Callable[[Image.Image], Decoded]) -> Decoded:
     """What `decode` makes of the image whose header has been read and found to be within the limits."""
     if len(data) > MAX_BYTES:
-        raise BadImage(f"the image has {len(data):,} bytes; the limit is {MAX_BYTES:,}")
+        raise BadImage(too_long(len(data)))
     _ignore_pillow_warnings()
     try:
         opened = Image.open(io.BytesIO(data), formats=FORMATS)

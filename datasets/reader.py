@@ -17,7 +17,7 @@ from PIL import Image
 
 from leoclr.datasets.addresses import is_remote
 from leoclr.datasets.block_cache import FETCHES, BlockCache, CachedStorage
-from leoclr.datasets.decode import MAX_BYTES, decode_image
+from leoclr.datasets.decode import MAX_BYTES, decode_image, too_long
 from leoclr.datasets.errors import BadImage, DataError
 from leoclr.datasets.index import NO_CRC, Index
 from leoclr.datasets.storage import Storage, open_storage
@@ -86,7 +86,7 @@ class SampleReader:
         """What `decode` makes of the encoded image of a sample; its BadImage gets the sample's key and shard."""
         try:
             if self.index.length[number] > MAX_BYTES:
-                raise BadImage(f"the image has {self.index.length[number]:,} bytes; the limit is {MAX_BYTES:,}")
+                raise BadImage(too_long(int(self.index.length[number])))
             return decode(self.read(number))
         except BadImage as error:
             path = self.index.shards[int(self.index.shard[number])].path

@@ -13,6 +13,7 @@ from leoclr.datasets.block_cache import BlockCache
 from leoclr.datasets.check import sha256_of
 from leoclr.datasets.errors import DataError
 from leoclr.datasets.files import ignore
+from leoclr.datasets.folder_index import missing_message
 from leoclr.datasets.index import NO_LABEL, SUFFIX, Index, common_name, concatenate
 from leoclr.datasets.locate import shard_addresses, shard_paths
 from leoclr.datasets.scan import build_index, index_file, with_classes
@@ -22,10 +23,8 @@ from leoclr.datasets.storage import as_file
 def find_shards(specs: Sequence[str]) -> list[Path]:
     """All shards that `specs` name (as after `--data`); DataError with every name that is missing, or for none."""
     paths = [path for spec in specs for path in shard_paths(spec)]
-    missing = [str(path) for path in paths if not path.is_file()]
-    if missing:
-        more = f" and {len(missing) - 20} more" if len(missing) > 20 else ""
-        raise DataError(f"{len(missing)} of {len(paths)} shards are missing: {', '.join(missing[:20])}{more}")
+    if missing := [path for path in paths if not path.is_file()]:
+        raise DataError(missing_message(missing, len(paths)))
     if not paths:
         raise DataError(f"{', '.join(specs)}: no .tar shards there; `leoclr shard` packs images into shards")
     return paths

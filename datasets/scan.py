@@ -23,12 +23,11 @@ from leoclr.datasets.decode import IMAGE_SUFFIXES
 from leoclr.datasets.errors import DataError
 from leoclr.datasets.files import crc_of, ignore, sha256_file
 from leoclr.datasets.index import MAX_CLASSES, NO_CRC, NO_LABEL, Index, Shard, concatenate
-from leoclr.datasets.tar import Member, members
+from leoclr.datasets.tar import REFUSED_IN_NAMES, Member, members
 
 _MAX_LABEL_BYTES = 32
 _MAX_LABEL_DIGITS = len(str(MAX_CLASSES - 1))
 _METADATA = re.compile(r"__[^/]*__(/|$)")  # webdataset passes over such files and folders at the top
-_REFUSED_IN_NAMES = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, and bytes that are not UTF-8
 
 
 @dataclass
@@ -176,7 +175,7 @@ def _split_name(path: str, member: Member) -> tuple[str, str]:
         )
     if member.kind != "file":
         return "", ""
-    if name.startswith("/") or ".." in folder.split("/") or _REFUSED_IN_NAMES.search(name):
+    if name.startswith("/") or ".." in folder.split("/") or REFUSED_IN_NAMES.search(name):
         raise DataError(f"{path}: refused the member name {name!r}")
     return folder + slash + stem, suffix.lower()
 

@@ -9,6 +9,7 @@ and no memory that grows with the file, and names whatever else it meets.
 from __future__ import annotations
 
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ BLOCK = 512
 MAX_EXTENDED_BYTES = 1 << 20  # a PAX header or a long name; those of real archives take a few hundred bytes
 MAX_PADDING_BYTES = 1 << 20  # zeros behind the end mark; tar writes whole records of usually 10 KiB
 
+REFUSED_IN_NAMES = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, and bytes that are not UTF-8
 _ZEROS = bytes(BLOCK)
 _REGULAR = (b"0", b"\0", b"7")
 _KINDS: dict[bytes, Literal["folder", "link"]] = {b"1": "link", b"2": "link", b"5": "folder"}

@@ -58,10 +58,8 @@ def finetuned(
         EvaluationError: Labels are missing, or `test` has a class that `train` has not.
         RunError: The backbone cannot be trained on such images on this device.
     """
-    size, precision, device = evaluation.encoder.image_size, evaluation.request.precision, evaluation.device
-    check_backbone(evaluation.backbone, size, precision, device)
     numbers = match_classes(train, test)
-    view = standard_view(size)
+    view = standard_view(evaluation.encoder.image_size)
     work = evaluation.work(train, test, kind="finetune", recipe=recipe.identity(), view=view.protocol)
     done = work.result()
     if done is not None and "diverged" in done:
@@ -91,6 +89,7 @@ def _measured(
 ) -> dict[str, Any]:
     began = time.monotonic()
     request, crops = evaluation.request, evaluation.crops(train, recipe.batch_size)
+    check_backbone(evaluation.backbone, evaluation.encoder.image_size, request.precision, evaluation.device)
     options: dict[str, Any] = {
         "device": evaluation.device,
         "precision": request.precision,
