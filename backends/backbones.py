@@ -7,7 +7,7 @@ and ResNet-18 and -34 another width. A ResNet's state dict has torchvision's nam
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -59,26 +59,34 @@ def build_backbone(name: str, stem: str = "imagenet", width: int = _STANDARD_WID
     return _with_dimension(network, _drop_classifier(network, name))
 
 
-@torch.no_grad()
-def narrow_convolution(backbone: Backbone, size: int) -> str | None:
-    """Name of the first convolution whose input is narrower than its stride, when images are `size` pixels wide.
+class Seen(NamedTuple):
+    """A convolution in a backbone, and how many pixels wide its input and its output are."""
 
-    A forward pass of one image in evaluation mode finds it; the backbone stays as it is.
+    name: str
+    layer: nn.Conv2d
+    input_width: int
+    output_width: int
+
+
+@torch.no_grad()
+def convolutions(backbone: Backbone, size: int) -> list[Seen]:
+    """The convolutions that images of `size` pixels go through, in order.
+
+    A forward pass of one image in evaluation mode finds them; the backbone stays as it is.
 
     Raises:
         ValueError: The backbone does not take such images, or its features are not what `feature_dim` says.
     """
-    found: list[str] = []
+    found: list[Seen] = []
 
-    def look_at(name: str) -> Callable[[nn.Conv2d, tuple[Tensor]], None]:
-        def look(module: nn.Conv2d, inputs: tuple[Tensor]) -> None:
-            if inputs[0].shape[-1] < module.stride[1]:
-                found.append(name)
+    def look_at(name: str) -> Callable[[nn.Conv2d, tuple[Tensor], Tensor], None]:
+        def look(layer: nn.Conv2d, inputs: tuple[Tensor], output: Tensor) -> None:
+            found.append(Seen(name, layer, inputs[0].shape[-1], output.shape[-1]))
 
         return look
 
     layers = [(name, layer) for name, layer in backbone.named_modules() if isinstance(layer, nn.Conv2d)]
-    hooks = [layer.register_forward_pre_hook(look_at(name)) for name, layer in layers]
+    hooks = [layer.register_forward_hook(look_at(name)) for name, layer in layers]
     training, weight = backbone.training, next(backbone.parameters())
     try:
         shape = tuple(backbone.eval()(weight.new_zeros(1, 3, size, size)).shape)
@@ -90,7 +98,17 @@ def narrow_convolution(backbone: Backbone, size: int) -> str | None:
             hook.remove()
     if shape != (1, backbone.feature_dim):
         raise ValueError(f"its features for an image have shape {shape} instead of (1, {backbone.feature_dim})")
-    return found[0] if found else None
+    return found
+
+
+def narrow_convolution(backbone: Backbone, size: int) -> str | None:
+    """Name of the first convolution whose input is narrower than its stride, when images are `size` pixels wide.
+
+    Raises:
+        ValueError: As `convolutions`.
+    """
+    narrow = (seen.name for seen in convolutions(backbone, size) if seen.input_width < seen.layer.stride[1])
+    return next(narrow, None)
 
 
 def _with_dimension(network: nn.Module, dimension: int) -> Backbone:

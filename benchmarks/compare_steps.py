@@ -209,12 +209,16 @@ def compare(names: list[str], task: Task, rounds: int) -> list[dict[str, object]
     for name in names:
         ours, theirs = context.Pipe()
         context.Process(target=serve, args=(name, task, theirs), daemon=True).start()
+        theirs.close()  # so that the end of a peer that fails is seen here
         lines[name] = ours
     seconds: dict[tuple[str, str], list[float]] = {(name, key): [] for key in FORMATS for name in names}
     for number in range(rounds + WARM_UP):
         for (name, key), times in seconds.items():
-            lines[name].send(key)
-            taken = lines[name].recv()
+            try:
+                lines[name].send(key)
+                taken = lines[name].recv()
+            except (EOFError, BrokenPipeError):
+                sys.exit(f"Error: {name} has ended; its own error is above")
             if number >= WARM_UP:
                 times.append(taken)
     for line in lines.values():

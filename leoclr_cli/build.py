@@ -9,6 +9,7 @@ import torch  # noqa: TID253
 from leoclr.backends.backbones import Backbone, build_backbone
 from leoclr.backends.batchnorm import sync_batch_norm
 from leoclr.backends.encoder import Encoder
+from leoclr.backends.memory_format import keep_short_rows_contiguous
 from leoclr.backends.moco import MoCo
 from leoclr.backends.queue import KeyQueue
 from leoclr.backends.simclr import SimCLR
@@ -54,10 +55,14 @@ def backend(settings: Settings, device: torch.device) -> MoCo | SimCLR:
         if simclr.sync_batchnorm and device.type == "cuda":
             encoder = cast(Encoder, sync_batch_norm(encoder))
         method = SimCLR(encoder, simclr.temperature, simclr.reduction, simclr.stop_gradient)
-    memory_format = torch.channels_last if settings.train.channels_last else torch.contiguous_format
+    train = settings.train
+    memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
     method.to(device, memory_format=memory_format)  # type: ignore[call-overload]
-    if settings.train.compile:
-        for part in method.children():
-            if isinstance(part, Encoder):
-                part.compile()  # and not torch.compile, whose wrapper would rename the weights
+    encoders = [part for part in method.children() if isinstance(part, Encoder)]
+    if train.channels_last and train.precision == "bf16" and device.type == "cpu":
+        for each in encoders:
+            keep_short_rows_contiguous(each.backbone, settings.data.image_size)
+    if train.compile:
+        for each in encoders:
+            each.compile()  # and not torch.compile, whose wrapper would rename the weights
     return method

@@ -26,7 +26,7 @@ def test_the_first_convolution_with_longer_strides_than_its_input_is_wide_is_fou
     assert narrow_convolution(backbone, size) == name
     assert backbone.training
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
-    assert not any(module._forward_pre_hooks for module in backbone.modules())
+    assert not any(module._forward_hooks for module in backbone.modules())
 
 
 def test_only_bf16_on_a_cpu_is_refused() -> None:
