@@ -13,6 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class SplitBatchNorm2d(nn.BatchNorm2d):
@@ -40,6 +41,11 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
             self.running_var.copy_(variances.mean(dim=0))
             self.num_batches_tracked.add_(1)
         return torch.cat(groups)
+
+
+def has_batch_norm(module: nn.Module) -> bool:
+    """Whether what comes out for an image depends, in training, on the others in its batch."""
+    return any(isinstance(part, _BatchNorm) for part in module.modules())
 
 
 def split_batch_norm(module: nn.Module, splits: int) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leoclr.backends.backbones import Backbone
+from leoclr.backends.batchnorm import has_batch_norm
 
 
 class Encoder(nn.Module):
@@ -16,6 +17,9 @@ class Encoder(nn.Module):
         backbone: Its features are what is kept after pre-training.
         hidden: Width of the projector's hidden layer; 0 takes the backbone's feature dimension (MoCo-v2, SimCLR).
         dim: Dimension of the embedding.
+
+    Attributes:
+        batch_statistics: Whether, in training, the embedding of an image depends on the others in its batch.
     """
 
     def __init__(self, backbone: Backbone, hidden: int, dim: int) -> None:
@@ -24,6 +28,7 @@ class Encoder(nn.Module):
         self.backbone = backbone
         self.projector = nn.Sequential(nn.Linear(backbone.feature_dim, hidden), nn.ReLU(), nn.Linear(hidden, dim))
         self.dim = dim
+        self.batch_statistics = has_batch_norm(backbone)
 
     def forward(self, images: Tensor) -> Tensor:
         """Embeddings, shape `(n, dim)`, of length one; never below float32, whatever autocast makes of the layers."""

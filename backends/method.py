@@ -50,6 +50,14 @@ def anchors_of(pairs: Pairs) -> list[str]:
     return list(dict.fromkeys(anchor for anchor, _ in pairs))
 
 
+def encode_views(encoder: Encoder, views: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The embeddings of each view, in one pass where that makes no difference: without statistics over the batch."""
+    if encoder.batch_statistics:
+        return {name: encoder(images) for name, images in views.items()}
+    embeddings = encoder(torch.cat(list(views.values())))
+    return dict(zip(views, embeddings.chunk(len(views)), strict=True))
+
+
 def reduce_pairs(losses: Tensor, reduction: Literal["sum", "mean"]) -> Tensor:
     """One loss from those of all pairs: their sum (LeOCLR, equation 3) or mean."""
     return losses.sum() if reduction == "sum" else losses.mean()

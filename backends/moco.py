@@ -17,7 +17,7 @@ from leoclr.backends.batchnorm import split_batch_norm
 from leoclr.backends.distributed import gather, rank, ranks
 from leoclr.backends.encoder import Encoder
 from leoclr.backends.losses import info_nce
-from leoclr.backends.method import Pairs, StepOutput, anchors_of, reduce_pairs
+from leoclr.backends.method import Pairs, StepOutput, anchors_of, encode_views, reduce_pairs
 from leoclr.backends.queue import KeyQueue
 
 
@@ -55,14 +55,14 @@ class MoCo(nn.Module):
         self.temperature = temperature
         self.enqueue = enqueue
         self.reduction = reduction
-        self.shuffles = bn_splits > 1 or ranks() > 1
+        self.shuffles = encoder.batch_statistics and (bn_splits > 1 or ranks() > 1)
         self.seed = seed
         self._waiting: list[Tensor] = []
 
     def forward(self, views: Mapping[str, Tensor], pairs: Pairs, step: int) -> StepOutput:
         """The loss of this rank's part of a batch; see `leoclr.backends.method`."""
         positives = list(dict.fromkeys(positive for _, positive in pairs))
-        keys = {name: self._encode_keys(views[name], step) for name in positives}
+        keys = self._encode_keys({name: views[name] for name in positives}, step)
         losses, embeddings = [], []
         for anchor in anchors_of(pairs):
             query = self.encoder(views[anchor])
@@ -84,11 +84,15 @@ class MoCo(nn.Module):
         self._waiting.clear()
 
     @torch.no_grad()
-    def _encode_keys(self, images: Tensor, step: int) -> Tensor:
-        """Keys of a view, sg(f_k(X)). The images are shuffled over all groups and ranks first, so that query and key
-        of an image do not share BatchNorm statistics (shuffling BN, MoCo section 3.3)."""
+    def _encode_keys(self, views: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
+        """Keys of some views, sg(f_k(X))."""
         if not self.shuffles:
-            return self.key_encoder(images)  # type: ignore[no-any-return]
+            return encode_views(self.key_encoder, views)
+        return {name: self._encode_shuffled(images, step) for name, images in views.items()}
+
+    def _encode_shuffled(self, images: Tensor, step: int) -> Tensor:
+        """The images are shuffled over all groups and ranks first, so that query and key of an image do not share
+        BatchNorm statistics (shuffling BN, MoCo section 3.3)."""
         everything, batch = gather(images), len(images)
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step) % 2**64)
         order = torch.randperm(len(everything), generator=generator).to(images.device, non_blocking=True)

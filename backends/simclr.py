@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from leoclr.backends.encoder import Encoder
 from leoclr.backends.losses import nt_xent
-from leoclr.backends.method import Pairs, StepOutput, reduce_pairs
+from leoclr.backends.method import Pairs, StepOutput, encode_views, reduce_pairs
 
 
 class SimCLR(nn.Module):
@@ -40,7 +40,7 @@ class SimCLR(nn.Module):
 
     def forward(self, views: Mapping[str, Tensor], pairs: Pairs, step: int) -> StepOutput:
         """The loss of this rank's part of a batch; see `leoclr.backends.method`."""
-        embeddings = {name: self.encoder(images) for name, images in views.items()}
+        embeddings = encode_views(self.encoder, views)
         losses = [
             nt_xent(embeddings[anchor], embeddings[positive], self.temperature, self.stop_gradient)
             for anchor, positive in pairs

@@ -50,7 +50,7 @@ from leoclr.datasets.plan import Plan
 from leoclr.datasets.reader import SampleReader
 from leoclr.datasets.views import POLICIES
 
-_BATCH = 16
+_BATCH, _SMALL_BATCH = 16, 128  # the preset `cifar10` has batches of 512
 Work = Callable[[int], object]  # makes the views of image i, or of the i-th batch
 
 
@@ -142,10 +142,10 @@ def decoders(encoded: list[bytes], small: bool) -> dict[str, Work]:
     return found
 
 
-def ours(settings: Settings, shards: Path) -> dict[str, Work]:
+def ours(settings: Settings, shards: Path, batch: int) -> dict[str, Work]:
     """Batches as a loader process makes them."""
     index = open_data([str(shards)])
-    plan = Plan.of(index, _BATCH, settings.train.seed)
+    plan = Plan.of(index, batch, settings.train.seed)
     chosen = settings.augmentation
     found: dict[str, Work] = {}
     for executor, views in (("fast", "leoclr"), ("pillow", "leoclr"), ("fast", "pairwise")):
@@ -163,22 +163,22 @@ def ours(settings: Settings, shards: Path) -> dict[str, Work]:
 
 
 def measure(
-    single: Mapping[str, Work], batched: Mapping[str, Work], images: int, rounds: int
+    single: Mapping[str, Work], batched: Mapping[str, Work], images: int, batch: int, rounds: int
 ) -> dict[str, list[float]]:
     """Images per second of processor time of each in each round, after one that does not count."""
     rates: dict[str, list[float]] = {name: [] for name in (*single, *batched)}
-    steps = images // _BATCH
+    steps = images // batch
     for number in range(rounds + 1):
         for name in rates:
             began = time.process_time()
             if name in single:
-                for image in range(steps * _BATCH):
+                for image in range(steps * batch):
                     single[name](image)
             else:
                 for step in range(number * steps, (number + 1) * steps):
                     batched[name](step)
             if number:
-                rates[name].append(steps * _BATCH / (time.process_time() - began))
+                rates[name].append(steps * batch / (time.process_time() - began))
     return rates
 
 
@@ -195,18 +195,20 @@ def compare(source: Path | None, preset: str, arguments: argparse.Namespace) -> 
     with tempfile.TemporaryDirectory() as folder:
         files, shards = Path(folder, "files"), Path(folder, "shards")
         if source is None:
-            sample_files(files, arguments.images, small)
+            sample_files(files, max(arguments.images, 4 * _SMALL_BATCH if small else 0), small)
         try:
             leoclr(["shard", str(source or files), str(shards)])
         except SystemExit as ended:
             if ended.code:
                 raise
         index = open_data([str(shards)])
-        images = min(len(index), arguments.images)
+        batch = _SMALL_BATCH if small else _BATCH
+        images = min(len(index), max(arguments.images, 4 * batch))
         reader = SampleReader(index)
         encoded = [reader.read(number) for number in range(images)]
         floors = decoders(encoded, small)
-        rates = measure(peers(settings, encoded, small) | floors, ours(settings, shards), images, arguments.rounds)
+        single = peers(settings, encoded, small) | floors
+        rates = measure(single, ours(settings, shards, batch), images, batch, arguments.rounds)
     rows: list[dict[str, object]] = [{"size": size, "what": name, **quartiles(found)} for name, found in rates.items()]
     fastest = max(floors, key=lambda name: statistics.median(rates[name]))
     for other in ("torchvision, 3 views", "torchvision, 2 views", "leoclr pillow, 3 views", fastest):
