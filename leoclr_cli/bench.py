@@ -1,7 +1,7 @@
 """Measures every part of training on this machine, by itself and together: `leoclr bench`.
 
-Each part is repeated until its share of the time is used up, at least twice but where once takes longer than all of
-it. The parts are those of training, not models of them: the same reader, executors, loader, and step.
+Each part is repeated until its share of the time is used up, at least once after a first time that does not count, but
+where that takes longer than several shares. The parts are those of training, not models of them: the same reader, executors, loader, and step.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from leoclr.datasets.reader import SampleReader
 from leoclr.datasets.views import POLICIES
 
 _PARTS = 20  # that the time is divided into
+_LONG = 10  # shares of the time; what takes longer is done once
 _SAMPLES = 64  # different images that single operations are measured on
 _CPU_BATCH = 64  # where a step of the whole batch would take too long to repeat
 _END = 1  # step of a schedule of one: its learning rate is nought, so weights stay finite however often it is taken
@@ -180,7 +181,7 @@ class Bench:
 
     def _other_steps(self, model: Rate) -> Iterator[Alternative]:
         """Left out where a single step takes longer than a measurement should."""
-        if self._settings.data.batch_size / model.images_per_second > self._slice:
+        if self._settings.data.batch_size / model.images_per_second > self._slice * _LONG / 2:
             return
         train = self._settings.train
         tried = {"train.channels_last": str(not train.channels_last).lower()}
@@ -200,11 +201,11 @@ class Bench:
         images = work()
         self._wait()
         first = time.perf_counter() - began
-        if first > slices * self._slice * 2:
+        if first > self._slice * _LONG:
             return Rate.of(name, part, [images / first])
         rates = list[float]()
         ends = time.perf_counter() + slices * self._slice
-        while len(rates) < 2 or time.perf_counter() < ends:
+        while not rates or time.perf_counter() < ends:
             began = time.perf_counter()
             images = work()
             self._wait()

@@ -104,8 +104,13 @@ class Report:
         share = self.end_to_end.images_per_second / slow
         lines.append(f"together  {share:.0%} of that" + (_COMPETING if share < 0.8 else ""))
         helps = [f"--set {one.setting} ({one.ratio:.2f} x this part's rate)" for one in self.advice]
-        lines.append(f"try       {helps[0]}" if helps else "try       none of the settings that were tried would help")
-        return [*lines, *(f"          {line}" for line in helps[1:])]
+        tried = any(one.part == self.limit for one in self.alternatives)
+        none = (
+            "none of the settings that were tried would help"
+            if tried
+            else "nothing else was measured, which takes more --seconds"
+        )
+        return [*lines, f"try       {helps[0] if helps else none}", *(f"          {line}" for line in helps[1:])]
 
 
 _COMPETING = ": loader processes and model compete for the processors"

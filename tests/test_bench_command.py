@@ -100,4 +100,5 @@ def test_the_slower_part_limits_and_only_what_helps_it_is_advised() -> None:
     by_model = report(1000, 100, 60, FAST, MORE, BF16)
     assert by_model.limit == "model" and by_model.advice == (BF16,)
     assert "60% of that: loader processes and model compete" in by_model.as_text()
-    assert "none of the settings" in report(1000, 100, 95, FAST).as_text()
+    assert "none of the settings" in report(100, 1000, 95, LITTLE).as_text()
+    assert "nothing else was measured" in report(1000, 100, 95, FAST).as_text()  # of what limits
