@@ -8,7 +8,18 @@ from pathlib import Path
 
 import torch  # noqa: TID253
 
-_PACKAGES = ("leoclr-cli", "torch", "torchvision", "accelerate", "pillow", "numpy", "scikit-learn", "webdataset")
+_PACKAGES = (
+    "leoclr-cli",
+    "torch",
+    "torchvision",
+    "accelerate",
+    "pillow",
+    "simplejpeg",
+    "opencv-python-headless",
+    "numpy",
+    "scikit-learn",
+    "webdataset",
+)
 
 
 def versions() -> dict[str, str]:
