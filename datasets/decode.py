@@ -15,12 +15,12 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from leoclr.datasets.errors import BadImage
 
@@ -31,6 +31,15 @@ IMAGE_SUFFIXES = frozenset(
 MAX_PIXELS = 1 << 26  # 8192 x 8192: 192 MiB as RGB
 MAX_BYTES = 1 << 28
 _ORIENTATION = 0x0112  # the EXIF tag
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _PILLOW_MODULES = r"PIL\."
 _REDUCTIONS = (8, 4, 2)  # those that libjpeg-turbo computes in vector instructions
 
@@ -126,12 +135,20 @@ def _ignore_pillow_warnings() -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF data ask for; as it is where they are damaged."""
+    """The image turned as its EXIF data ask for; as it is where they are damaged.
+
+    Not by ImageOps.exif_transpose, which writes the other tags anew and fails where one is odd.
+    """
     image.load()
-    return image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
+    turn = _TURNS.get(_orientation(image))
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    turned.info.pop("exif", None)
+    return turned
 
 
-def _orientation(image: Image.Image) -> object:
+def _orientation(image: Image.Image) -> Any:
     try:
         return image.getexif().get(_ORIENTATION, 1)
     except Exception:  # as above; the pixels are good

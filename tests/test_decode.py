@@ -210,6 +210,14 @@ def test_exif_orientation_is_applied_once(format: str, orientation: int) -> None
     assert np.abs(decoded.astype(int) - upright).mean() < (5 if format == "JPEG" else 1e-9)
 
 
+def test_an_odd_tag_beside_the_orientation_does_not_cost_the_image() -> None:
+    """A resolution that is a letter: Pillow reads it and cannot write it again."""
+    tags = ((0x0112, 3, 1, 6), (0x011A, 2, 1, ord("A")))
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    assert pixels(saved(Image.fromarray(noise(8, 4)), "JPEG", exif=exif)).shape == (8, 4, 3)
+
+
 def test_damaged_metadata_do_not_cost_the_image_nor_a_warning() -> None:
     picture = noise(8, 8)
     image = Image.fromarray(picture)
