@@ -150,6 +150,7 @@ class Trainer:
         line = ProgressLine(self.step, self.steps, self.plan.steps_per_epoch, self.plan.batch_size, self.main)
         loader, losses, bad = self.data.batches(self.step, self.steps), list[Tensor](), list[str]()
         values: dict[str, float] = {}
+        scored: float | None = None
         with contextlib.closing(self._log()) as log:
             while self.step < self.steps:
                 minutes = (time.monotonic() - saved_at) / 60
@@ -169,10 +170,12 @@ class Trainer:
                 self.step += 1
                 if self.step % self.plan.steps_per_epoch == 0 or self.step % self.settings.run.log_steps == 0:
                     values = self._measures(self._settle(losses, bad), embeddings, clock)
+                    losses.clear()
                     line.show(self.step, values["loss"], values["images_per_second"], values["waiting"])
                     if self._knn_is_due():
                         line.finish_line()
                         values |= self._score()
+                        scored = values.get("knn", scored)
                     log.write(self.step, values)
             line.finish_line()
             if losses:
@@ -187,7 +190,7 @@ class Trainer:
             steps=self.steps,
             stopped_by=stopped,
             loss=values.get("loss"),
-            knn=values.get("knn"),
+            knn=scored,
             images_per_second=(self.step - first) * self.plan.batch_size / seconds,
             seconds=seconds,
             bad_images=len(self.bad),
@@ -216,7 +219,7 @@ class Trainer:
             raise self._not_finite() from None
 
     def _settle(self, losses: list[Tensor], bad: list[str]) -> float:
-        """The mean loss since the last time, over all processes; the bad images of all are counted. Empties both.
+        """The mean of the losses over all processes; the bad images of all are counted, and `bad` is emptied.
 
         Raises:
             RunError: A loss is not finite, so that nothing is saved or reported that is not.
@@ -226,7 +229,6 @@ class Trainer:
         if not math.isfinite(mean):
             raise self._not_finite()
         self.bad.add(lines_of_all(bad, self.accelerator))
-        losses.clear()
         bad.clear()
         return mean
 

@@ -129,6 +129,30 @@ def test_knn_is_scored_while_training_when_there_are_labels(make_shards: MakeSha
     assert scores[0] is None and scores[1] is not None and 0 <= scores[1] <= 1
 
 
+def test_the_last_knn_score_is_told_wherever_a_run_stops(
+    make_shards: MakeShards, tmp_path: Path, stop_after: Callable[[int], None]
+) -> None:
+    data, val = make_shards((16,)), make_shards((8,), "held-out")
+    stop_after(3)  # in the second epoch, after a line of the log without a score
+    stopped = train(settings(data, data__val=str(val), run__knn_epochs="1"), tmp_path / "run")
+    scores = [line.get("knn") for line in metrics(tmp_path / "run")]
+    assert stopped.step == 3 and scores[2] is None
+    assert stopped.knn is not None and stopped.knn == scores[1]
+
+
+def test_the_logged_loss_is_the_mean_of_all_steps_also_of_those_before_a_save(
+    make_shards: MakeShards, tmp_path: Path
+) -> None:
+    data = make_shards((32,))
+    each = train(settings(data, train__epochs="1"), tmp_path / "each")
+    saving = {"run__log_steps": "4", "run__checkpoint_minutes": "0", "train__epochs": "1"}
+    train(settings(data, **saving), tmp_path / "saving")
+    losses = [line["loss"] for line in metrics(tmp_path / "each")]
+    (line,) = metrics(tmp_path / "saving")
+    assert each.step == 4 == len(losses)
+    assert line["loss"] == pytest.approx(sum(losses) / 4, rel=1e-6)
+
+
 def test_scoring_while_training_changes_nothing(make_shards: MakeShards, tmp_path: Path) -> None:
     data, val = make_shards((16,)), make_shards((8,), "held-out")
     plain = train(settings(data), tmp_path / "plain")
