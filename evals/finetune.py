@@ -129,8 +129,9 @@ def network_scores(
     precision: Precision = "float32",
     workers: int = -1,
     advance: Callable[[int], None] = ignore,
-) -> dict[str, float]:
+) -> tuple[dict[str, float], tuple[str, ...]]:
     """How well a network classifies labelled images: top1, top5 (from five classes on) and mean_per_class, in [0, 1].
+    And one line for each image that could not be decoded and is left out.
 
     Args:
         numbers: The network's class number for each class number of the index.
@@ -151,7 +152,7 @@ def network_scores(
     if not np.isfinite(outputs.features).all():
         raise Diverged("the fine-tuned network's outputs are not finite; lower learning rates may help")
     scores, labels = torch.from_numpy(outputs.features), torch.from_numpy(numbers[outputs.labels])
-    return accuracies(scores, labels) | {"mean_per_class": mean_per_class(scores, labels)}
+    return accuracies(scores, labels) | {"mean_per_class": mean_per_class(scores, labels)}, outputs.skipped
 
 
 def _diverged(recipe: Recipe) -> Diverged:

@@ -123,7 +123,7 @@ class Embedding:
             skipped += piece.skipped
         files = self._write(self._output, self.pieces.read(self._index), self._index, rows, dimension)
         if skipped:
-            warn(f"{len(skipped)} of {len(self._index)} images left out, {skipped[0]}")
+            warn(f"{len(skipped):,} of {len(self._index):,} images left out, {skipped[0]}")
         encoder = self._encoder
         record = {
             "format": FORMAT,

@@ -38,6 +38,7 @@ from leoclr.evals.work import Work
 
 FORMAT = 1
 _HOLDOUT_SHARE = 0.2
+_WORTH_A_NOTE = 0.01  # of the test images; CIFAR-10 has 0.0016 of its own
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,14 @@ class Evaluation:
         self.backbone = self.encoder.backbone.to(self.device).to(memory_format=torch.channels_last)
         self._cache = FeatureCache(_cache_folder(self.encoder))
         self.notes: list[str] = []
+        self._shared = self.data.test.shared_with(self.data.train)
         if self.data.train.digest == self.data.test.digest:
             self.notes.append("training and test data are the same samples: the figures say nothing about new images")
+        elif self._shared and self._shared >= _WORTH_A_NOTE * len(self.data.test):
+            self.notes.append(
+                f"{self._shared:,} of {len(self.data.test):,} test images are training images too, byte for byte: the "
+                "figures are better than they would be for new images"
+            )
 
     def train_features(self, view: View) -> Features:
         """Features of the training data."""
@@ -149,10 +156,14 @@ class Evaluation:
             check_features(features, index, name)
             if not self.request.no_cache:
                 self._cache.store(key, features)
-        if features.skipped:
-            note = f"{name}: {len(features.skipped)} of {len(index)} images left out, {features.skipped[0]}"
-            self.notes += [] if note in self.notes else [note]
+        self.note_skipped(features.skipped, len(index), name)
         return features
+
+    def note_skipped(self, skipped: Sequence[str], images: int, name: str) -> None:
+        """Note, once, that some images could not be decoded and are left out; `skipped` has a line for each."""
+        if skipped:
+            note = f"{name}: {len(skipped):,} of {images:,} images left out, {skipped[0]}"
+            self.notes += [] if note in self.notes else [note]
 
     def part_features(self, index: Index, numbers: NDArray[np.int64], view: View, name: str) -> Features:
         """Features of some samples of `index`, numbered as there."""
@@ -212,7 +223,7 @@ class Evaluation:
             "checkpoint": described_encoder(encoder),
             "data": {
                 "train": described_data(data.train, data.train_source),
-                "test": described_data(data.test, data.test_source),
+                "test": described_data(data.test, data.test_source) | {"also_in_training": self._shared},
                 "classes": len(set(data.train.label.tolist())),
             },
             "versions": versions(),

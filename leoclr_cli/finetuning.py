@@ -48,7 +48,8 @@ def finetuned(
     recipe: Recipe,
     what: str,
 ) -> dict[str, Any]:
-    """Fine-tune on `train` and score on `test`, unless that is done: top1, top5, mean_per_class, images, seconds.
+    """Fine-tune on `train` and score on `test`, unless that is done: top1, top5, mean_per_class, images, seconds,
+    and what of `test` was skipped, which becomes a note.
 
     Args:
         what: Name of the training for the progress bar.
@@ -64,17 +65,19 @@ def finetuned(
     done = work.result()
     if done is not None and "diverged" in done:
         raise Diverged(done["diverged"])
-    if done is not None:
-        return done
-    try:
-        return work.finish(_measured(evaluation, train, test, numbers, recipe, what, work.state))
-    except Diverged as error:
-        work.finish({"diverged": str(error)})
-        raise
+    if done is None:
+        try:
+            done = work.finish(_measured(evaluation, train, test, numbers, recipe, what, work.state))
+        except Diverged as error:
+            work.finish({"diverged": str(error)})
+            raise
+    tested = "test data" if test is evaluation.data.test else "hold-out"
+    evaluation.note_skipped(done.get("skipped", []), len(test), tested)
+    return done
 
 
 def metrics_of(found: dict[str, Any]) -> dict[str, float]:
-    """The metrics of what `finetuned` returns, without images and seconds."""
+    """The metrics of what `finetuned` returns, and nothing else."""
     return {metric: found[metric] for metric in METRICS if metric in found}
 
 
@@ -106,7 +109,7 @@ def _measured(
             **options,
         )
     with progress(f"{what}: test", len(test), "images") as advance:
-        scores = network_scores(
+        scores, skipped = network_scores(
             network,
             test,
             numbers,
@@ -115,4 +118,5 @@ def _measured(
             advance=advance,
             **options,
         )
-    return scores | {"images": len(train), "seconds": round(time.monotonic() - began, 3)}
+    seconds = round(time.monotonic() - began, 3)
+    return scores | {"images": len(train), "seconds": seconds, "skipped": list(skipped)}

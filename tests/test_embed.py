@@ -102,7 +102,7 @@ def test_parquet_holds_the_same(embed: Run, make_shards: MakeShards, tmp_path: P
 def test_without_labels_and_with_bad_images(embed: Run, make_shards: MakeShards, tmp_path: Path) -> None:
     data = make_shards((1500,), labelled=False, bad=(7,))
     code, _, err = embed("--data", data, "-o", "some.parquet")
-    assert code == 0 and "1 of 1500 images left out, 00007 in" in err
+    assert code == 0 and "1 of 1,500 images left out, 00007 in" in err
     table = parquet.read_table(tmp_path / "some.parquet")
     assert table.num_rows == 1499 and "00007" not in table["key"].to_pylist()
     assert table["label"].null_count == table["class"].null_count == 1499
@@ -118,7 +118,7 @@ def test_too_many_bad_images_are_one_line(embed: Run, make_shards: MakeShards) -
 def test_a_piece_of_bad_images_alone_is_as_good_as_another(embed: Run, make_shards: MakeShards) -> None:
     data = make_shards((1025,), bad=(1024,))  # the last of batches of 256 is this one
     code, _, err = embed("--data", data, "--batch-size", 256)
-    assert code == 0 and "1 of 1025 images left out" in err
+    assert code == 0 and "1 of 1,025 images left out" in err
 
 
 def test_interrupted_work_is_taken_up_to_the_same_bytes(

@@ -314,3 +314,15 @@ def test_a_device_that_is_not_there_and_a_wrong_crop_scale(leoclr: Run, run: Pat
 def test_the_same_data_twice_is_pointed_out(leoclr: Run, run: Path, data: Path) -> None:
     code, _, err = leoclr("knn", run, "--data", data / "train")
     assert code == 0 and "same samples" in err
+
+
+def test_test_images_that_are_training_images_are_counted_and_pointed_out(
+    leoclr: Run, run: Path, data: Path, tmp_path: Path
+) -> None:
+    more = pack(tmp_path / "more", [number % 3 for number in range(90)], seed=1)  # the first 60 are those of train
+    code, out, err = leoclr("knn", run, "--data", more, "--json")
+    assert code == 0 and "60 of 90 test images are training images too" in err
+    assert json.loads(out)["data"]["test"]["also_in_training"] == 60
+    code, out, err = leoclr("knn", run, "--data", data / "val", "--json")
+    assert code == 0 and not err.count("training images too")
+    assert json.loads(out)["data"]["test"]["also_in_training"] == 0

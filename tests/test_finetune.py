@@ -64,7 +64,7 @@ def test_a_network_learns_and_the_encoder_it_started_from_stays(
     assert same(before, backbone.state_dict()) and torch.equal(generator, torch.get_rng_state())
     assert not same(before, {n.removeprefix("0."): t for n, t in network.state_dict().items() if n.startswith("0.")})
     test = open_data([str(make_tinted("test", [0, 0, 0, 0, 1, 1, 2, 2], seed=9))])
-    found = network_scores(network, test, np.arange(3), Preprocessing(WholeImage(16), MEAN, STD), workers=0)
+    found, skipped = network_scores(network, test, np.arange(3), Preprocessing(WholeImage(16), MEAN, STD), workers=0)
     assert found["top1"] > 0.8 and found.keys() == {"top1", "mean_per_class"}
 
 

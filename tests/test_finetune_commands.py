@@ -134,6 +134,17 @@ def test_semisup_by_share_and_by_list(leoclr: Run, make_run: Callable[..., Path]
     assert listed["details"]["labels"] == 9 and listed["results"].keys() == {"finetuned"}
 
 
+def test_test_images_that_a_fine_tuned_network_is_not_scored_on_are_noted(
+    leoclr: Run, make_run: Callable[..., Path], make_shards: Callable[..., Path]
+) -> None:
+    test = make_shards((1000,), "damaged", classes=3, bad=(7,))
+    for _ in range(2):  # the second time from what is kept
+        code, out, err = leoclr("semisup", make_run(), "--labels", "20%", "--data", test, *QUICK, "--json")
+        assert code == 0, err
+        assert "test data: 1 of 1,000 images left out, 00007" in err
+        assert "1 of 1,000 images left out" in " ".join(json.loads(out)["notes"])
+
+
 def test_the_paper_s_epochs_are_the_defaults() -> None:
 
     one, ten = label_recipe(0.01, 500, None, None, None, 256), label_recipe(0.1, 500, None, None, None, 256)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,14 @@ def test_the_digest_tells_data_apart(make_shards: Callable[..., Path]) -> None:
     other_labels = build_index(sorted(make_shards((4, 3), name="other/data", classes=3).glob("*.tar")))
     digests = {whole.digest, whole.subset(np.arange(6)).digest, whole.with_shards([1, 0]).digest, other_labels.digest}
     assert len(digests) == 4
+
+
+def test_samples_in_common_are_counted_where_there_are_checksums(saved: Path) -> None:
+    index = Index.load(saved)
+    assert index.subset(np.array([0, 2])).shared_with(index) == 2
+    assert index.shared_with(index.subset(np.array([1]))) == 1
+    without = replace(index, crc=np.zeros_like(index.crc))
+    assert index.shared_with(without) is None and without.shared_with(index) is None
 
 
 def test_a_subset_keeps_what_belongs_to_each_sample(saved: Path) -> None:
