@@ -15,19 +15,19 @@ from leoclr.cli.recipe_files import Column, Recipe
 from leoclr.cli.recipe_steps import Plan, Unit, read_json
 from leoclr.datasets.errors import RunError
 from leoclr.datasets.files import write_atomic
+from leoclr.datasets.views import POLICIES, ViewPolicy
 
 FORMAT = 1
 _HOLD_PATHS = ("data", "checkpoint")
 _TAKE_PATHS = ("--data", "--train-data", "--test-data", "--val-data", "--output", "-o")
-# Forward passes of the encoder per image; a backward pass counts as two. Anchors have both, MoCo's keys one.
-_PASSES = {
-    ("moco", "pairwise"): 4,
-    ("moco", "leoclr"): 5,
-    ("moco", "pairwise-symmetric"): 8,
-    ("simclr", "pairwise"): 6,
-    ("simclr", "pairwise-symmetric"): 6,
-    ("simclr", "leoclr"): 9,
-}
+
+
+def forward_passes(backend: str, policy: ViewPolicy) -> int:
+    """Of the encoder, for each image. A backward pass counts as two; MoCo's keys have none."""
+    if backend != "moco":
+        return 3 * len(policy.views)
+    anchors, positives = ({pair[place] for pair in policy.pairs} for place in (0, 1))
+    return 3 * len(anchors) + len(positives)
 
 
 def write_result(unit: Unit, recipe_name: str) -> Path:
@@ -35,7 +35,7 @@ def write_result(unit: Unit, recipe_name: str) -> Path:
     plan, run = unit.plan, read_json(unit.run / "run.json")
     sessions = unit.pretraining().sessions()
     settings = run["settings"]
-    passes = _PASSES[settings["backend"], settings["views"]]
+    passes = forward_passes(settings["backend"], POLICIES[settings["views"]])
     scores = {}
     for column in unit.columns():
         record = read_json(unit.record(column))

@@ -6,9 +6,9 @@ what Ctrl-C does to that command. A step is done when its record is there.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -62,11 +62,11 @@ class Plan:
     def precision_flags(self) -> tuple[str, ...]:
         return ("--precision", self.precision) if self.precision else ()
 
-    def digest(self) -> str:
-        """Of all that decides a figure, but for the seeds: of the commands themselves."""
+    def commands(self) -> dict[str, str]:
+        """All that decides a figure, but for the seeds: the command of each step, by the name of its record."""
         plain = replace(self, folder=Path("OUTPUT"), seeds=(0,), flags=())
-        commands = [step.command_as_planned() for unit in plain.units() for step in unit.steps()]
-        return hashlib.sha256(json.dumps(commands).encode()).hexdigest()[:12]
+        steps = [step for unit in plain.units() for step in unit.steps()]
+        return {step.record.name: shlex.join(("leoclr", *step.command_as_planned())) for step in steps}
 
     def units(self) -> Iterator[Unit]:
         """Every pre-training that some column needs, for each method and seed."""

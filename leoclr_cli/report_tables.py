@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from leoclr.cli.markup import Html, element, join, table
 from leoclr.cli.report_runs import ReportedRun, flat, number
+from leoclr.cli.settings import Settings
 from leoclr.evals.report import METRICS
 
 _HALF_WIDTH = "_half_width"
 _METRICS = METRICS | {"ap50": "AP50 %", "ap": "AP %", "ap75": "AP75 %"}
-_BACKENDS = ("moco", "simclr")
+_BACKENDS = get_args(Settings.model_fields["backend"].annotation)  # each has a section of its name
 
 
 def chip(colour: int, name: str) -> Html:

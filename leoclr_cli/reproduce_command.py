@@ -200,7 +200,7 @@ def _carry_out(
 
 
 def _same_as_before(plan: Plan, name: str) -> None:
-    """One folder holds one experiment: the same recipe, data, scale and settings."""
+    """One folder holds one experiment: the same recipe, data, scale and settings. New steps may be added to it."""
     import json
 
     from leoclr.cli.recipe_steps import read_json
@@ -213,23 +213,27 @@ def _same_as_before(plan: Plan, name: str) -> None:
         "changes": list(plan.changes),
         "precision": plan.precision,
         "processes": plan.processes,
-        "commands": plan.digest(),  # last: it differs where one of the others does, or the recipe was edited
     }
+    commands = plan.commands()
     path = plan.folder / "reproduce.json"
     begun = [*plan.folder.glob("records/*.json"), *plan.folder.glob("runs/*/metrics.jsonl")]
     if path.exists() and begun:  # a first step that was refused leaves nothing that could be mixed up
         before = read_json(path)
-        if "commands" not in before:
+        known = before.get("commands")
+        if not isinstance(known, dict):
             raise RunError(f"{plan.folder} was begun by another version of leoclr; choose another --output")
         changed = [
             f"{key} {before.get(key)!r}, now {value!r}" for key, value in about.items() if before.get(key) != value
+        ] or [  # the recipe was edited
+            f"`{known[name]}`, now `{command}`"
+            for name, command in commands.items()
+            if known.get(name, command) != command
         ]
         if changed:
-            told = changed[:-1] or changed
-            raise RunError(f"{plan.folder} was begun with {'; '.join(told)}; choose another --output")
-        return
+            raise RunError(f"{plan.folder} was begun with {'; '.join(changed)}; choose another --output")
+        commands = known | commands
     plan.folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(about, indent=2).encode())
+    write_atomic(path, json.dumps(about | {"commands": commands}, indent=2).encode())
 
 
 def _report(plan: Plan, name: str, as_json: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -17,9 +18,10 @@ from PIL import Image
 from leoclr.cli.app import main
 from leoclr.cli.eval_commands import app as eval_app
 from leoclr.cli.recipe_files import Recipe, load_recipe, names
-from leoclr.cli.recipe_results import _elsewhere, _elsewhere_in, _places, cells, half_width
+from leoclr.cli.recipe_results import _elsewhere, _elsewhere_in, _places, cells, forward_passes, half_width
 from leoclr.cli.recipe_steps import Plan
 from leoclr.cli.recipe_table import as_json, as_markdown, as_picture
+from leoclr.datasets.views import POLICIES
 
 MakeShards = Callable[..., Path]
 
@@ -51,6 +53,14 @@ name = "k-NN, majority"
 pretrain = "short"
 command = ["knn"]
 metric = "majority.top1"
+"""
+
+ANOTHER_COLUMN = """
+[[columns]]
+name = "linear"
+pretrain = "short"
+command = ["linear"]
+metric = "linear.top1"
 """
 
 
@@ -147,13 +157,33 @@ def test_a_recipe_runs_once_and_sets_its_figures_beside_the_papers(
     for change, message in changes:
         assert reproduce(*arguments[:-3], *change) == 2
         assert message in capsys.readouterr().err
-    recipe.write_text(recipe.read_text().replace("epochs = 4", "epochs = 8"))
+    edited = recipe.read_text()
+    recipe.write_text(edited.replace("epochs = 4", "epochs = 8"))
     assert reproduce(*arguments) == 2
-    assert "was begun with commands " in capsys.readouterr().err
+    assert re.search("was begun with `leoclr train .* --epochs 1 .*, now `.* --epochs 2 ", capsys.readouterr().err)
+    recipe.write_text(edited + ANOTHER_COLUMN)
+    assert reproduce(*arguments[:-1], "--dry-run") == 0
+    (step,) = capsys.readouterr().out.splitlines()  # what is done stays done
+    assert step.startswith("leoclr eval linear ")
     before = json.loads((tmp_path / "out" / "reproduce.json").read_text())
     (tmp_path / "out" / "reproduce.json").write_text(json.dumps({"recipe": before["recipe"]}))
     assert reproduce(*arguments) == 2
     assert "was begun by another version of leoclr" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("backend", "views", "passes"),
+    [
+        ("moco", "pairwise", 4),
+        ("moco", "leoclr", 5),
+        ("moco", "pairwise-symmetric", 8),
+        ("simclr", "pairwise", 6),
+        ("simclr", "pairwise-symmetric", 6),
+        ("simclr", "leoclr", 9),
+    ],
+)
+def test_forward_passes_are_counted_with_backward_as_two(backend: str, views: str, passes: int) -> None:
+    assert forward_passes(backend, POLICIES[views]) == passes
 
 
 def test_ctrl_c_stops_a_step_and_the_same_command_goes_on(recipe: Path, data: Path, tmp_path: Path) -> None:
