@@ -159,14 +159,14 @@ class MoCoSettings(Strict):
     reduction: Literal["sum", "mean"] = Field(default="sum", description="Over the pairs of an image. Equation 3 sums.")
     bn_splits: PositiveCount = Field(
         default=8,
-        description="Groups of the global batch with BatchNorm statistics of their own; 1 turns splitting off.",
+        description="Groups of the global batch with BatchNorm statistics of their own; at least one for each process.",
     )
 
 
 class SimCLRSettings(Strict):
     """One encoder, negatives from the batch (backend simclr)."""
 
-    temperature: Positive = Field(default=0.2, description="SimCLR's own is 0.5 on CIFAR-10, 0.1 on ImageNet.")
+    temperature: Positive = Field(default=0.1, description="SimCLR's on ImageNet; on CIFAR-10 it is 0.5.")
     reduction: Literal["sum", "mean"] = Field(default="sum", description="Over the pairs of an image. Equation 3 sums.")
     stop_gradient: bool = Field(default=False, description="Whether positives get no gradient.")
     sync_batchnorm: bool = Field(default=True, description="BatchNorm statistics over all GPUs (CUDA only).")
@@ -181,7 +181,9 @@ class OptimizerSettings(Strict):
     )
     momentum: Fraction = Field(default=0.9, description="SGD and LARS; AdamW's betas are 0.9 and 0.999.")
     weight_decay: NonNegative = Field(
-        default=1e-4, description="SGD and LARS add it to the gradient; AdamW decouples it."
+        default=1e-4,
+        description="SGD and LARS add it to the gradient, AdamW decouples it. AdamW and LARS leave out biases and "
+        "normalisation.",
     )
     warmup_epochs: NonNegative = Field(default=0.0, description="Epochs of linear warm-up, counted in train.epochs.")
 
@@ -205,7 +207,8 @@ class TrainSettings(Strict):
         "differ in their last bits, and on a CPU it is no faster.",
     )
     accumulation: PositiveCount = Field(
-        default=1, description="Micro-batches that a process splits its share of a step into."
+        default=1,
+        description="Micro-batches that a process splits its share of a step into; BatchNorm sees one at a time.",
     )
 
 
@@ -219,7 +222,7 @@ class RunSettings(Strict):
         description="How long processes wait for each other; the first may index shards or score meanwhile.",
     )
     checkpoint_minutes: NonNegative = Field(
-        default=15.0, description="Time between checkpoints; one at each end of the run."
+        default=15.0, description="Time between checkpoints; there is one more at the end."
     )
     checkpoint_epochs: Count = Field(default=0, description="Also save every so many epochs, and keep those; 0 never.")
     keep: PositiveCount = Field(default=2, description="Newest checkpoints that are kept.")
