@@ -1,7 +1,7 @@
 """Batches from the host to the device, and the part of the augmentations that is made there.
 
 On a GPU both run on a stream of their own, beside the step before: nothing waits but the GPU's own streams for each
-other. The host may be two steps ahead, so that memory is bounded.
+other. `Pace` keeps the host from running further ahead than two steps.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ def on_device(loaded: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
     side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     main = torch.cuda.current_stream(device)
     side.wait_stream(main)  # which wrote what `loaded` may read on the device
-    steps: deque[torch.cuda.Event] = deque()
     while True:
         with torch.cuda.stream(side):  # `loaded` may work on the device as well
             following = next(loaded, None)
@@ -39,9 +38,23 @@ def on_device(loaded: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
         for view in finished.views.values():
             view.record_stream(main)
         yield finished
-        steps.append(main.record_event())
-        if len(steps) > _STEPS_AHEAD:
-            steps.popleft().synchronize()
+
+
+class Pace:
+    """Lets the host be two steps ahead of a GPU and no more, so that memory is bounded. Apart from `on_device`, because
+    waiting for the GPU is not waiting for data."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._steps: deque[torch.cuda.Event] = deque()
+
+    def step_taken(self) -> None:
+        """To be called after each step."""
+        if self._device.type != "cuda":
+            return
+        self._steps.append(torch.cuda.current_stream(self._device).record_event())
+        if len(self._steps) > _STEPS_AHEAD:
+            self._steps.popleft().synchronize()
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -18,6 +18,7 @@ from leoclr.datasets.index import Index
 from leoclr.datasets.loader import StepDataset, batches
 from leoclr.datasets.normalise import normalise
 from leoclr.datasets.plan import Plan
+from leoclr.datasets.transfer import to_device
 from leoclr.datasets.views import ViewPolicy
 from leoclr.evals.features import MAX_BAD_SHARE, choose_workers
 
@@ -80,4 +81,4 @@ class Crops:
             if len(bad) > max(1.0, MAX_BAD_SHARE * len(self.index)):
                 raise DataError(f"{len(bad)} images of an epoch cannot be decoded, {bad[0]} first")
             images = normalise(batch.views[_VIEW].to(device, non_blocking=True), self.mean, self.std)
-            yield images, labels[batch.samples].to(device), batch.samples.to(device)
+            yield images, to_device(labels[batch.samples], device), to_device(batch.samples, device)

@@ -164,33 +164,43 @@ class _Batches(Dataset[_Batch]):
 
 
 class _Store:
-    """Collects the outputs on the host, one batch behind, so that a GPU works on the next while one is copied."""
+    """Collects the outputs on the host, one batch behind, so that a GPU works on the next while one is collected."""
 
     def __init__(self, samples: int) -> None:
         self._samples = samples
         self._features = np.empty((0, 0), np.float32)
         self._numbers = np.empty(samples, np.int64)
         self._count = 0
-        self._waiting: tuple[IntArray, Tensor] | None = None
+        self._waiting: tuple[IntArray, Tensor, torch.cuda.Event | None] | None = None
 
     def add(self, numbers: IntArray, output: Tensor) -> None:
-        self._copy()
-        self._waiting = (numbers, output)
+        before, self._waiting = self._waiting, (numbers, *_to_host(output.float()))
+        self._collect(before)
 
     def finish(self) -> tuple[FloatArray, IntArray]:
-        self._copy()
+        self._collect(self._waiting)
         return self._features[: self._count], self._numbers[: self._count]
 
-    def _copy(self) -> None:
-        if self._waiting is None:
+    def _collect(self, waiting: tuple[IntArray, Tensor, torch.cuda.Event | None] | None) -> None:
+        if waiting is None:
             return
-        numbers, output = self._waiting
+        numbers, output, copied = waiting
+        if copied is not None:
+            copied.synchronize()
         if not self._count:
             self._features = np.empty((self._samples, output.shape[1]), np.float32)
         stop = self._count + len(numbers)
-        self._features[self._count : stop] = output.float().cpu().numpy()
+        self._features[self._count : stop] = output.numpy()
         self._numbers[self._count : stop] = numbers
-        self._count, self._waiting = stop, None
+        self._count = stop
+
+
+def _to_host(output: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """The same on the host, complete once the event has come; there is none where it is complete already."""
+    if output.device.type != "cuda":
+        return output, None
+    host = torch.empty(output.shape, dtype=output.dtype, pin_memory=True).copy_(output, non_blocking=True)
+    return host, torch.cuda.current_stream(output.device).record_event()
 
 
 def choose_workers(batches: int) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from leoclr.cli import build
 from leoclr.cli.augmentation import augmentation_spec, settle_executor
 from leoclr.cli.bench_operations import operations
 from leoclr.cli.bench_report import Alternative, Part, Rate, Report
-from leoclr.cli.devices import check_precision, choose_device, make_accelerator, release_accelerator
+from leoclr.cli.devices import accelerated, check_precision, choose_device
 from leoclr.cli.keys import from_text, get
 from leoclr.cli.run_checks import micro_batch
 from leoclr.cli.settings import Settings
@@ -31,14 +31,16 @@ from leoclr.cli.versions import environment, versions
 from leoclr.datasets.decode import decode_image, decode_pixels
 from leoclr.datasets.errors import RunError
 from leoclr.datasets.index import Index
-from leoclr.datasets.loader import StepDataset, batches
+from leoclr.datasets.loader import StepDataset
 from leoclr.datasets.locate import open_data
 from leoclr.datasets.plan import Plan
 from leoclr.datasets.reader import SampleReader
+from leoclr.datasets.transfer import Pace
 from leoclr.datasets.views import POLICIES
 
 _PARTS = 20  # that the time is divided into
 _LONG = 10  # shares of the time; what takes longer is done once
+_MOST_AT_ONCE, _TIMES = 50, 8  # steps between two looks at the clock on a GPU; and how many looks there should be
 _SAMPLES = 64  # different images that single operations are measured on
 _CPU_BATCH = 64  # where a step of the whole batch would take too long to repeat
 _END = 1  # step of a schedule of one: its learning rate is nought, so weights stay finite however often it is taken
@@ -63,13 +65,14 @@ class Bench:
         micro_batch(self._settings, 1)
         self._folder, self._advance, self._slice = folder, advance, seconds / _PARTS
         self._workers = worker_count(settings.run.workers, self._device.type)
+        self._resident = False
 
     def measure(self) -> Report:
         """All of it."""
         began = time.monotonic()
         stages = (self._read(), self._decode(), self._one_worker(self._settings))
         operations = tuple(self._operations())
-        data = self._all_workers(self._workers)
+        data = self._loaded(self._settings)
         model = self._step(self._settings)
         end_to_end = self._end_to_end()
         alternatives = (*self._other_data(stages[-1], data), *self._other_steps(model))
@@ -113,15 +116,20 @@ class Bench:
         name = f"views, one process, {settings.augmentation.executor}"
         return self._repeat(name, "data", lambda: len(dataset[next(step)].samples))
 
-    def _all_workers(self, workers: int) -> Rate:
-        """The same in all loader processes."""
-        loaded = batches(_dataset(self._index, self._settings), 0, 1 << 30, workers)
-        with closing(loaded):  # type: ignore[type-var]
-            for _ in range(max(1, 2 * workers)):
-                next(loaded)  # made while the processes started
-            name = f"views, {workers} loader processes" if workers else "views, in the trainer's process"
-            rounds = range(max(1, workers))  # batches come in bursts of one from each process
-            return self._repeat(name, "data", lambda: sum(len(next(loaded).samples) for _ in rounds))
+    def _loaded(self, settings: Settings) -> Rate:
+        """Views as training gets them: from all loader processes, or from images that live on the device."""
+        with accelerated(settings, self._folder) as accelerator:
+            data = TrainingData(settings, accelerator)
+            self._resident = data.settings.data.resident == "yes"
+            workers = 0 if self._resident else worker_count(settings.run.workers, self._device.type)
+            loaded = data.batches(0, 1 << 30)
+            with closing(loaded):  # type: ignore[type-var]
+                for _ in range(max(1, 2 * workers)):
+                    next(loaded)  # made while the processes started
+                place = "of images on the device" if self._resident else "in the trainer's process"
+                name = f"views, {workers} loader processes" if workers else f"views, {place}"
+                rounds = range(max(1, workers))  # batches come in bursts of one from each process
+                return self._repeat(name, "data", lambda: sum(len(next(loaded).samples) for _ in rounds))
 
     def _operations(self) -> Iterator[Rate]:
         """Each augmentation by itself, on one view of each image."""
@@ -136,7 +144,7 @@ class Bench:
         batch = settings.data.batch_size
         size = settings.data.image_size
         generator = torch.Generator().manual_seed(0)
-        with _accelerated(settings, self._folder) as accelerator:
+        with accelerated(settings, self._folder) as accelerator:
             take_step = _train_step(settings, accelerator)
             views = {
                 name: torch.randint(0, 256, (batch, 3, size, size), generator=generator, dtype=torch.uint8)
@@ -153,14 +161,15 @@ class Bench:
 
     def _end_to_end(self) -> Rate:
         """Steps on loaded batches, as in training."""
-        with _accelerated(self._settings, self._folder) as accelerator:
-            take_step = _train_step(self._settings, accelerator)
+        with accelerated(self._settings, self._folder) as accelerator:
+            take_step, pace = _train_step(self._settings, accelerator), Pace(accelerator.device)
             loaded = TrainingData(self._settings, accelerator).batches(0, 1 << 30)
             with closing(loaded):  # type: ignore[type-var]
 
                 def work() -> int:
                     batch = next(loaded)
                     take_step(batch.views, _END)
+                    pace.step_taken()
                     return len(batch.samples)
 
                 began = time.perf_counter()
@@ -176,8 +185,8 @@ class Bench:
                 rate = self._one_worker(with_values(self._settings, {"augmentation.executor": executor}))
                 yield Alternative(setting, "data", rate.images_per_second / one.images_per_second)
         processors = os.cpu_count() or 1
-        if self._workers < processors:
-            rate = self._all_workers(processors)
+        if self._workers < processors and not self._resident:
+            rate = self._loaded(with_values(self._settings, {"run.workers": str(processors)}))
             yield Alternative(f"run.workers={processors}", "data", rate.images_per_second / data.images_per_second)
 
     def _other_steps(self, model: Rate) -> Iterator[Alternative]:
@@ -204,14 +213,24 @@ class Bench:
         first = time.perf_counter() - began
         if first > self._slice * _LONG:
             return Rate.of(name, part, [images / first])
+        at_once = self._at_once(work, slices * self._slice)
         rates = list[float]()
         ends = time.perf_counter() + slices * self._slice
         while not rates or time.perf_counter() < ends:
             began = time.perf_counter()
-            images = work()
+            images = sum(work() for _ in range(at_once))
             self._wait()
             rates.append(images / (time.perf_counter() - began))
         return Rate.of(name, part, rates)
+
+    def _at_once(self, work: Callable[[], int], seconds: float) -> int:
+        """How often `work` is done before the host waits for a GPU, which in training it hardly does."""
+        if self._device.type != "cuda":
+            return 1
+        began = time.perf_counter()
+        work()
+        self._wait()
+        return max(1, min(_MOST_AT_ONCE, int(seconds / _TIMES / (time.perf_counter() - began))))
 
     def _wait(self) -> None:
         if self._device.type == "cuda":
@@ -249,14 +268,6 @@ def with_values(settings: Settings, values: dict[str, Any]) -> Settings:
         inner = getattr(settings, section).model_copy(update={name: from_text(key, str(value))})
         settings = settings.model_copy(update={section: inner})
     return settings
-
-
-@contextmanager
-def _accelerated(settings: Settings, folder: Path) -> Iterator[Accelerator]:
-    try:
-        yield make_accelerator(settings, folder)
-    finally:
-        release_accelerator()
 
 
 def _train_step(settings: Settings, accelerator: Accelerator) -> TrainStep:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
@@ -51,12 +53,20 @@ def make_accelerator(settings: Settings, output: Path) -> Accelerator:
     )
 
 
-def release_accelerator() -> None:
-    """Forget the device and precision of this process's run, so that the next may have others; leave the group."""
-    torch.use_deterministic_algorithms(False)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    AcceleratorState._reset_state(reset_partial_state=True)
+@contextmanager
+def accelerated(settings: Settings, output: Path) -> Iterator[Accelerator]:
+    """`make_accelerator`; afterwards the device and precision are forgotten, so that the next may have others.
+
+    The group of processes is left in order only where all went well. NCCL would have one that fails wait for the
+    others, which wait for it; once it has ended, they notice.
+    """
+    try:
+        yield make_accelerator(settings, output)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    finally:
+        torch.use_deterministic_algorithms(False)
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def agree(accelerator: Accelerator, step: int, signal_number: int, save_is_due: bool) -> tuple[int, bool]:
@@ -126,8 +136,8 @@ def choose_device(name: str) -> torch.device:
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if kind == "cuda" and processes > max(1, torch.cuda.device_count()):
         raise RunError(f"{processes} processes need a GPU each; there are {torch.cuda.device_count()}")
-    if number and processes > 1:
-        raise RunError(f"{processes} processes take a GPU each; name none of them: --device cuda")
+    if number and "LOCAL_RANK" in os.environ:
+        raise RunError("processes that are started together take the GPU of their own number; name none: --device cuda")
     if number and int(number) >= torch.cuda.device_count():
         raise RunError(f"there is no {name}: the GPUs are numbered 0 to {torch.cuda.device_count() - 1}")
     if number:

@@ -77,7 +77,8 @@ class MetricsLog:
             self._file.close()
         if self._trackers_work:
             try:
-                self._accelerator.end_training()
+                for tracker in self._accelerator.trackers:  # end_training would leave the group of processes, too
+                    tracker.finish()
             except Exception as error:  # as above
                 warn(f"the trackers failed at the end: {error}")
 

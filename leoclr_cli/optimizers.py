@@ -28,9 +28,13 @@ def build_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.opt
     """
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if settings.name == "sgd":
-        return torch.optim.SGD(
+        sgd = torch.optim.SGD(
             trained, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=True
         )
+        if settings.momentum:  # else torch leaves its memory unwritten where fp16 overflows in the first step
+            for parameter in trained:
+                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return sgd
     groups: list[dict[str, Any]] = [
         {"params": [parameter for parameter in trained if parameter.ndim > 1]},
         {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},

@@ -22,7 +22,8 @@ def settle_resident(
 ) -> tuple[Settings, ResidentImages | None]:
     """The settings with `data.resident` settled where it is auto, and the images where it is yes.
 
-    All processes of a run find the same: it depends on the data and the kind of device alone.
+    All processes of a run find the same, as it depends on the data and the kind of device alone, but where one has too
+    little memory: that one has loader processes, for the same steps.
 
     Args:
         recorded: The settings in the run.json of a run that is gone on with, which keeps what it began with.
@@ -41,7 +42,12 @@ def settle_resident(
         )
     if wanted == "no" or (wanted == "auto" and not _worth_it(settings, index, device)):
         return _settled(settings, "no"), None
-    images = _load(index, device, workers)
+    try:
+        images = _load(index, device, workers)
+    except torch.OutOfMemoryError:
+        if wanted == "yes":
+            raise RunError("the decoded images do not fit on the device; take --set data.resident=no") from None
+        return _settled(settings, "no"), None
     if images is None and wanted == "yes":
         raise RunError("data.resident yes needs images that all have one size; take --set data.resident=no")
     return _settled(settings, "no" if images is None else "yes"), images
@@ -56,11 +62,8 @@ def _worth_it(settings: Settings, index: Index, device: torch.device) -> bool:
 
 
 def _load(index: Index, device: torch.device, workers: int) -> ResidentImages | None:
-    try:
-        with progress("decoding", len(index), "images") as advance:
-            return load_resident(index, device, workers, advance)
-    except torch.OutOfMemoryError:
-        raise RunError("the decoded images do not fit on the device; take --set data.resident=no") from None
+    with progress("decoding", len(index), "images") as advance:
+        return load_resident(index, device, workers, advance)
 
 
 def _settled(settings: Settings, resident: Literal["yes", "no"]) -> Settings:

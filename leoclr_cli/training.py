@@ -24,7 +24,7 @@ from leoclr.cli.bad_images import BadImages, lines_of_all
 from leoclr.cli.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, prune, step_folder
 from leoclr.cli.clock import Clock
 from leoclr.cli.console import say, warn
-from leoclr.cli.devices import agree, explained, make_accelerator, release_accelerator
+from leoclr.cli.devices import accelerated, agree, explained
 from leoclr.cli.keys import FIELDS, get
 from leoclr.cli.lock import RunLock
 from leoclr.cli.metrics import MetricsLog, require_trackers, start_trackers
@@ -39,6 +39,7 @@ from leoclr.cli.train_step import TrainStep
 from leoclr.cli.training_data import TrainingData
 from leoclr.datasets.errors import DataError, EvaluationError, RunError
 from leoclr.datasets.loader import Batch
+from leoclr.datasets.transfer import Pace
 from leoclr.datasets.views import POLICIES
 from leoclr.datasets.workers import lost_worker
 
@@ -82,7 +83,7 @@ def train(settings: Settings, output: Path, preset: str | None, command: list[st
     require_trackers(settings.run.trackers)
     try:
         with contextlib.ExitStack() as stack:
-            accelerator = make_accelerator(settings, output)
+            accelerator = stack.enter_context(accelerated(settings, output))
             trainer = Trainer(settings, RunFolder(output), accelerator, resume)
             if accelerator.is_main_process:
                 stack.enter_context(RunLock(output))  # after all that the settings and the data can be refused for
@@ -92,8 +93,6 @@ def train(settings: Settings, output: Path, preset: str | None, command: list[st
         raise lost_worker(error) or explained(error) or error from None
     except OSError as error:
         raise RunError(f"the run in {output} cannot go on, but its checkpoints are as they were: {error}") from None
-    finally:
-        release_accelerator()
 
 
 class Trainer:
@@ -146,7 +145,7 @@ class Trainer:
         """Loop over the steps that are left, then save."""
         began, first = time.monotonic(), self.step
         saved, saved_at, stopped = first, began, 0
-        clock = Clock(self.step, self.plan.batch_size)
+        clock, pace = Clock(self.step, self.plan.batch_size), Pace(self.device)
         line = ProgressLine(self.step, self.steps, self.plan.steps_per_epoch, self.plan.batch_size, self.main)
         loader, losses, bad = self.data.batches(self.step, self.steps), list[Tensor](), list[str]()
         values: dict[str, float] = {}
@@ -166,6 +165,7 @@ class Trainer:
                     batch = next(loader)
                 bad += batch.bad
                 loss, embeddings = self._train_step(batch)
+                pace.step_taken()
                 losses.append(loss)
                 self.step += 1
                 if self.step % self.plan.steps_per_epoch == 0 or self.step % self.settings.run.log_steps == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -68,3 +69,47 @@ def test_restored_memory_has_the_layout_of_its_parameter(name: str) -> None:
         torch.testing.assert_close(value, saved[name])
         if value.ndim == 4:
             assert value.stride() == layer.weight.stride()
+
+
+@pytest.fixture
+def unwritten_is_nan() -> Iterator[None]:
+    """torch fills what it allocates and does not write."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
+def test_an_overflow_in_the_first_step_leaves_no_trace(name: str, unwritten_is_nan: None) -> None:
+    """As in fp16 on a GPU: the first scale is too large for the gradients of many networks."""
+    settings = OptimizerSettings(name=name, lr=0.1)  # type: ignore[arg-type]
+    ends = []
+    for gradients in ([torch.full((4, 3), torch.inf), torch.ones(4, 3)], [torch.ones(4, 3)]):
+        parameter = nn.Parameter(torch.zeros(4, 3))
+        optimizer = build_optimizer(nn.ParameterList([parameter]), settings)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1.0, growth_interval=100)
+        scaler.scale(torch.zeros(1))
+        for gradient in gradients:
+            parameter.grad = gradient * scaler.get_scale()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+        ends.append(parameter.detach())
+    assert torch.equal(ends[0], ends[1]) and ends[0].isfinite().all()
+
+
+def test_the_first_step_of_sgd_is_torchs() -> None:
+    """Momentum that begins with zeros is momentum that begins with the first gradient."""
+    torch.manual_seed(0)
+    start, gradients = torch.randn(6, 5), [torch.randn(6, 5) for _ in range(3)]
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    settings = OptimizerSettings(lr=0.1, weight_decay=0.01)
+    optimizers = (
+        build_optimizer(nn.ParameterList([ours]), settings),
+        torch.optim.SGD([theirs], 0.1, momentum=0.9, weight_decay=0.01, fused=True),
+    )
+    for gradient in gradients:
+        for parameter, optimizer in zip((ours, theirs), optimizers, strict=True):
+            parameter.grad = gradient.clone()
+            optimizer.step()
+    assert torch.equal(ours, theirs)

@@ -19,9 +19,9 @@ import webdataset
 from PIL import Image
 from safetensors.torch import load_file
 
-from leoclr.cli import training
+from leoclr.cli import resident_choice, training
 from leoclr.cli.layers import differences, resolve
-from leoclr.cli.resident_choice import _worth_it
+from leoclr.cli.resident_choice import _worth_it, settle_resident
 from leoclr.cli.settings import Settings
 from leoclr.datasets.augment import UNIFORMS, AugmentationSpec, crop_box, whole
 from leoclr.datasets.device_augment import crop_boxes
@@ -178,6 +178,23 @@ def test_what_cannot_be_resident_is_refused_or_left_to_workers(make_shards: Make
     training.train(settings(data, train__epochs="1"), tmp_path / "auto", None, ["test"], False)
     recorded: dict[str, Any] = json.loads((tmp_path / "auto" / "run.json").read_text())["settings"]
     assert (recorded["data"]["resident"], recorded["augmentation"]["executor"]) == ("no", "fast")
+
+
+def test_what_does_not_fit_on_the_device_is_left_to_workers(
+    make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_shards((16,))
+    index = open_data([str(data)])
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(resident_choice, "load_resident", full)
+    monkeypatch.setattr(resident_choice, "_worth_it", lambda *_: True)
+    auto, images = settle_resident(settings(data), index, CPU, 0, None)
+    assert auto.data.resident == "no" and images is None
+    with pytest.raises(RunError, match="do not fit on the device; take --set data.resident=no"):
+        settle_resident(settings(data, data__resident="yes", augmentation__executor="device"), index, CPU, 0, None)
 
 
 @pytest.mark.slow
