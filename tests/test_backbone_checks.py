@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from leoclr.backends.backbones import build_backbone, narrow_convolution
 from leoclr.cli import build
-from leoclr.cli.devices import check_backbone, choose_device
+from leoclr.cli.devices import accelerated, check_backbone, choose_device
 from leoclr.cli.settings import Settings
 from leoclr.datasets.errors import RunError
 
@@ -74,3 +76,20 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     assert choose_device("cpu") == CPU
     with pytest.raises(RunError, match="3 processes need a GPU each; there are 2"):
         choose_device("auto")
+
+
+def test_only_what_went_well_leaves_its_group_of_processes_in_order(tmp_path: Path) -> None:
+    """With NCCL one that fails would wait for the others to leave as well, and they wait for it."""
+    settings = Settings.model_validate({"run": {"device": "cpu", "trackers": []}})
+
+    def join(name: str) -> None:
+        torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / name}", rank=0, world_size=1)
+
+    with accelerated(settings, tmp_path):
+        join("first")
+    assert not torch.distributed.is_initialized()
+    with pytest.raises(ValueError, match="lost"), accelerated(settings, tmp_path):
+        join("second")
+        raise ValueError("lost")
+    assert torch.distributed.is_initialized()
+    torch.distributed.destroy_process_group()
