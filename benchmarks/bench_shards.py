@@ -72,7 +72,9 @@ def test_reading(benchmark: Any, rate: Callable[[str, float], None], shards: Pat
 def test_loading(benchmark: Any, rate: Callable[[str, float], None], shards: Path, policy: str) -> None:
     """An epoch of augmented views at 224 px, by as many workers as there are cores."""
     index = open_data([str(shards)])
-    dataset = StepDataset(index, Plan.of(index, _BATCH, seed=0), POLICIES[policy], AugmentationSpec(image_size=224))
+    dataset = StepDataset(
+        index, Plan.of(index, _BATCH, seed=0), POLICIES[policy], AugmentationSpec(224, executor="fast")
+    )
 
     def epoch() -> int:
         return sum(len(batch.samples) for batch in batches(dataset, 0, len(dataset), workers=os.cpu_count() or 1))
