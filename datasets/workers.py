@@ -7,8 +7,11 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Sequence
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Protocol, TypeVar
 
@@ -17,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from leoclr.datasets.errors import DataError
 
-_TIMEOUT_SECONDS = 600
+_TIMEOUT_SECONDS = 600  # until a loader process counts as hung
+_LOOK_SECONDS = 1  # between two looks at whether all live
 
 
 class Loaded(Protocol):
@@ -56,29 +60,23 @@ def load_batches(
             worker_init_fn=_start_worker,
             pin_memory=pin_memory,
             prefetch_factor=2 if workers else None,
-            timeout=_TIMEOUT_SECONDS if workers else 0,
+            timeout=_LOOK_SECONDS if workers else 0,
         )
         others = set(multiprocessing.active_children())
+        before = signal.getsignal(signal.SIGCHLD)
         # A worker inherits the mask, so that no signal can kill it before it has learnt to leave that to the parent.
         unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
         try:
             iterator = iter(loader)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+        if workers and threading.current_thread() is threading.main_thread():
+            # torch's handler raises where a worker dies, in whatever line the program is at, be it a save or the
+            # report of another error. `_next` looks by itself.
+            signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
         processes = set(multiprocessing.active_children()) - others
     try:
-        while True:
-            lost = None
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                lost = lost_worker(error)
-                if lost is None:
-                    raise
-            if lost is not None:
-                raise lost  # not inside `except`: torch's error, then a part of this one, would keep the iterator
+        while (batch := _next(iterator, processes)) is not None:
             if batch.error is not None:
                 raise DataError(batch.error)
             yield batch
@@ -88,15 +86,39 @@ def load_batches(
             process.kill()  # torch only asks, which a process that is stuck does not hear
 
 
-def lost_worker(error: RuntimeError) -> DataError | None:
-    """What to say where `error` is torch's word that a loader process is lost; None where it is anything else.
+def _next(iterator: Iterator[Item], processes: set[BaseProcess]) -> Item | None:
+    """The next batch, or None at the end. Raises what the loading raised, or a DataError for a process that is lost."""
+    began = time.monotonic()
+    lost = None
+    while lost is None:
+        try:
+            return next(iterator, None)
+        except (RuntimeError, OSError, EOFError) as error:  # a dying process may also hang up on a batch
+            late = "timed out" in str(error)
+            lost = _lost(processes, within=0 if late else _LOOK_SECONDS)
+            if lost is None and not late:
+                raise
+            waited = time.monotonic() - began
+            if lost is None and waited >= _TIMEOUT_SECONDS:
+                lost = f"nothing came for {waited:,.0f} s"
+    # Not inside `except`: torch's error, then a part of this one, would keep the iterator.
+    raise DataError(f"a loader process ended or hung, perhaps for lack of memory ({lost})")
 
-    torch raises it in a signal handler, so in whatever line the main thread is at.
+
+def _lost(processes: set[BaseProcess], within: float) -> str | None:
+    """Which loader process has ended, and how. Each lives until all batches are made.
+
+    Args:
+        within: Seconds to wait for one: a process that hung up may take a moment to be gone.
     """
-    if "DataLoader" not in str(error):
-        return None
-    reason = " ".join(str(error).split())[:200]
-    return DataError(f"a loader process ended or hung, perhaps for lack of memory ({reason})")
+    ended = wait([process.sentinel for process in processes], within)
+    for process in processes:
+        if process.sentinel in ended:
+            process.join()  # its files are closed, but it may not be gone yet
+            assert process.exitcode is not None
+            how = f" by signal: {signal.strsignal(-process.exitcode)}" if process.exitcode < 0 else ""
+            return f"process {process.pid} was ended{how}"
+    return None
 
 
 def _unchanged(batch: Item) -> Item:

@@ -41,7 +41,6 @@ from leoclr.datasets.errors import DataError, EvaluationError, RunError
 from leoclr.datasets.loader import Batch
 from leoclr.datasets.transfer import Pace
 from leoclr.datasets.views import POLICIES
-from leoclr.datasets.workers import lost_worker
 
 _COLLAPSED = 0.01  # an untrained ResNet lies around 0.1
 
@@ -90,7 +89,7 @@ def train(settings: Settings, output: Path, preset: str | None, command: list[st
             trainer.start(resume, preset, command)
             return trainer.fit(stack.enter_context(GracefulStop()))
     except RuntimeError as error:
-        raise lost_worker(error) or explained(error) or error from None
+        raise explained(error) or error from None
     except OSError as error:
         raise RunError(f"the run in {output} cannot go on, but its checkpoints are as they were: {error}") from None
 
