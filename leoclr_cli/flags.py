@@ -7,6 +7,7 @@ answered alike and all of them at once.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args
 
@@ -64,6 +65,15 @@ Preset = Annotated[
 Config = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="Settings in a .toml, .yaml or .json file.")
 ]
+
+
+def keys_of(arguments: Sequence[str]) -> set[str]:
+    """The settings that a command line sets."""
+    keys = {flag: key for key, flag in FLAGS.items()}
+    found = {keys.get(word.partition("=")[0], "") for word in arguments}
+    values = [value for word, value in pairwise(arguments) if word == "--set"]
+    values += [word.removeprefix("--set=") for word in arguments if word.startswith("--set=")]
+    return (found | {value.partition("=")[0] for value in values}) - {""}
 
 
 class GivenFlags(NamedTuple):

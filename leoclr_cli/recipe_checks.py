@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 from leoclr.cli.recipe_steps import Plan
@@ -18,6 +21,30 @@ def check_names(plan: Plan) -> None:
         for other in units:
             if other != unit and other.name == unit.name:
                 raise SettingsError(f"{unit.method!r} and {other.method!r} would share {unit.run}; rename one of them")
+
+
+def check_settings(plan: Plan) -> None:
+    """Raise SettingsError where a pre-training would be refused its settings, or a change applies to none of them."""
+    units = [unit for unit in plan.units() if unit.seed == plan.seeds[0]]
+    for change in plan.changes:
+        if not any(change in unit.changes() for unit in units):
+            raise SettingsError(f"--set {change}: the recipe sets it for each of its methods itself")
+    for unit in units:
+        if problem := _refusal(("show-config", *unit.settings_flags())):  # which reads what `leoclr train` reads
+            raise SettingsError(f"{unit.method}: {problem}")
+
+
+def _refusal(command: Sequence[str]) -> str:
+    """What a command says as it refuses; "" where it does not."""
+    from leoclr.cli.app import main
+
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()) as errors:
+        try:
+            main(command)
+        except SystemExit as ended:
+            said = errors.getvalue().strip()
+            return said.removeprefix("error: ").rpartition("\nError: ")[2] if ended.code else ""
+    return ""
 
 
 def check_data(plan: Plan) -> None:

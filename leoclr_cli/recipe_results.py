@@ -48,7 +48,7 @@ def write_result(unit: Unit, recipe_name: str) -> Path:
         "pretrain": unit.pretrain,
         "seed": unit.seed,
         "scale": plan.scale,
-        "changes": list(plan.changes),
+        "changes": list(unit.changes()),
         "settings": settings,
         "data": {key: run["data"][key] for key in ("digest", "samples")},
         "environment": {**run["environment"], "cores": sessions[-1].get("cores", "")},

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from leoclr.cli.flags import keys_of
 from leoclr.cli.recipe_files import Column, Recipe
 from leoclr.datasets.errors import RunError, SettingsError
 from leoclr.datasets.files import write_atomic
@@ -35,7 +36,7 @@ class Plan:
         data: Shards by data set.
         scale: Of all epochs; 1 is the paper's.
         seeds: Of the pre-trainings.
-        changes: Settings of the pre-training, KEY=VALUE, that are others than the recipe's.
+        changes: Settings of the pre-trainings, KEY=VALUE, where the recipe does not say otherwise.
         precision: Of the forward passes; None leaves it to the commands, and to the detector in any case.
         processes: Of each pre-training.
         flags: Added to each command; they change no figure.
@@ -63,8 +64,8 @@ class Plan:
         return ("--precision", self.precision) if self.precision else ()
 
     def commands(self) -> dict[str, str]:
-        """All that decides a figure, but for the seeds: the command of each step, by the name of its record."""
-        plain = replace(self, folder=Path("OUTPUT"), seeds=(0,), flags=())
+        """All that decides the figures: the command of each step, by the name of its record."""
+        plain = replace(self, folder=Path("OUTPUT"), flags=())
         steps = [step for unit in plain.units() for step in unit.steps()]
         return {step.record.name: shlex.join(("leoclr", *step.command_as_planned())) for step in steps}
 
@@ -106,17 +107,30 @@ class Unit:
         safe = "".join(c if c.isalnum() else "-" for c in words)
         return self.plan.folder / "records" / f"{self.name}-{safe}.json"
 
-    def pretraining(self) -> Pretrain:
+    def recipe_flags(self) -> tuple[str, ...]:
+        return self.plan.recipe.pretrain[self.pretrain].arguments + self.plan.recipe.methods[self.method].arguments
+
+    def changes(self) -> tuple[str, ...]:
+        """The plan's, but for settings that the recipe sets here: what it compares must stay apart."""
+        own = keys_of(self.recipe_flags())
+        return tuple(change for change in self.plan.changes if change.partition("=")[0] not in own)
+
+    def settings_flags(self) -> tuple[str, ...]:
+        """Flags that `leoclr train` and `leoclr show-config` share: all that decides the weights."""
         plan, pretraining = self.plan, self.plan.recipe.pretrain[self.pretrain]
-        method = plan.recipe.methods[self.method]
-        arguments = [
-            *("train", *pretraining.arguments, *method.arguments, "--data", plan.shards(pretraining.data)),
-            *("--epochs", str(plan.epochs(pretraining.epochs * method.epochs)), "--seed", str(self.seed)),
-            *(word for change in plan.changes for word in ("--set", change)),
+        epochs = plan.epochs(pretraining.epochs * plan.recipe.methods[self.method].epochs)
+        return (
+            *(*self.recipe_flags(), "--data", plan.shards(pretraining.data)),
+            *("--epochs", str(epochs), "--seed", str(self.seed)),
+            *(word for change in self.changes() for word in ("--set", change)),
             *(plan.precision_flags() + plan.flags),
-            *(("--num-processes", str(plan.processes)) if plan.processes > 1 else ()),
-        ]
-        return Pretrain(plan.folder / "records" / f"{self.name}-train.json", tuple(arguments), self.run)
+        )
+
+    def pretraining(self) -> Pretrain:
+        processes = self.plan.processes
+        several = ("--num-processes", str(processes)) if processes > 1 else ()
+        record = self.plan.folder / "records" / f"{self.name}-train.json"
+        return Pretrain(record, ("train", *self.settings_flags(), *several), self.run)
 
     def evaluations(self) -> list[Evaluate]:
         """One for each record, in the order of the columns; SettingsError where two would share one."""
@@ -148,6 +162,9 @@ class Evaluate:
     def done(self) -> bool:
         return self.record.exists()
 
+    def begun(self) -> bool:
+        return self.done()
+
     def command(self) -> tuple[str, ...]:
         """What is run now."""
         return self.arguments
@@ -175,6 +192,9 @@ class Pretrain:
     def done(self) -> bool:
         sessions = self.sessions()
         return bool(sessions) and sessions[-1]["stopped_by"] == 0
+
+    def begun(self) -> bool:
+        return self.record.exists() or (self.folder / "metrics.jsonl").exists()
 
     def command_as_planned(self) -> tuple[str, ...]:
         return *self.arguments, "--output", str(self.folder)

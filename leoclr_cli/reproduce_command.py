@@ -156,7 +156,7 @@ def _carry_out(
     as_json: bool,
 ) -> None:
     from leoclr.cli.console import say
-    from leoclr.cli.recipe_checks import check_data, check_names
+    from leoclr.cli.recipe_checks import check_data, check_names, check_settings
     from leoclr.cli.recipe_files import load_recipe
     from leoclr.cli.recipe_steps import Plan, data_by_name
 
@@ -176,6 +176,7 @@ def _carry_out(
         flags=flags,
     )
     check_names(plan)
+    check_settings(plan)
     check_data(plan)
     units = list(plan.units())
     steps = [step for unit in units for step in unit.steps()]
@@ -222,12 +223,13 @@ def _same_as_before(plan: Plan, name: str) -> None:
         known = before.get("commands")
         if not isinstance(known, dict):
             raise RunError(f"{plan.folder} was begun by another version of leoclr; choose another --output")
+        done = {step.record.name for unit in plan.units() for step in unit.steps() if step.begun()}
         changed = [
             f"{key} {before.get(key)!r}, now {value!r}" for key, value in about.items() if before.get(key) != value
         ] or [  # the recipe was edited
             f"`{known[name]}`, now `{command}`"
             for name, command in commands.items()
-            if known.get(name, command) != command
+            if name in done and known.get(name, command) != command
         ]
         if changed:
             raise RunError(f"{plan.folder} was begun with {'; '.join(changed)}; choose another --output")

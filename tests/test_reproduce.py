@@ -207,10 +207,10 @@ def test_ctrl_c_stops_a_step_and_the_same_command_goes_on(recipe: Path, data: Pa
 def test_a_step_that_fails_ends_in_its_own_line_and_one_more(
     recipe: Path, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    recipe.write_text(TINY.replace("data.image_size=16", "data.image_size=0"))
+    recipe.write_text(TINY.replace('"resnet18"', '"torchvision:resnet19"'))
     assert reproduce(recipe, "--data", data, "--output", tmp_path / "out") == 2
     err = capfd.readouterr().err
-    assert "data.image_size" in err and "error: a step failed with exit code 2" in err and "Traceback" not in err
+    assert "resnet19" in err and "error: a step failed with exit code 2" in err and "Traceback" not in err
 
 
 @pytest.mark.parametrize(
@@ -231,6 +231,60 @@ def test_mistakes_are_told_before_anything_runs(
     assert reproduce(*arguments) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ('"--set", "moco.reduction=median"', "LeOCLR: --set moco.reduction: must be 'sum' or 'mean', got 'median'"),
+        ('"--backbon", "resnet18"', "LeOCLR: --backbon: no such flag; did you mean --backbone?"),
+        ('"--set"', "LeOCLR: Got unexpected extra argument"),
+    ],
+)
+def test_a_wrong_setting_of_the_last_method_is_told_before_the_first_one_runs(
+    flags: str, message: str, recipe: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe.write_text(TINY.replace('"--views", "leoclr"]', f'"--views", "leoclr", {flags}]'))
+    assert reproduce(recipe, "--data", data, "--output", tmp_path / "out") == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_change_leaves_apart_what_the_recipe_compares(
+    recipe: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else the row of a method that is another value of this setting would be one more of the first method."""
+    recipe.write_text(TINY.replace('"--views", "leoclr"]', '"--views", "leoclr", "--set", "moco.temperature=0.2"]'))
+    words: list[str | Path] = ["--data", data, "--output", tmp_path / "out", "--dry-run", "--set"]
+    assert reproduce(recipe, *words, "moco.temperature=0.3") == 0
+    moco, leoclr = capsys.readouterr().out.splitlines()[::2]
+    assert "moco.temperature=0.3" in moco and "moco.temperature=0.2" not in moco
+    assert "moco.temperature=0.2" in leoclr and "moco.temperature=0.3" not in leoclr
+    assert reproduce(recipe, *words, "data.batch_size=16") == 2
+    assert "--set data.batch_size=16: the recipe sets it for each of its methods" in capsys.readouterr().err
+    plan = Plan(load_recipe(str(recipe)), tmp_path, {"pictures": "x"}, changes=("moco.temperature=0.3",))
+    assert [unit.changes() for unit in plan.units()] == [("moco.temperature=0.3",), ()]
+
+
+def test_a_step_that_was_not_begun_may_be_mended(
+    recipe: Path, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words: list[str | Path] = ["--data", data, "--output", tmp_path / "out", "--scale", "0.5"]
+    backbone = '"leoclr", "--backbone", "torchvision:resnet19"'
+    recipe.write_text(
+        TINY.replace('"--backbone", "resnet18", ', "")
+        .replace('"pairwise"]', '"pairwise", "--backbone", "resnet18"]')
+        .replace('"leoclr"', backbone)
+    )
+    assert reproduce(recipe, *words) == 2
+    recipe.write_text(recipe.read_text().replace("torchvision:resnet19", "resnet18"))
+    assert reproduce(recipe, *words, "--dry-run") == 0
+    capfd.readouterr()
+    assert reproduce(recipe, *words) == 0
+    assert "[3/4]" in capfd.readouterr().err
+    recipe.write_text(recipe.read_text().replace("moco.queue=16", "moco.queue=32"))
+    assert reproduce(recipe, *words) == 2
+    assert "was begun with `leoclr train" in capfd.readouterr().err
 
 
 def test_a_recipe_that_contradicts_itself_is_refused(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
