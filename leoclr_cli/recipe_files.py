@@ -34,10 +34,12 @@ class Method(Strict):
 
     Attributes:
         epochs: Of the pre-training's, as a share: 0.8 for LeOCLR at the compute of MoCo.
+        against: The method that it is compared with, seed by seed; "" for none.
     """
 
     arguments: Flags
     epochs: Positive = 1.0
+    against: str = ""
 
 
 class Column(Strict):
@@ -96,6 +98,8 @@ class Recipe(Strict):
         problems = [f"no data set {split}" for split in splits if split.partition("/")[0] not in self.data]
         problems += [f"no pre-training {c.pretrain}" for c in self.columns if c.pretrain not in self.pretrain]
         problems += [f"no method {name}" for c in self.columns for name in c.paper if name not in self.methods]
+        against = [method.against for method in self.methods.values() if method.against]
+        problems += [f"no method {name}" for name in against if name not in self.methods]
         names = [column.name for column in self.columns]
         if len(set(names)) < len(names) or not names:
             problems.append("each column needs a name of its own")

@@ -114,12 +114,28 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True)
+class Change:
+    """What a method is ahead of another by, in the mean over the seeds of both.
+
+    Seeds are compared with themselves, which takes out what an initialisation and an order of images are worth.
+
+    Attributes:
+        half_width: Of the 95 % interval; None for a single seed.
+    """
+
+    against: str
+    mean: float
+    half_width: float | None
+
+
+@dataclass(frozen=True)
 class Cell:
     """One figure of one method.
 
     Attributes:
         values: One for each seed, in the unit of the column.
         half_width: Half of the 95 % interval of the mean (Student's t over the seeds); None for a single seed.
+        change: From the method that it is compared with; None where there is none.
         paper: The paper's figure; None where there is none.
         passes: Forward passes of one pre-training.
         hours: Of one pre-training, the mean over the seeds.
@@ -129,6 +145,7 @@ class Cell:
     column: Column
     values: tuple[float, ...]
     half_width: float | None
+    change: Change | None
     paper: float | None
     passes: int
     hours: float
@@ -145,21 +162,35 @@ class Cell:
 def cells(recipe: Recipe, results: Sequence[Mapping[str, Any]]) -> Iterator[Cell]:
     """The table's cells, column by column, methods in the recipe's order; those without a result are left out."""
     for column in recipe.columns:
-        for method in recipe.methods:
-            found = [r for r in results if (r["method"], r["pretrain"]) == (method, column.pretrain)]
-            found = [result for result in found if column.name in result["scores"]]
+        of_column = [r for r in results if r["pretrain"] == column.pretrain and column.name in r["scores"]]
+        for method, about in recipe.methods.items():
+            found = [result for result in of_column if result["method"] == method]
             if not found:
                 continue
-            values = tuple(_value(column, result["scores"][column.name]) for result in found)
+            others = _by_seed(column, [result for result in of_column if result["method"] == about.against])
+            scores = _by_seed(column, found)
+            values = tuple(scores.values())
             yield Cell(
                 method=method,
                 column=column,
                 values=values,
                 half_width=half_width(values),
+                change=_change(about.against, scores, others),
                 paper=column.paper.get(method),
                 passes=found[0]["forward_passes"],
                 hours=sum(result["seconds"] for result in found) / len(found) / 3600,
             )
+
+
+def _by_seed(column: Column, results: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+    return {result["seed"]: _value(column, result["scores"][column.name]) for result in results}
+
+
+def _change(against: str, scores: Mapping[int, float], others: Mapping[int, float]) -> Change | None:
+    differences = [score - others[seed] for seed, score in scores.items() if seed in others]
+    if not differences:
+        return None
+    return Change(against, sum(differences) / len(differences), half_width(differences))
 
 
 def half_width(values: Sequence[float]) -> float | None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from PIL import Image
 
 from leoclr.cli.charts import Dot, Line, Panel, dot_chart, line_chart
 from leoclr.cli.recipe_files import Recipe
-from leoclr.cli.recipe_results import Cell, cells
+from leoclr.cli.recipe_results import Cell, Change, cells
 
-_HEADINGS = ("figure", "method", "paper", "ours", "95 % interval", "difference", "seeds", "forward passes", "hours")
+_HEADINGS = (
+    *("figure", "method", "paper", "ours", "95 % interval", "difference"),
+    *("from baseline", "seeds", "forward passes", "hours"),
+)
 
 
 def as_json(recipe: Recipe, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -31,6 +35,7 @@ def as_json(recipe: Recipe, results: Sequence[Mapping[str, Any]]) -> dict[str, A
                 "half_width": cell.half_width,
                 "difference": cell.difference,
                 "reproduced": _reproduced(recipe, cell, results),
+                "change": None if cell.change is None else asdict(cell.change),
                 "forward_passes": cell.passes,
                 "hours": cell.hours,
             }
@@ -46,6 +51,25 @@ def as_markdown(recipe: Recipe, results: Sequence[Mapping[str, Any]]) -> str:
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     notes = "".join(f"\n- {note}" for note in (*recipe.notes, *deviations(results)))
     return f"{recipe.title} ({recipe.source})\n\n{table}\n{notes}\n" if notes else f"{recipe.title}\n\n{table}\n"
+
+
+def as_grid(recipe: Recipe, results: Sequence[Mapping[str, Any]]) -> str:
+    """A row of Markdown for each method and a column for each figure, for a page that is read and not searched."""
+    found, trial = list(cells(recipe, results)), deviations(results)
+    figures = [column.name for column in recipe.columns if any(cell.column is column for cell in found)]
+    lines = [("method", *figures, "forward passes", "hours"), tuple("---" for _ in range(len(figures) + 3))]
+    for method, about in recipe.methods.items():
+        here = {cell.column.name: cell for cell in found if cell.method == method}
+        if here:
+            first = next(iter(here.values()))
+            name = f"{method}<br>*less {about.against}*" if about.against else method
+            texts = (_grid_cell(here[figure], not trial) if figure in here else "" for figure in figures)
+            lines.append((name, *texts, f"{first.passes / 1e6:,.1f} M", f"{first.hours:.2f}"))
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    seeds = max((len(cell.values) for cell in found), default=0)
+    intervals = "95 % intervals of the mean, and of the mean difference within a seed"
+    notes = [*recipe.notes, *trial, f"{seeds} seeds; {intervals}" if seeds > 1 else "1 seed"]
+    return f"{recipe.title} ({recipe.source})\n\n{table}\n\n" + "".join(f"- {note}\n" for note in notes)
 
 
 def as_text(recipe: Recipe, results: Sequence[Mapping[str, Any]]) -> str:
@@ -126,6 +150,20 @@ def _reproduced(recipe: Recipe, cell: Cell, results: Sequence[Mapping[str, Any]]
     return abs(cell.difference) <= recipe.tolerance
 
 
+def _grid_cell(cell: Cell, with_paper: bool) -> str:
+    change = f"<br>*{_change(cell.change)}*" if cell.change else ""
+    paper = f"<br>paper {cell.paper:.2f}" if with_paper and cell.paper is not None else ""
+    return f"{cell.mean:.2f} {_interval(cell.half_width)}".rstrip() + change + paper
+
+
+def _change(change: Change) -> str:
+    return f"{change.mean:+.2f} {_interval(change.half_width)}".rstrip()
+
+
+def _interval(half_width: float | None) -> str:
+    return f"± {half_width:.2f}" if half_width is not None else ""
+
+
 def _row(recipe: Recipe, cell: Cell, results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     difference = ""
     reproduced = _reproduced(recipe, cell, results)
@@ -136,8 +174,9 @@ def _row(recipe: Recipe, cell: Cell, results: Sequence[Mapping[str, Any]]) -> tu
         cell.method,
         f"{cell.paper:.2f}" if cell.paper is not None else "",
         f"{cell.mean:.2f}",
-        f"± {cell.half_width:.2f}" if cell.half_width is not None else "",
+        _interval(cell.half_width),
         difference,
+        f"{_change(cell.change)} ({cell.change.against})" if cell.change else "",
         str(len(cell.values)),
         f"{cell.passes / 1e6:,.1f} M",
         f"{cell.hours:.2f}",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from leoclr.cli.recipe_files import load_recipe
 from leoclr.cli.recipe_results import read_results
-from leoclr.cli.recipe_table import as_markdown, as_picture
+from leoclr.cli.recipe_table import as_grid, as_picture
 
 ROOT = Path(__file__).parents[1]
 PAGE, RESULTS = ROOT / "README.md", ROOT / "results"
@@ -24,7 +24,7 @@ def section() -> Iterator[str]:
     for folder in _folders():
         results = read_results(folder)
         first = results[0]
-        yield as_markdown(load_recipe(first["recipe"]), results).rstrip("\n") + "\n"
+        yield as_grid(load_recipe(first["recipe"]), results)
         where = f"{first['environment']['device_name']}, {first['settings']['train']['precision']}"
         yield f"- {where}; data {first['data']['samples']:,} images, digest {first['data']['digest'][:12]}\n"
         yield f"\n![{folder.name}](results/{folder.name}.png)\n\n"

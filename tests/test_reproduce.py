@@ -20,7 +20,7 @@ from leoclr.cli.eval_commands import app as eval_app
 from leoclr.cli.recipe_files import Recipe, load_recipe, names
 from leoclr.cli.recipe_results import _elsewhere, _elsewhere_in, _places, cells, forward_passes, half_width
 from leoclr.cli.recipe_steps import Plan
-from leoclr.cli.recipe_table import as_json, as_markdown, as_picture
+from leoclr.cli.recipe_table import as_grid, as_json, as_markdown, as_picture
 from leoclr.datasets.views import POLICIES
 
 MakeShards = Callable[..., Path]
@@ -291,6 +291,9 @@ def test_a_recipe_that_contradicts_itself_is_refused(recipe: Path, capsys: pytes
     recipe.write_text(TINY.replace('pretrain = "short"', 'pretrain = "long"', 1))
     assert reproduce(recipe, "--data", "x") == 2
     assert "no pre-training long" in capsys.readouterr().err
+    recipe.write_text(TINY.replace("epochs = 0.5", 'epochs = 0.5, against = "MoCo-v3"'))
+    assert reproduce(recipe, "--data", "x") == 2
+    assert "no method MoCo-v3" in capsys.readouterr().err
 
 
 def test_methods_and_columns_that_would_share_a_file_are_refused(
@@ -365,6 +368,29 @@ def test_a_figure_within_the_tolerance_counts_as_reproduced() -> None:
     assert "+0.80 (within tolerance)" in as_markdown(recipe, [result])
     result["scores"] = {"c": {"results": {"a": {"b": 0.45}}}}
     assert as_json(recipe, [result])["cells"][0]["reproduced"] is False
+
+
+def test_a_method_is_compared_with_its_baseline_seed_by_seed() -> None:
+    recipe = load_recipe("table5")
+    scores = {"SimCLR": (0.50, 0.60, 0.70, 0.10), "LeOCLR, end to end": (0.51, 0.62, 0.73)}  # ahead by 1, 2 and 3
+    column = recipe.columns[0]
+    row, _, metric = column.metric.partition(".")
+    results = [
+        {"method": method, "pretrain": column.pretrain, "seed": seed, "scale": 0.5, "changes": [],
+         "forward_passes": 5, "seconds": 36, "scores": {column.name: {"results": {row: {metric: value}}}}}
+        for method, values in scores.items() for seed, value in enumerate(values)
+    ]  # fmt: skip
+    baseline, leoclr = cells(recipe, results)
+    assert baseline.change is None and leoclr.change is not None
+    assert leoclr.change.mean == pytest.approx(2) and leoclr.change.against == "SimCLR"
+    assert leoclr.change.half_width == pytest.approx(4.3027 / math.sqrt(3), abs=1e-4)
+    assert "| +2.00 ± 2.48 (SimCLR) |" in as_markdown(recipe, results)
+    assert as_json(recipe, results)["cells"][1]["change"]["mean"] == pytest.approx(2)
+    grid = as_grid(recipe, results)
+    assert "| LeOCLR, end to end<br>*less SimCLR* | 62.00 ± 27.33<br>*+2.00 ± 2.48* | 0.0 M | 0.01 |" in grid
+    assert "paper" not in grid.partition("- ")[0]  # a trial
+    (alone,) = cells(recipe, results[-1:])
+    assert alone.change is None  # the baseline has no result yet
 
 
 def test_curves_are_drawn_below_each_other() -> None:
