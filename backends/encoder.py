@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,18 +17,20 @@ class Encoder(nn.Module):
 
     Args:
         backbone: Its features are what is kept after pre-training.
-        hidden: Width of the projector's hidden layer; 0 takes the backbone's feature dimension (MoCo-v2, SimCLR).
+        hidden: Width of the projector's hidden layers; 0 takes the backbone's feature dimension (MoCo-v2, SimCLR).
         dim: Dimension of the embedding.
+        layers: Linear layers of the projector, with ReLUs between them.
 
     Attributes:
         batch_statistics: Whether, in training, the embedding of an image depends on the others in its batch.
     """
 
-    def __init__(self, backbone: Backbone, hidden: int, dim: int) -> None:
+    def __init__(self, backbone: Backbone, hidden: int, dim: int, layers: int = 2) -> None:
         super().__init__()
-        hidden = hidden or backbone.feature_dim
+        widths = [backbone.feature_dim, *[hidden or backbone.feature_dim] * (layers - 1), dim]
+        linear = [nn.Linear(before, after) for before, after in pairwise(widths)]
         self.backbone = backbone
-        self.projector = nn.Sequential(nn.Linear(backbone.feature_dim, hidden), nn.ReLU(), nn.Linear(hidden, dim))
+        self.projector = nn.Sequential(*(module for layer in linear for module in (layer, nn.ReLU())))[:-1]
         self.dim = dim
         self.batch_statistics = has_batch_norm(backbone)
 

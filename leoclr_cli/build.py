@@ -36,7 +36,8 @@ def backend(settings: Settings, device: torch.device) -> MoCo | SimCLR:
     torch.manual_seed(settings.train.seed)
     network = backbone(settings.encoder)
     check_backbone(network, settings.data.image_size, settings.train.precision, device)
-    encoder = Encoder(network, settings.encoder.projector_hidden, settings.encoder.projector_dim)
+    head = settings.encoder
+    encoder = Encoder(network, head.projector_hidden, head.projector_dim, head.projector_layers)
     method: MoCo | SimCLR
     if settings.backend == "moco":
         moco = settings.moco

@@ -226,11 +226,14 @@ def _conflicts(error: ValidationError, origins: Mapping[str, str]) -> Iterator[s
 
 
 def _without_effect(settings: Settings, layers: _Layers) -> Iterator[str]:
-    """One line for each value that somebody set to something else and that this backend does not read."""
+    """One line for each value that somebody set to something else and that nothing reads."""
     others = set(get_args(FIELDS["backend"].annotation)) - {settings.backend}
     for key in FIELDS:
         if key in layers.changed and key.partition(".")[0] in others:
             yield f"{key} ({layers.origins[key]}) has no effect: the backend is {settings.backend}"
+    key = "encoder.projector_hidden"
+    if key in layers.changed and settings.encoder.projector_layers == 1:
+        yield f"{key} ({layers.origins[key]}) has no effect: encoder.projector_layers is 1"
 
 
 def _raise(problems: Sequence[str]) -> None:

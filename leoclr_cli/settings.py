@@ -140,8 +140,11 @@ class EncoderSettings(Strict):
     width: Annotated[int, Field(ge=8, multiple_of=8)] = Field(
         default=64, description="ResNet-18/34: channels of the first stage, a multiple of 8 (64 is the standard)."
     )
+    projector_layers: PositiveCount = Field(
+        default=2, description="Linear layers of the projector: 2 in MoCo-v2 and SimCLR, 1 in MoCo."
+    )
     projector_hidden: Count = Field(
-        default=0, description="Width of the projector's hidden layer; 0 takes the backbone's."
+        default=0, description="Width of the projector's hidden layers; 0 takes the backbone's."
     )
     projector_dim: PositiveCount = Field(default=128, description="Dimension of the embedding.")
 

@@ -40,6 +40,22 @@ def views(batch: int = 5, seed: int = 0) -> dict[str, Tensor]:
     return {name: torch.randn(batch, 3, 5, 5, generator=generator, dtype=torch.float64) for name in ("x", "x1", "x2")}
 
 
+@pytest.mark.parametrize(
+    ("layers", "hidden", "shapes"),
+    [(1, 0, [(4, 6)]), (2, 0, [(6, 6), (4, 6)]), (2, 9, [(9, 6), (4, 9)]), (3, 9, [(9, 6), (9, 9), (4, 9)])],
+)
+def test_the_projector_is_linear_layers_with_relus_between(
+    layers: int, hidden: int, shapes: list[tuple[int, int]]
+) -> None:
+    encoder = Encoder(tiny_encoder().backbone, hidden, 4, layers).double()
+    linear = encoder.projector[::2]
+    assert [tuple(layer.weight.shape) for layer in linear if isinstance(layer, nn.Linear)] == shapes
+    expected = encoder.backbone(views()["x"])
+    for number, layer in enumerate(linear):
+        expected = layer(expected.relu() if number else expected)
+    assert torch.allclose(encoder(views()["x"]), expected / expected.norm(dim=1, keepdim=True))
+
+
 def test_the_leoclr_graph_pulls_both_crops_to_the_original_and_never_to_each_other() -> None:
     policy = POLICIES["leoclr"]
     assert set(policy.pairs) == {("x", "x1"), ("x", "x2")}

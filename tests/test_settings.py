@@ -301,6 +301,8 @@ def test_values_that_do_not_fit_together_are_named_with_their_origins(tmp_path: 
 def test_a_value_of_the_other_backend_gives_a_warning_and_a_preset_or_an_equal_value_does_not() -> None:
     resolved = layered(flags={"backend": "simclr", "moco.queue": "16"}, preset="cifar10")
     assert resolved.warnings == ("moco.queue (flag --set) has no effect: the backend is simclr",)
+    resolved = resolve(None, None, {}, {"encoder.projector_layers": "1", "encoder.projector_hidden": "64"})
+    assert resolved.warnings == ("encoder.projector_hidden (flag --set) has no effect: encoder.projector_layers is 1",)
     assert layered(flags={"backend": "simclr", "moco.queue": "4096"}, preset="cifar10").warnings == ()
     assert layered(flags={"backend": "moco", "moco.queue": "16"}).warnings == ()
 
