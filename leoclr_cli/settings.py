@@ -54,6 +54,7 @@ NonNegative = Annotated[FiniteFloat, Field(ge=0)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 PositiveCount = Annotated[int, Field(ge=1, lt=2**63)]
 Text = Annotated[str, AfterValidator(_plain)]
+TextOrEmpty = Annotated[str, AfterValidator(lambda text: _plain(text) if text else text)]
 Source = Annotated[Text, AfterValidator(_without_credential)]
 Sigma = Annotated[float, Field(gt=0, le=20, allow_inf_nan=False)]  # beyond, the fast blur's weights of 8 bits fail
 PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(_going_up)]
@@ -135,6 +136,11 @@ class EncoderSettings(Strict):
     )
     stem: Literal["imagenet", "cifar"] = Field(
         default="imagenet", description="ResNets: 7x7 stride 2 and max-pool, or 3x3 stride 1 (for 32 px images)."
+    )
+    weights: TextOrEmpty = Field(
+        default="",
+        description="Where the backbone's first weights are: a run, a checkpoint, an exported file or a state dict; "
+        "empty for random ones.",
     )
     # Below 8 channels torch's channels-last convolutions corrupt memory (seen with 2.15 on a processor with AVX2).
     width: Annotated[int, Field(ge=8, multiple_of=8)] = Field(

@@ -84,6 +84,9 @@ def train(
     resolved = resolve(preset, config, os.environ, given.values, base, given.names)
     run = _run_folder(resolved, output, resume, base)
     _refuse_bad_data(resolved.settings, resume)
+    weights = resolved.settings.encoder.weights
+    if resume is None and weights and not Path(weights).exists():
+        raise SettingsError(f"encoder.weights {weights}: no such run, checkpoint or file")
 
     if dry_run:
         from leoclr.cli.dry_run import as_text, plan_of

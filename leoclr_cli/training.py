@@ -25,6 +25,7 @@ from leoclr.cli.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
 from leoclr.cli.clock import Clock
 from leoclr.cli.console import say, warn
 from leoclr.cli.devices import accelerated, agree, explained
+from leoclr.cli.initial_weights import start_from_weights
 from leoclr.cli.keys import FIELDS, get
 from leoclr.cli.lock import RunLock
 from leoclr.cli.metrics import MetricsLog, require_trackers, start_trackers
@@ -127,6 +128,8 @@ class Trainer:
             raise RunError(f"{damaged[0]}; no checkpoint of {self.run.path} is sound, so choose another --output")
         if newest is not None:
             self._load(load_checkpoint(newest))
+        else:
+            weights = start_from_weights(self.backend, self.settings.encoder)
         if self.main:
             for line in (*damaged, *warnings_about(self.settings, self.index, self.take_step.micro)):
                 warn(line)
@@ -134,7 +137,7 @@ class Trainer:
                 about = description(
                     self.settings, self.index, self.data.val_specs, preset, command, self.device, self.ranks
                 )
-                self.run.write(about)
+                self.run.write(about | {"weights": weights})
             else:
                 self.run.moved(self.settings.data.train, self.data.val_specs)
             self._announce()

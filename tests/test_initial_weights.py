@@ -1,0 +1,93 @@
+"""`encoder.weights`: a run that starts from the backbone of another."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from leoclr.backends.backbones import build_backbone
+from leoclr.cli import training
+from leoclr.cli.app import main
+from leoclr.cli.encoders import load_encoder
+from leoclr.cli.layers import resolve
+from leoclr.cli.settings import Settings
+from leoclr.datasets.errors import SettingsError
+
+MakeShards = Callable[..., Path]
+
+FLAGS = {
+    "data.batch_size": "8",
+    "data.image_size": "16",
+    "encoder.backbone": "resnet18",
+    "encoder.stem": "cifar",
+    "encoder.width": "8",
+    "moco.queue": "16",
+    "moco.bn_splits": "2",
+    "optimizer.lr": "0.05",
+    "train.epochs": "2",
+    "run.workers": "0",
+    "run.device": "cpu",
+    "run.trackers": "",
+    "run.checkpoint_epochs": "1",
+}
+
+
+def settings(data: Path, **changes: str) -> Settings:
+    flags = FLAGS | {"data.train": str(data)} | {name.replace("__", "."): value for name, value in changes.items()}
+    return resolve(None, None, {}, flags).settings
+
+
+def train(chosen: Settings, run: Path, resume: bool = False) -> Path:
+    return Path(training.train(chosen, run, None, ["test"], resume).checkpoint) / "model.safetensors"
+
+
+@pytest.mark.parametrize("backend", ["moco", "simclr"])
+def test_a_run_starts_from_the_backbone_of_another(backend: str, make_shards: MakeShards, tmp_path: Path) -> None:
+    data = make_shards((16,))
+    train(settings(data), tmp_path / "first")
+    before = load_encoder(tmp_path / "first")
+    still = {"optimizer__lr": "1e-12", "train__seed": "5", "backend": backend}  # hardly a step
+    options = {"encoder__weights": str(tmp_path / "first"), **still}
+    found = load_file(train(settings(data, **options), tmp_path / "second"))
+    fresh = load_file(train(settings(data, **still), tmp_path / "fresh"))
+    for encoder in ("encoder", "key_encoder") if backend == "moco" else ("encoder",):
+        for name, parameter in before.backbone.named_parameters():
+            torch.testing.assert_close(found[f"{encoder}.backbone.{name}"], parameter, rtol=0, atol=1e-6)
+        projector = f"{encoder}.projector.0.weight"
+        torch.testing.assert_close(found[projector], fresh[projector], rtol=0, atol=1e-6)
+    weights = json.loads((tmp_path / "second" / "run.json").read_text())["weights"]
+    assert weights == {"source": str(tmp_path / "first"), "digest": before.digest}
+    assert json.loads((tmp_path / "fresh" / "run.json").read_text())["weights"] is None
+
+
+def test_a_resumed_run_does_not_need_them_again(make_shards: MakeShards, tmp_path: Path) -> None:
+    data = make_shards((16,))
+    torch.manual_seed(3)
+    torch.save(build_backbone("resnet18", "cifar", 8).state_dict(), tmp_path / "weights.pth")
+    chosen = settings(data, encoder__weights=str(tmp_path / "weights.pth"))
+    whole = train(chosen, tmp_path / "run").read_bytes()
+    assert whole != train(settings(data), tmp_path / "other").read_bytes()
+    shutil.rmtree(max((tmp_path / "run" / "checkpoints").iterdir()))
+    (tmp_path / "weights.pth").unlink()
+    assert train(chosen, tmp_path / "run", resume=True).read_bytes() == whole
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", "--resume", str(tmp_path / "run")])
+
+
+def test_other_architectures_and_missing_files_are_refused(
+    make_shards: MakeShards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_shards((16,))
+    torch.save(build_backbone("resnet18", "cifar", 16).state_dict(), tmp_path / "wide.pth")
+    with pytest.raises(SettingsError, match="has cifar stem, width 16; the settings say cifar stem, width 8"):
+        train(settings(data, encoder__weights=str(tmp_path / "wide.pth")), tmp_path / "run")
+    assert not (tmp_path / "run" / "run.json").exists()
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "--data", str(data), "--set", f"encoder.weights={tmp_path / 'none.pth'}"])
+    assert "none.pth: no such run, checkpoint or file" in capsys.readouterr().err
