@@ -104,7 +104,9 @@ def as_picture(recipe: Recipe, results: Sequence[Mapping[str, Any]]) -> Image.Im
             panels.append(Panel(f"{column.name}, drop" if recipe.baseline else column.name, tuple(dots)))
     seeds = max((len(cell.values) for cell in found), default=0)
     subtitle = f"{recipe.source}; {seeds} seed{'s' if seeds != 1 else ''}"
-    subtitle += "; a trial" if trial else "; filled: ours, hollow: the paper"
+    shares = {result["scale"] for result in results} - {1.0}
+    of_epochs = f" with {max(shares):g} of the epochs" if shares else ""
+    subtitle += f"; a trial{of_epochs}" if trial else "; filled: ours, hollow: the paper"
     return dot_chart(recipe.title, subtitle, panels)
 
 

@@ -47,7 +47,9 @@ def main() -> None:
 
 
 def _folders() -> list[Path]:
-    return sorted(path for path in RESULTS.iterdir() if path.is_dir())
+    """In the order of their recipes' names."""
+    folders = sorted(path for path in RESULTS.iterdir() if path.is_dir())
+    return sorted(folders, key=lambda folder: str(read_results(folder)[0]["recipe"]))
 
 
 if __name__ == "__main__":
