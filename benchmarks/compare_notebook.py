@@ -92,8 +92,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     about = json.loads((arguments.run / "run.json").read_text("utf-8"))
-    train = about["data"]["train"]
-    indexes = (open_data(train), open_data([str(Path(train[0]).parent / "test")]))
+    indexes = (open_data(about["data"]["train"]), open_data(about["data"]["val"]))
     precision: Precision = "bf16" if about["settings"]["train"]["precision"] == "bf16" else "float32"
     theirs, ours = printed(arguments.notebook), finished_epochs(arguments.run)
     wanted = {int(epoch) for epoch in arguments.epochs.split(",")} if arguments.epochs else set(ours)
