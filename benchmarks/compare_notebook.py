@@ -18,10 +18,12 @@ import re
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from leoclr.backends.encoder import Encoder
 from leoclr.cli.checkpoint import load_checkpoint, step_folder
 from leoclr.cli.encoders import load_encoder
+from leoclr.cli.settings import EncoderSettings, Settings
 from leoclr.datasets.index import Index
 from leoclr.datasets.locate import open_data
 from leoclr.evals.features import Precision, extract_features
@@ -55,19 +57,17 @@ def finished_epochs(run: Path) -> dict[int, tuple[float, int]]:
     return found
 
 
-def neighbours(checkpoint: Path, indexes: tuple[Index, Index], precision: Precision) -> tuple[float, float]:
+def neighbours(
+    checkpoint: Path, head: EncoderSettings, indexes: tuple[Index, Index], precision: Precision
+) -> tuple[float, float]:
     """k-NN in percent on the output of the projector and on the backbone's features."""
     encoder = load_encoder(checkpoint)
     model = load_checkpoint(checkpoint, groups=("model",)).tensors["model"]
+    projector = Encoder(encoder.backbone, head.projector_hidden, head.projector_dim, head.projector_layers).projector
     prefix = "encoder.projector."
-    weights = {name.removeprefix(prefix): tensor for name, tensor in model.items() if name.startswith(prefix)}
-    numbers = sorted({int(name.partition(".")[0]) for name in weights})
-    modules: list[nn.Module] = []
-    for number in numbers:
-        rows, columns = weights[f"{number}.weight"].shape
-        modules += [nn.ReLU(), nn.Linear(columns, rows)]
-    projector = nn.Sequential(*modules[1:])
-    projector.load_state_dict(weights)
+    projector.load_state_dict(
+        {name.removeprefix(prefix): tensor for name, tensor in model.items() if name.startswith(prefix)}
+    )
     preprocessing = Preprocessing(WholeImage(encoder.image_size), encoder.mean, encoder.std)
     backbone = encoder.backbone.to(memory_format=torch.channels_last)
     features: list[Tensor] = []
@@ -78,10 +78,10 @@ def neighbours(checkpoint: Path, indexes: tuple[Index, Index], precision: Precis
         labels.append(torch.from_numpy(found.labels))
     with torch.inference_mode():
         projected = [projector(of_split) for of_split in features]
-    head, pooled = (
+    behind, pooled = (
         100 * knn_accuracy(train, labels[0], test, labels[1])["top1"] for train, test in (projected, features)
     )
-    return head, pooled
+    return behind, pooled
 
 
 def main() -> None:
@@ -93,7 +93,8 @@ def main() -> None:
     arguments = parser.parse_args()
     about = json.loads((arguments.run / "run.json").read_text("utf-8"))
     indexes = (open_data(about["data"]["train"]), open_data(about["data"]["val"]))
-    precision: Precision = "bf16" if about["settings"]["train"]["precision"] == "bf16" else "float32"
+    settings = Settings.model_validate(about["settings"])
+    precision: Precision = "bf16" if settings.train.precision == "bf16" else "float32"
     theirs, ours = printed(arguments.notebook), finished_epochs(arguments.run)
     wanted = {int(epoch) for epoch in arguments.epochs.split(",")} if arguments.epochs else set(ours)
     rows = []
@@ -102,7 +103,7 @@ def main() -> None:
         row = {"epoch": epoch, "loss": loss, "their loss": theirs[epoch][0], "their k-NN": theirs[epoch][1]}
         checkpoint = step_folder(arguments.run / "checkpoints", step)
         if epoch in wanted and checkpoint.exists():
-            row["k-NN, projector"], row["k-NN, backbone"] = neighbours(checkpoint, indexes, precision)
+            row["k-NN, projector"], row["k-NN, backbone"] = neighbours(checkpoint, settings.encoder, indexes, precision)
         rows.append(row)
     if arguments.json:
         print(json.dumps(rows, indent=1))

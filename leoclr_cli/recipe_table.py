@@ -46,9 +46,7 @@ def as_json(recipe: Recipe, results: Sequence[Mapping[str, Any]]) -> dict[str, A
 
 def as_markdown(recipe: Recipe, results: Sequence[Mapping[str, Any]]) -> str:
     """Title, table and notes."""
-    rows = [_HEADINGS, tuple("---" for _ in _HEADINGS)]
-    rows += [_row(recipe, cell, results) for cell in cells(recipe, results)]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    table = _markdown(_HEADINGS, [_row(recipe, cell, results) for cell in cells(recipe, results)])
     notes = "".join(f"\n- {note}" for note in (*recipe.notes, *deviations(results)))
     return f"{recipe.title} ({recipe.source})\n\n{table}\n{notes}\n" if notes else f"{recipe.title}\n\n{table}\n"
 
@@ -57,15 +55,15 @@ def as_grid(recipe: Recipe, results: Sequence[Mapping[str, Any]]) -> str:
     """A row of Markdown for each method and a column for each figure, for a page that is read and not searched."""
     found, trial = list(cells(recipe, results)), deviations(results)
     figures = [column.name for column in recipe.columns if any(cell.column is column for cell in found)]
-    lines = [("method", *figures, "forward passes", "hours"), tuple("---" for _ in range(len(figures) + 3))]
+    rows = []
     for method, about in recipe.methods.items():
         here = {cell.column.name: cell for cell in found if cell.method == method}
         if here:
             first = next(iter(here.values()))
             name = f"{method}<br>*less {about.against}*" if about.against else method
             texts = (_grid_cell(here[figure], not trial) if figure in here else "" for figure in figures)
-            lines.append((name, *texts, f"{first.passes / 1e6:,.1f} M", f"{first.hours:.2f}"))
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+            rows.append((name, *texts, f"{first.passes / 1e6:,.1f} M", f"{first.hours:.2f}"))
+    table = _markdown(("method", *figures, "forward passes", "hours"), rows)
     seeds = max((len(cell.values) for cell in found), default=0)
     intervals = "95 % intervals of the mean, and of the mean difference within a seed"
     notes = [*recipe.notes, *trial, f"{seeds} seeds; {intervals}" if seeds > 1 else "1 seed"]
@@ -150,6 +148,11 @@ def _reproduced(recipe: Recipe, cell: Cell, results: Sequence[Mapping[str, Any]]
     if cell.difference is None or deviations(results):
         return None
     return abs(cell.difference) <= recipe.tolerance
+
+
+def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = (headings, ["---"] * len(headings), *rows)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _grid_cell(cell: Cell, with_paper: bool) -> str:

@@ -13,10 +13,13 @@ import pytest
 import webdataset
 from PIL import Image
 
+from leoclr.cli.layers import resolve
+from leoclr.cli.settings import Settings
 from leoclr.datasets.scan import build_index
 
 MakeShards = Callable[..., Path]
 MakeTinted = Callable[..., Path]
+TinySettings = Callable[..., Settings]
 
 
 def png(number: int, side: int = 16) -> bytes:
@@ -59,6 +62,30 @@ def make_shards(tmp_path: Path) -> MakeShards:
                     writer.write(sample)
                     number += 1
         return folder
+
+    return make
+
+
+@pytest.fixture
+def tiny_settings() -> TinySettings:
+    """`tiny_settings(data, **changes)`: a run of seconds, on the CPU, with `section__key="value"` changed."""
+    flags = {
+        "data.batch_size": "8",
+        "data.image_size": "16",
+        "encoder.backbone": "resnet18",
+        "encoder.stem": "cifar",
+        "encoder.width": "8",
+        "moco.queue": "16",
+        "moco.bn_splits": "2",
+        "run.workers": "0",
+        "run.device": "cpu",
+        "run.trackers": "",
+        "run.checkpoint_epochs": "1",
+    }
+
+    def make(data: Path, **changes: str) -> Settings:
+        changed = {name.replace("__", "."): value for name, value in changes.items()}
+        return resolve(None, None, {}, flags | {"data.train": str(data)} | changed).settings
 
     return make
 

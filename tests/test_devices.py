@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from torch.nn import functional as F
 from leoclr.backends.losses import info_nce, nt_xent
 from leoclr.cli import training
 from leoclr.cli.app import main
-from leoclr.cli.layers import resolve
 from leoclr.cli.settings import Settings
 from leoclr.cli.train_step import TrainStep
 from leoclr.datasets import transfer
@@ -29,31 +29,18 @@ from leoclr.datasets.randomness import uniforms
 from leoclr.evals.knn import knn_accuracy
 
 MakeShards = Callable[..., Path]
+MakeSettings = Callable[..., Settings]
 MakeTinted = Callable[..., Path]
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 every_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
-FLAGS = {
-    "data.batch_size": "8",
-    "data.image_size": "16",
-    "augmentation.executor": "device",
-    "encoder.backbone": "resnet18",
-    "encoder.stem": "cifar",
-    "encoder.width": "8",
-    "moco.queue": "16",
-    "moco.bn_splits": "2",
-    "optimizer.lr": "0.01",
-    "train.epochs": "3",
-    "run.workers": "0",
-    "run.trackers": "",
-    "run.log_steps": "1",
-    "run.checkpoint_epochs": "1",
-}
 
 
-def settings(data: Path, **changes: str) -> Settings:
-    flags = FLAGS | {"data.train": str(data)} | {name.replace("__", "."): value for name, value in changes.items()}
-    return resolve(None, None, {}, flags).settings
+@pytest.fixture
+def settings(tiny_settings: MakeSettings) -> MakeSettings:
+    return partial(
+        tiny_settings, augmentation__executor="device", optimizer__lr="0.01", train__epochs="3", run__log_steps="1"
+    )
 
 
 def train(chosen: Settings, run: Path, resume: bool = False) -> bytes:
@@ -102,7 +89,7 @@ def test_a_view_is_pillows_within_a_level(device: str) -> None:
 @every_device
 @pytest.mark.parametrize("resident", ["yes", "no"])
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(
-    device: str, resident: str, make_shards: MakeShards, tmp_path: Path
+    device: str, resident: str, make_shards: MakeShards, tmp_path: Path, settings: MakeSettings
 ) -> None:
     options = {"run__device": device, "run__deterministic": "true", "data__resident": resident}
     chosen = settings(make_shards((20, 9)), **options)
@@ -131,7 +118,9 @@ def test_neighbours_are_found_by_float64_too(device: str) -> None:
 
 
 @every_device
-def test_scores_are_the_processors(device: str, make_tinted: MakeTinted, tmp_path: Path) -> None:
+def test_scores_are_the_processors(
+    device: str, make_tinted: MakeTinted, tmp_path: Path, settings: MakeSettings
+) -> None:
     data = make_tinted("data/train", [number % 3 for number in range(90)])
     make_tinted("data/test", [number % 3 for number in range(30)], seed=1)
     train(settings(data, run__device="cpu"), tmp_path / "run")
@@ -153,7 +142,7 @@ def test_scores_are_the_processors(device: str, make_tinted: MakeTinted, tmp_pat
 @pytest.mark.parametrize("resident", ["yes", "no"])
 @pytest.mark.parametrize(("backend", "views"), [("moco", "leoclr"), ("moco", "pairwise"), ("simclr", "leoclr")])
 def test_a_run_on_a_gpu_is_the_processors(
-    backend: str, views: str, resident: str, make_shards: MakeShards, tmp_path: Path
+    backend: str, views: str, resident: str, make_shards: MakeShards, tmp_path: Path, settings: MakeSettings
 ) -> None:
     data = make_shards((20, 9))
     options = {"backend": backend, "views": views, "data__resident": resident, "train__epochs": "2"}
@@ -164,7 +153,9 @@ def test_a_run_on_a_gpu_is_the_processors(
 
 @needs_gpu
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_a_gpu_trains_in_half_the_bits(precision: str, make_shards: MakeShards, tmp_path: Path) -> None:
+def test_a_gpu_trains_in_half_the_bits(
+    precision: str, make_shards: MakeShards, tmp_path: Path, settings: MakeSettings
+) -> None:
     data = make_shards((20, 9))
     for name in ("float32", precision):
         train(settings(data, run__device="cuda", train__precision=name), tmp_path / name)
@@ -172,8 +163,10 @@ def test_a_gpu_trains_in_half_the_bits(precision: str, make_shards: MakeShards, 
 
 
 @needs_gpu
-def test_a_gpu_makes_and_keeps_the_views_unless_told_otherwise(make_shards: MakeShards, tmp_path: Path) -> None:
-    train(settings(make_shards((16,)), augmentation__executor="auto"), tmp_path / "run")
+def test_a_gpu_makes_and_keeps_the_views_unless_told_otherwise(
+    make_shards: MakeShards, tmp_path: Path, settings: MakeSettings
+) -> None:
+    train(settings(make_shards((16,)), run__device="auto", augmentation__executor="auto"), tmp_path / "run")
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     assert about["settings"]["augmentation"]["executor"] == "device" and about["settings"]["data"]["resident"] == "yes"
 
@@ -182,7 +175,12 @@ def test_a_gpu_makes_and_keeps_the_views_unless_told_otherwise(make_shards: Make
 @pytest.mark.parametrize("resident", ["yes", "no"])
 @pytest.mark.parametrize("backend", ["moco", "simclr"])
 def test_no_step_makes_the_host_wait_for_the_gpu(
-    resident: str, backend: str, make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    resident: str,
+    backend: str,
+    make_shards: MakeShards,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: MakeSettings,
 ) -> None:
     """From the third step on: the first ones choose algorithms and allocate memory."""
     strict = [0]
@@ -207,7 +205,7 @@ def test_no_step_makes_the_host_wait_for_the_gpu(
 
 @needs_gpu
 @pytest.mark.slow
-def test_a_compiled_encoder_trains_alike(make_shards: MakeShards, tmp_path: Path) -> None:
+def test_a_compiled_encoder_trains_alike(make_shards: MakeShards, tmp_path: Path, settings: MakeSettings) -> None:
     data = make_shards((20, 9))
     for compiled in ("false", "true"):
         train(settings(data, run__device="cuda", train__compile=compiled), tmp_path / compiled)
@@ -215,7 +213,7 @@ def test_a_compiled_encoder_trains_alike(make_shards: MakeShards, tmp_path: Path
 
 
 @needs_gpu
-def test_memory_does_not_grow_with_the_steps(make_shards: MakeShards, tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_steps(make_shards: MakeShards, tmp_path: Path, settings: MakeSettings) -> None:
     peaks: list[int] = []
 
     def measured(self: TrainStep, pixels: dict[str, Tensor], step: int) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,32 +16,16 @@ from leoclr.backends.backbones import build_backbone
 from leoclr.cli import training
 from leoclr.cli.app import main
 from leoclr.cli.encoders import load_encoder
-from leoclr.cli.layers import resolve
 from leoclr.cli.settings import Settings
 from leoclr.datasets.errors import SettingsError
 
 MakeShards = Callable[..., Path]
-
-FLAGS = {
-    "data.batch_size": "8",
-    "data.image_size": "16",
-    "encoder.backbone": "resnet18",
-    "encoder.stem": "cifar",
-    "encoder.width": "8",
-    "moco.queue": "16",
-    "moco.bn_splits": "2",
-    "optimizer.lr": "0.05",
-    "train.epochs": "2",
-    "run.workers": "0",
-    "run.device": "cpu",
-    "run.trackers": "",
-    "run.checkpoint_epochs": "1",
-}
+MakeSettings = Callable[..., Settings]
 
 
-def settings(data: Path, **changes: str) -> Settings:
-    flags = FLAGS | {"data.train": str(data)} | {name.replace("__", "."): value for name, value in changes.items()}
-    return resolve(None, None, {}, flags).settings
+@pytest.fixture
+def settings(tiny_settings: MakeSettings) -> MakeSettings:
+    return partial(tiny_settings, optimizer__lr="0.05", train__epochs="2")
 
 
 def train(chosen: Settings, run: Path, resume: bool = False) -> Path:
@@ -48,7 +33,9 @@ def train(chosen: Settings, run: Path, resume: bool = False) -> Path:
 
 
 @pytest.mark.parametrize("backend", ["moco", "simclr"])
-def test_a_run_starts_from_the_backbone_of_another(backend: str, make_shards: MakeShards, tmp_path: Path) -> None:
+def test_a_run_starts_from_the_backbone_of_another(
+    backend: str, make_shards: MakeShards, tmp_path: Path, settings: MakeSettings
+) -> None:
     data = make_shards((16,))
     train(settings(data), tmp_path / "first")
     before = load_encoder(tmp_path / "first")
@@ -66,7 +53,9 @@ def test_a_run_starts_from_the_backbone_of_another(backend: str, make_shards: Ma
     assert json.loads((tmp_path / "fresh" / "run.json").read_text())["weights"] is None
 
 
-def test_a_resumed_run_does_not_need_them_again(make_shards: MakeShards, tmp_path: Path) -> None:
+def test_a_resumed_run_does_not_need_them_again(
+    make_shards: MakeShards, tmp_path: Path, settings: MakeSettings
+) -> None:
     data = make_shards((16,))
     torch.manual_seed(3)
     torch.save(build_backbone("resnet18", "cifar", 8).state_dict(), tmp_path / "weights.pth")
@@ -81,7 +70,7 @@ def test_a_resumed_run_does_not_need_them_again(make_shards: MakeShards, tmp_pat
 
 
 def test_other_architectures_and_missing_files_are_refused(
-    make_shards: MakeShards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_shards: MakeShards, tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: MakeSettings
 ) -> None:
     data = make_shards((16,))
     torch.save(build_backbone("resnet18", "cifar", 16).state_dict(), tmp_path / "wide.pth")
