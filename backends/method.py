@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from leoclr.backends.encoder import Encoder
+from leoclr.backends.networks.encoder import Encoder
 
 Pairs = tuple[tuple[str, str], ...]
 

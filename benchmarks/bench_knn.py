@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from leoclr.cli.devices import choose_device
-from leoclr.evals.knn import WEIGHTED_K, knn_accuracy
+from leoclr.cli.run.devices import choose_device
+from leoclr.evals.probes.knn import WEIGHTED_K, knn_accuracy
 
 _BANK, _QUERIES, _DIMENSION, _CLASSES = 50_000, 10_000, 512, 10
 

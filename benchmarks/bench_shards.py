@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leoclr.datasets.arrangement import arrange
-from leoclr.datasets.augment import AugmentationSpec
-from leoclr.datasets.encoding import Encoding
-from leoclr.datasets.loader import StepDataset, batches
-from leoclr.datasets.locate import open_data
-from leoclr.datasets.packing import Recipe, pack
-from leoclr.datasets.plan import Plan
+from leoclr.datasets.images.augment_pillow import AugmentationSpec
+from leoclr.datasets.loading.loader import StepDataset, batches
+from leoclr.datasets.loading.plan import Plan
+from leoclr.datasets.packing.arrangement import arrange
+from leoclr.datasets.packing.encoding import Encoding
+from leoclr.datasets.packing.pack import Recipe, pack
+from leoclr.datasets.packing.sources import FolderSource
 from leoclr.datasets.randomness import Permutation
-from leoclr.datasets.reader import SampleReader
-from leoclr.datasets.scan import build_index
-from leoclr.datasets.sources import FolderSource
+from leoclr.datasets.shards.locate import open_data
+from leoclr.datasets.shards.reader import SampleReader
+from leoclr.datasets.shards.scan import build_index
 from leoclr.datasets.views import POLICIES
 
 _BATCH = 50

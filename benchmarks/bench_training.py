@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from leoclr.cli import build
-from leoclr.cli.devices import choose_device
-from leoclr.cli.layers import resolve
-from leoclr.cli.optimizers import build_optimizer
-from leoclr.datasets.normalise import normalise
+from leoclr.cli.config.resolve import resolve
+from leoclr.cli.run.devices import choose_device
+from leoclr.cli.training import build
+from leoclr.cli.training.optimizers import build_optimizer
+from leoclr.datasets.images.normalise import normalise
 from leoclr.datasets.views import POLICIES
 
 _BATCH = 64

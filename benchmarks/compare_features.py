@@ -22,12 +22,12 @@ import webdataset
 from PIL import Image
 from torch import Tensor, nn
 
-from leoclr.backends.backbones import build_backbone
-from leoclr.datasets.index import Index
-from leoclr.datasets.locate import open_data
-from leoclr.datasets.normalise import normalise
-from leoclr.evals.features import Precision, extract_features
-from leoclr.evals.preprocessing import Preprocessing, WholeImage
+from leoclr.backends.networks.backbones import build_backbone
+from leoclr.datasets.images.normalise import normalise
+from leoclr.datasets.shards.index import Index
+from leoclr.datasets.shards.locate import open_data
+from leoclr.evals.features.extract import Precision, extract_features
+from leoclr.evals.features.preprocessing import Preprocessing, WholeImage
 
 BATCH, SIDE = 256, 32
 MEAN, STD = (0.49, 0.48, 0.45), (0.2, 0.2, 0.2)

@@ -20,15 +20,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from leoclr.backends.encoder import Encoder
-from leoclr.cli.checkpoint import load_checkpoint, step_folder
-from leoclr.cli.encoders import load_encoder
-from leoclr.cli.settings import EncoderSettings, Settings
-from leoclr.datasets.index import Index
-from leoclr.datasets.locate import open_data
-from leoclr.evals.features import Precision, extract_features
-from leoclr.evals.knn import knn_accuracy
-from leoclr.evals.preprocessing import Preprocessing, WholeImage
+from leoclr.backends.networks.encoder import Encoder
+from leoclr.cli.config.settings import EncoderSettings, Settings
+from leoclr.cli.run.checkpoint import load_checkpoint, step_folder
+from leoclr.cli.run.encoders import load_encoder
+from leoclr.datasets.shards.index import Index
+from leoclr.datasets.shards.locate import open_data
+from leoclr.evals.features.extract import Precision, extract_features
+from leoclr.evals.features.preprocessing import Preprocessing, WholeImage
+from leoclr.evals.probes.knn import knn_accuracy
 
 _TRAIN = re.compile(r"Train Epoch: \[(\d+)/\d+\], lr: [\d.]+, Loss: ([\d.]+): 100%")
 _TEST = re.compile(r"Test Epoch: \[(\d+)/\d+\] Acc@1:([\d.]+)%: 100%")

@@ -24,10 +24,10 @@ import webdataset
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from leoclr.cli.app import main as leoclr
-from leoclr.datasets.locate import open_data
+from leoclr.cli.commands.app import main as leoclr
 from leoclr.datasets.randomness import Permutation
-from leoclr.datasets.reader import SampleReader
+from leoclr.datasets.shards.locate import open_data
+from leoclr.datasets.shards.reader import SampleReader
 
 _SIDE = (500, 375)
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}

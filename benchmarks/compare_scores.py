@@ -23,8 +23,8 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 from torch.nn import functional as F
 
-from leoclr.evals.knn import WEIGHTED_K, nearest
-from leoclr.evals.linear import GRID, fit_probe
+from leoclr.evals.probes.knn import WEIGHTED_K, nearest
+from leoclr.evals.probes.linear import GRID, fit_probe
 
 BANK, QUERIES, DIMENSION, CLASSES = 50_000, 10_000, 512, 10
 ROWS = 1024  # of a chunk of the product: 200 MB of similarities

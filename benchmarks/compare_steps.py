@@ -34,11 +34,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from leoclr.backends.backbones import Backbone, build_backbone
-from leoclr.cli import build
-from leoclr.cli.devices import make_accelerator
-from leoclr.cli.layers import resolve
-from leoclr.cli.train_step import TrainStep
+from leoclr.backends.networks.backbones import Backbone, build_backbone
+from leoclr.cli.config.resolve import resolve
+from leoclr.cli.run.devices import make_accelerator
+from leoclr.cli.training import build
+from leoclr.cli.training.step import TrainStep
 from leoclr.datasets.views import POLICIES
 
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}

@@ -39,15 +39,15 @@ from PIL import Image, ImageFilter
 from sklearn.datasets import load_sample_images
 from torchvision import transforms
 
-from leoclr.cli.app import main as leoclr
-from leoclr.cli.augmentation import augmentation_spec
-from leoclr.cli.layers import resolve
-from leoclr.cli.settings import AugmentationSettings, Settings
-from leoclr.datasets.loader import StepDataset
-from leoclr.datasets.locate import open_data
-from leoclr.datasets.normalise import normalise
-from leoclr.datasets.plan import Plan
-from leoclr.datasets.reader import SampleReader
+from leoclr.cli.commands.app import main as leoclr
+from leoclr.cli.config.resolve import resolve
+from leoclr.cli.config.settings import AugmentationSettings, Settings
+from leoclr.cli.training.augmentation import augmentation_spec
+from leoclr.datasets.images.normalise import normalise
+from leoclr.datasets.loading.loader import StepDataset
+from leoclr.datasets.loading.plan import Plan
+from leoclr.datasets.shards.locate import open_data
+from leoclr.datasets.shards.reader import SampleReader
 from leoclr.datasets.views import POLICIES
 
 _BATCH, _SMALL_BATCH = 16, 128  # the preset `cifar10` has batches of 512

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from leoclr.datasets.arrangement import arrange
-from leoclr.datasets.packing import Recipe, pack
-from leoclr.datasets.sources import FolderSource
+from leoclr.datasets.packing.arrangement import arrange
+from leoclr.datasets.packing.pack import Recipe, pack
+from leoclr.datasets.packing.sources import FolderSource
 
 IMAGES = 1000
 SIDE = 256

@@ -17,9 +17,9 @@ from xml.parsers import expat
 import numpy as np
 from numpy.typing import NDArray
 
-from leoclr.datasets.decode import IMAGE_SUFFIXES, MAX_BYTES, decode_image
 from leoclr.datasets.errors import BadImage, DataError
 from leoclr.datasets.files import ignore, write_atomic
+from leoclr.datasets.images.decode import IMAGE_SUFFIXES, MAX_BYTES, decode_image
 
 MAX_ANNOTATION_BYTES = 2**20
 MAX_OBJECTS = 10_000

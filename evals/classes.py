@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leoclr.datasets.errors import EvaluationError
-from leoclr.datasets.index import NO_LABEL, Index
 from leoclr.datasets.randomness import uniforms
+from leoclr.datasets.shards.index import NO_LABEL, Index
 
 IntArray = NDArray[np.int64]
 

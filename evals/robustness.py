@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import stats
 
-from leoclr.datasets.augment import UNIFORMS, AugmentationSpec, crop_box
+from leoclr.datasets.images.augment_pillow import UNIFORMS, AugmentationSpec, crop_box
 from leoclr.datasets.randomness import uniforms
-from leoclr.evals.preprocessing import resized_side
+from leoclr.evals.features.preprocessing import resized_side
 
 DEFAULT_SEEDS = 5
 CROP_SCALE = (0.08, 1.0)  # torchvision's RandomResizedCrop; the paper names no range

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from leoclr.datasets.files import ignore
-from leoclr.evals.crops import Crops
-from leoclr.evals.features import Features
-from leoclr.evals.knn import DEFAULT_CHUNK, MAJORITY_K, TEMPERATURE, WEIGHTED_K, nearest, votes
-from leoclr.evals.linear import GRID, HOLDOUT_SHARE, LinearProbe, Normalisation, fit_probe
-from leoclr.evals.logistic import SolverName
-from leoclr.evals.metrics import accuracies, mean_per_class
+from leoclr.evals.accuracy import accuracies, mean_per_class
+from leoclr.evals.features.extract import Features
+from leoclr.evals.finetuning.labelled_crops import Crops
+from leoclr.evals.finetuning.supervised import Schedule
+from leoclr.evals.probes.knn import DEFAULT_CHUNK, MAJORITY_K, TEMPERATURE, WEIGHTED_K, nearest, votes
+from leoclr.evals.probes.linear import GRID, HOLDOUT_SHARE, LinearProbe, Normalisation, fit_probe
+from leoclr.evals.probes.logistic import SolverName
+from leoclr.evals.probes.sgd import MOMENTUM, SgdProbe
 from leoclr.evals.robustness import CropDrop, crop_drop
-from leoclr.evals.sgd_probe import MOMENTUM, SgdProbe
-from leoclr.evals.supervised import Schedule
 
 ProbeKind = Literal["linear", "knn"]
 
@@ -122,7 +122,7 @@ def linear_score(
 
 
 def sgd_score(probe: SgdProbe, test: Features, crops: Crops, schedule: Schedule) -> Score:
-    """The linear probe that `leoclr.evals.sgd_probe` trained on `crops` by `schedule`."""
+    """The linear probe that `leoclr.evals.probes.sgd` trained on `crops` by `schedule`."""
     scores = torch.from_numpy(probe.scores(test.features))
     label = f"linear probe by SGD, lr {probe.learning_rate:g}"
     rows = [Row("linear", label, accuracies(scores, torch.from_numpy(test.labels)))]

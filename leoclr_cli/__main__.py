@@ -1,6 +1,6 @@
 """`python -m leoclr.cli` is `leoclr`."""
 
-from leoclr.cli.app import main
+from leoclr.cli.commands.app import main
 
 if __name__ == "__main__":
     main()

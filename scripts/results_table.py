@@ -10,9 +10,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from leoclr.cli.recipe_files import load_recipe
-from leoclr.cli.recipe_results import read_results
-from leoclr.cli.recipe_table import as_grid, as_picture
+from leoclr.cli.recipes.definition import load_recipe
+from leoclr.cli.recipes.results import read_results
+from leoclr.cli.recipes.table import as_grid, as_picture
 
 ROOT = Path(__file__).parents[1]
 PAGE, RESULTS = ROOT / "README.md", ROOT / "results"

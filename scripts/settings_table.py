@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
-from leoclr.cli.keys import FIELDS, SECTIONS, get
-from leoclr.cli.setting_files import toml_value
-from leoclr.cli.settings import Settings
+from leoclr.cli.config.fields import FIELDS, SECTIONS, get
+from leoclr.cli.config.setting_files import toml_value
+from leoclr.cli.config.settings import Settings
 
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 START, END = "<!-- settings: start -->\n", "<!-- settings: end -->\n"

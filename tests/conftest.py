@@ -13,9 +13,9 @@ import pytest
 import webdataset
 from PIL import Image
 
-from leoclr.cli.layers import resolve
-from leoclr.cli.settings import Settings
-from leoclr.datasets.scan import build_index
+from leoclr.cli.config.resolve import resolve
+from leoclr.cli.config.settings import Settings
+from leoclr.datasets.shards.scan import build_index
 
 MakeShards = Callable[..., Path]
 MakeTinted = Callable[..., Path]

@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as F
 
-from leoclr.datasets.augment import UNIFORMS, AugmentationSpec, apply, augment, crop_box, draw, whole
+from leoclr.datasets.images.augment_pillow import UNIFORMS, AugmentationSpec, apply, augment, crop_box, draw, whole
 from leoclr.datasets.randomness import uniforms
 
 NEVER = AugmentationSpec(image_size=24, flip=0, jitter=0, grayscale=0, blur=0)

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from leoclr.backends.backbones import build_backbone, narrow_convolution
-from leoclr.cli import build
-from leoclr.cli.devices import accelerated, check_backbone, choose_device
-from leoclr.cli.settings import Settings
+from leoclr.backends.networks.backbones import build_backbone, narrow_convolution
+from leoclr.cli.config.settings import Settings
+from leoclr.cli.run.devices import accelerated, check_backbone, choose_device
+from leoclr.cli.training import build
 from leoclr.datasets.errors import RunError
 
 CPU = torch.device("cpu")

@@ -10,14 +10,14 @@ import torch
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
-from leoclr.backends.backbones import Backbone, build_backbone, narrow_convolution
-from leoclr.backends.batchnorm import SplitBatchNorm2d, split_batch_norm, sync_batch_norm
-from leoclr.backends.encoder import Encoder
 from leoclr.backends.losses import info_nce, nt_xent
 from leoclr.backends.method import spread
-from leoclr.backends.moco import MoCo
+from leoclr.backends.methods.moco import MoCo
+from leoclr.backends.methods.simclr import SimCLR
+from leoclr.backends.networks.backbones import Backbone, build_backbone, narrow_convolution
+from leoclr.backends.networks.batchnorm import SplitBatchNorm2d, split_batch_norm, sync_batch_norm
+from leoclr.backends.networks.encoder import Encoder
 from leoclr.backends.queue import KeyQueue
-from leoclr.backends.simclr import SimCLR
 from leoclr.datasets.views import POLICIES
 
 LEOCLR = POLICIES["leoclr"].pairs

@@ -11,8 +11,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from leoclr.cli.app import app
-from leoclr.cli.bench_report import Alternative, Part, Rate, Report
+from leoclr.cli.benchmark.summary import Alternative, Part, Rate, Report
+from leoclr.cli.commands.app import app
 from leoclr.datasets.errors import RunError
 
 SMALL = ["--preset", "quickstart", "--seconds", "1", "--device", "cpu", "--workers", "1"]

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from leoclr.datasets.block_cache import BLOCK_BYTES, BlockCache, CachedStorage
 from leoclr.datasets.errors import DataError
+from leoclr.datasets.storage.block_cache import BLOCK_BYTES, BlockCache, CachedStorage
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 2 * BLOCK_BYTES + 1000, dtype=np.uint8).tobytes()
 
@@ -126,8 +126,8 @@ def test_a_folder_that_cannot_be_written_or_a_tiny_limit_is_refused(tmp_path: Pa
 FILL = """
 import sys
 from pathlib import Path
-from leoclr.datasets.block_cache import BlockCache, CachedStorage
-from leoclr.datasets.http_storage import HttpStorage
+from leoclr.datasets.storage.block_cache import BlockCache, CachedStorage
+from leoclr.datasets.storage.http import HttpStorage
 
 address, folder = sys.argv[1], Path(sys.argv[2])
 remote = HttpStorage(address)

@@ -9,11 +9,11 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from leoclr.cli.app import main
-from leoclr.datasets.check import _groups
+from leoclr.cli.commands.app import main
 from leoclr.datasets.errors import DataError
-from leoclr.datasets.locate import open_data
-from leoclr.datasets.reader import SampleReader
+from leoclr.datasets.shards.check import _groups
+from leoclr.datasets.shards.locate import open_data
+from leoclr.datasets.shards.reader import SampleReader
 
 MakeShards = Callable[..., Path]
 Serve = Callable[[Path], str]
@@ -170,6 +170,6 @@ def test_a_split_whose_shards_have_gone_is_missed(make_shards: MakeShards, capsy
 
 def test_samples_are_read_together_within_bounds(make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch) -> None:
     index = open_data([str(make_shards((9,)))])
-    monkeypatch.setattr("leoclr.datasets.check.MAX_BYTES", int(index.length[:4].max()) * 2)
+    monkeypatch.setattr("leoclr.datasets.shards.check.MAX_BYTES", int(index.length[:4].max()) * 2)
     groups = list(_groups(index, 0, 9))
     assert [number for group in groups for number in group] == list(range(9)) and max(map(len, groups)) <= 3

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from leoclr.cli.checkpoint import JSON, load_checkpoint, newest_checkpoint, prune, save_checkpoint
+from leoclr.cli.run.checkpoint import JSON, load_checkpoint, newest_checkpoint, prune, save_checkpoint
 from leoclr.datasets.errors import CheckpointError
 from leoclr.datasets.files import sha256_file
 
@@ -243,7 +243,7 @@ KILLS = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
-from leoclr.cli.checkpoint import load_checkpoint, newest_checkpoint, prune, save_checkpoint
+from leoclr.cli.run.checkpoint import load_checkpoint, newest_checkpoint, prune, save_checkpoint
 
 folder = Path(sys.argv[1])
 
@@ -316,7 +316,7 @@ def test_kill_at_every_file_operation_and_at_random_instants_leaves_a_sound_newe
 PICKLES = """
 import sys
 from pathlib import Path
-from leoclr.cli.checkpoint import load_checkpoint
+from leoclr.cli.run.checkpoint import load_checkpoint
 from leoclr.datasets.errors import CheckpointError
 
 unpickled = []

@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from leoclr.cli import build, training
-from leoclr.cli.devices import failed_compilation
-from leoclr.cli.layers import resolve
-from leoclr.cli.settings import Settings
+from leoclr.cli.config.resolve import resolve
+from leoclr.cli.config.settings import Settings
+from leoclr.cli.run.devices import failed_compilation
+from leoclr.cli.training import build
+from leoclr.cli.training import trainer as training
 from leoclr.datasets.errors import RunError
 
 FLAGS = {

@@ -18,8 +18,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from leoclr.datasets.decode import FORMATS, MAX_BYTES, decode_image
 from leoclr.datasets.errors import BadImage
+from leoclr.datasets.images.decode import FORMATS, MAX_BYTES, decode_image
 
 
 def saved(image: Image.Image, format: str, **options: Any) -> bytes:
@@ -65,7 +65,7 @@ def huge_jpeg(side: int) -> bytes:
 
 LIMITED = """
 import resource, sys
-from leoclr.datasets.decode import decode_image
+from leoclr.datasets.images.decode import decode_image
 from leoclr.datasets.errors import BadImage
 from PIL import Image
 Image.init()
@@ -267,7 +267,7 @@ def test_nothing_is_run_and_nothing_is_unpickled() -> None:
     """In a process of its own, because an audit hook cannot be taken out again."""
     script = """
 import sys
-from leoclr.datasets.decode import decode_image
+from leoclr.datasets.images.decode import decode_image
 from leoclr.datasets.errors import BadImage
 from PIL import Image
 Image.init()

@@ -14,13 +14,13 @@ import torch
 from PIL import Image, ImageDraw
 from torchvision.models.detection import FasterRCNN
 
-from leoclr.backends.backbones import build_backbone
-from leoclr.cli.app import main
+from leoclr.backends.networks.backbones import build_backbone
+from leoclr.cli.commands.app import main
 from leoclr.datasets.errors import EvaluationError
 from leoclr.datasets.voc import BoxedImages, read_voc
-from leoclr.evals import detection
-from leoclr.evals.detection import PAPER, SMALL, Recipe, average_precision, detect, shortened, train_detector
-from leoclr.evals.detection_model import build_detector
+from leoclr.evals.detection import detector as detection
+from leoclr.evals.detection.detector import PAPER, SMALL, Recipe, average_precision, detect, shortened, train_detector
+from leoclr.evals.detection.model import build_detector
 
 CPU = torch.device("cpu")
 MICRO = Recipe(8, 2, 0.02, (6, 7), 2, (64,), 16, 200, 20)
@@ -179,7 +179,7 @@ def leoclr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     """`leoclr eval detection weights.pth ...` on a micro encoder; gives exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("leoclr.cli.detection.SMALL", MICRO)
+    monkeypatch.setattr("leoclr.cli.scoring.detection_score.SMALL", MICRO)
     torch.manual_seed(1)
     torch.save(build_backbone("resnet18", "imagenet", 4).state_dict(), tmp_path / "weights.pth")
 
@@ -204,7 +204,7 @@ def test_the_command_reports_and_remembers(
     assert "not the paper's ResNet-50" in err
 
     with monkeypatch.context() as patched:
-        patched.setattr("leoclr.cli.detection.train_detector", None)
+        patched.setattr("leoclr.cli.scoring.detection_score.train_detector", None)
         code, out, _ = leoclr("--data", voc, "--json")
     assert code == 0 and json.loads(out)["results"] == record["results"]
 

@@ -15,17 +15,17 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 
-from leoclr.cli import training
-from leoclr.cli.augmentation import settle_executor
-from leoclr.cli.layers import differences, resolve
-from leoclr.cli.settings import Settings
-from leoclr.datasets.augment import UNIFORMS, AugmentationSpec, apply, crop_box, draw
-from leoclr.datasets.device_augment import crop_boxes, draw_all, photometric
-from leoclr.datasets.loader import StepDataset, batches
-from leoclr.datasets.locate import open_data
-from leoclr.datasets.plan import Plan
+from leoclr.cli.config.resolve import differences, resolve
+from leoclr.cli.config.settings import Settings
+from leoclr.cli.training import trainer as training
+from leoclr.cli.training.augmentation import settle_executor
+from leoclr.datasets.images.augment_device import crop_boxes, draw_all, photometric
+from leoclr.datasets.images.augment_pillow import UNIFORMS, AugmentationSpec, apply, crop_box, draw
+from leoclr.datasets.loading.device_feed import on_device
+from leoclr.datasets.loading.loader import StepDataset, batches
+from leoclr.datasets.loading.plan import Plan
 from leoclr.datasets.randomness import uniforms
-from leoclr.datasets.transfer import on_device
+from leoclr.datasets.shards.locate import open_data
 from leoclr.datasets.views import POLICIES
 
 MakeShards = Callable[..., Path]

@@ -17,16 +17,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from leoclr.backends.losses import info_nce, nt_xent
-from leoclr.cli import training
-from leoclr.cli.app import main
-from leoclr.cli.settings import Settings
-from leoclr.cli.train_step import TrainStep
-from leoclr.datasets import transfer
-from leoclr.datasets.augment import UNIFORMS, AugmentationSpec, apply, crop_box, draw
-from leoclr.datasets.device_augment import crop_boxes, draw_all, photometric
-from leoclr.datasets.device_crop import crops
+from leoclr.cli.commands.app import main
+from leoclr.cli.config.settings import Settings
+from leoclr.cli.training import trainer as training
+from leoclr.cli.training.step import TrainStep
+from leoclr.datasets.images.augment_device import crop_boxes, draw_all, photometric
+from leoclr.datasets.images.augment_pillow import UNIFORMS, AugmentationSpec, apply, crop_box, draw
+from leoclr.datasets.images.crop_device import crops
+from leoclr.datasets.loading import device_feed as transfer
 from leoclr.datasets.randomness import uniforms
-from leoclr.evals.knn import knn_accuracy
+from leoclr.evals.probes.knn import knn_accuracy
 
 MakeShards = Callable[..., Path]
 MakeSettings = Callable[..., Settings]

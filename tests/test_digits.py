@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from leoclr.cli.digits import write_digits
+from leoclr.cli.quickstart.digits import write_digits
 from leoclr.datasets.errors import DataError
 
 

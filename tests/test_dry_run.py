@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from leoclr.cli.app import main
-from leoclr.datasets.locate import open_data
-from leoclr.datasets.plan import Plan
+from leoclr.cli.commands.app import main
+from leoclr.datasets.loading.plan import Plan
+from leoclr.datasets.shards.locate import open_data
 
 MakeShards = Callable[..., Path]
 

@@ -13,15 +13,15 @@ import torch
 from numpy.typing import NDArray
 from pyarrow import parquet
 
-from leoclr.backends.backbones import build_backbone
-from leoclr.cli.app import main
-from leoclr.cli.encoders import load_encoder
+from leoclr.backends.networks.backbones import build_backbone
+from leoclr.cli.commands.app import main
+from leoclr.cli.run.encoders import load_encoder
 from leoclr.datasets.files import ignore
-from leoclr.datasets.locate import open_data
-from leoclr.datasets.reader import SampleReader
-from leoclr.evals import feature_pieces
-from leoclr.evals.features import Features
-from leoclr.evals.preprocessing import WholeImage
+from leoclr.datasets.shards.locate import open_data
+from leoclr.datasets.shards.reader import SampleReader
+from leoclr.evals.features import pieces as feature_pieces
+from leoclr.evals.features.extract import Features
+from leoclr.evals.features.preprocessing import WholeImage
 
 Run = Callable[..., tuple[int, str, str]]
 MakeShards = Callable[..., Path]
@@ -155,7 +155,7 @@ def test_what_is_there_already_is_not_computed_again(
     assert embed("--data", data)[0] == 0
     with monkeypatch.context() as patched:
         patched.setattr(feature_pieces, "extract_pieces", None)
-        patched.setattr("leoclr.cli.embed.extract_pieces", None)
+        patched.setattr("leoclr.cli.scoring.embedding.extract_pieces", None)
         code, out, err = embed("--data", data)
     assert code == 0 and "there already" in err and "10 x 64" in out
     assert embed("--data", make_shards((11,), name="other"), "--json")[1].count('"rows": 11') == 1
@@ -195,7 +195,7 @@ def test_a_wrong_name_and_a_missing_library(
     data = make_shards((4,))
     code, _, err = embed("--data", data, "-o", "features.csv")
     assert code == 2 and ".npy or .parquet" in err and err.count("\n") == 1
-    monkeypatch.setattr("leoclr.evals.feature_files.find_spec", ignore)
+    monkeypatch.setattr("leoclr.evals.features.files.find_spec", ignore)
     code, _, err = embed("--data", data, "-o", "features.parquet")
     assert code == 2 and "pip install 'leoclr-cli[parquet]'" in err
 

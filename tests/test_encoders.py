@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from leoclr.backends.backbones import Backbone, build_backbone
-from leoclr.backends.encoder import Encoder
-from leoclr.backends.moco import MoCo
+from leoclr.backends.methods.moco import MoCo
+from leoclr.backends.networks.backbones import Backbone, build_backbone
+from leoclr.backends.networks.encoder import Encoder
 from leoclr.backends.queue import KeyQueue
-from leoclr.cli.checkpoint import load_checkpoint, save_checkpoint
-from leoclr.cli.encoders import fresh_encoder, load_encoder, write_encoder
-from leoclr.cli.runs import RunFolder
-from leoclr.cli.settings import Settings
+from leoclr.cli.config.settings import Settings
+from leoclr.cli.run.checkpoint import load_checkpoint, save_checkpoint
+from leoclr.cli.run.encoders import fresh_encoder, load_encoder, write_encoder
+from leoclr.cli.run.folder import RunFolder
 from leoclr.datasets.errors import CheckpointError
 
 SETTINGS = Settings.model_validate(
@@ -254,7 +254,7 @@ class Malicious:
 LOAD_ALL = """
 import sys
 from pathlib import Path
-from leoclr.cli.encoders import load_encoder
+from leoclr.cli.run.encoders import load_encoder
 from leoclr.datasets.errors import CheckpointError
 
 started = []

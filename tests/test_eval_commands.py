@@ -18,13 +18,13 @@ import pytest
 import torch
 from PIL import Image
 
-from leoclr.backends.backbones import Backbone, build_backbone
-from leoclr.cli.app import main
-from leoclr.cli.checkpoint import save_checkpoint
-from leoclr.cli.runs import RunFolder
-from leoclr.cli.settings import Settings
-from leoclr.datasets.index import Index
-from leoclr.datasets.scan import build_index
+from leoclr.backends.networks.backbones import Backbone, build_backbone
+from leoclr.cli.commands.app import main
+from leoclr.cli.config.settings import Settings
+from leoclr.cli.run.checkpoint import save_checkpoint
+from leoclr.cli.run.folder import RunFolder
+from leoclr.datasets.shards.index import Index
+from leoclr.datasets.shards.scan import build_index
 
 SIZE = 16
 CLASSES = ("blue", "green", "red")

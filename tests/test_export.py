@@ -15,16 +15,16 @@ import typer
 from torch import Tensor
 from typer.testing import CliRunner
 
-from leoclr.backends.backbones import build_backbone
-from leoclr.cli.checkpoint import save_checkpoint
-from leoclr.cli.command import LeoclrCommand
-from leoclr.cli.encoders import LoadedEncoder, load_encoder
-from leoclr.cli.export import TOLERANCE, export_encoder
-from leoclr.cli.export_command import default_path, export
-from leoclr.cli.export_formats import ExportFormat
-from leoclr.cli.export_targets import Network, Safetensors
-from leoclr.cli.runs import RunFolder
-from leoclr.cli.settings import Settings
+from leoclr.backends.networks.backbones import build_backbone
+from leoclr.cli.commands.export import default_path, export
+from leoclr.cli.commands.parsing import LeoclrCommand
+from leoclr.cli.config.settings import Settings
+from leoclr.cli.exporting.export import TOLERANCE, export_encoder
+from leoclr.cli.exporting.formats import ExportFormat
+from leoclr.cli.exporting.targets import Network, Safetensors
+from leoclr.cli.run.checkpoint import save_checkpoint
+from leoclr.cli.run.encoders import LoadedEncoder, load_encoder
+from leoclr.cli.run.folder import RunFolder
 from leoclr.datasets.errors import CheckpointError, SettingsError
 
 app = typer.Typer()

@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from leoclr.datasets import augment, fast_augment
-from leoclr.datasets.augment import UNIFORMS, AugmentationSpec, Photometric, draw
-from leoclr.datasets.decode import decode_image, decode_pixels
 from leoclr.datasets.errors import BadImage
-from leoclr.datasets.executors import EXECUTORS, one_view
-from leoclr.datasets.loader import StepDataset, batches
-from leoclr.datasets.locate import open_data
-from leoclr.datasets.plan import Plan
+from leoclr.datasets.images import augment_opencv as fast_augment
+from leoclr.datasets.images import augment_pillow as augment
+from leoclr.datasets.images.augment_pillow import UNIFORMS, AugmentationSpec, Photometric, draw
+from leoclr.datasets.images.decode import decode_image, decode_pixels
+from leoclr.datasets.images.executors import EXECUTORS, one_view
+from leoclr.datasets.loading.loader import StepDataset, batches
+from leoclr.datasets.loading.plan import Plan
 from leoclr.datasets.randomness import uniforms
+from leoclr.datasets.shards.locate import open_data
 from leoclr.datasets.views import POLICIES, ViewKind
 
 Pixels = NDArray[np.uint8]

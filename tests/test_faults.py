@@ -35,11 +35,11 @@ from safetensors.torch import load_file
 from torch.utils.data import Dataset
 
 from leoclr.backends.method import StepOutput
-from leoclr.backends.moco import MoCo
-from leoclr.cli.app import main
-from leoclr.cli.checkpoint import newest_checkpoint
-from leoclr.datasets import workers
+from leoclr.backends.methods.moco import MoCo
+from leoclr.cli.commands.app import main
+from leoclr.cli.run.checkpoint import newest_checkpoint
 from leoclr.datasets.errors import DataError
+from leoclr.datasets.loading import workers
 
 MakeShards = Callable[..., Path]
 

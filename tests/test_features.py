@@ -14,14 +14,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision import transforms
 
-from leoclr.backends.backbones import Backbone, build_backbone
-from leoclr.datasets.augment import AugmentationSpec, placed
+from leoclr.backends.networks.backbones import Backbone, build_backbone
 from leoclr.datasets.errors import BadImage, DataError, EvaluationError
-from leoclr.datasets.index import Index
-from leoclr.datasets.scan import build_index
-from leoclr.evals.feature_cache import FeatureCache, feature_key
-from leoclr.evals.features import Features, check_features, extract_features
-from leoclr.evals.preprocessing import CentreCrop, Preprocessing, WholeImage, standard_view
+from leoclr.datasets.images.augment_pillow import AugmentationSpec, placed
+from leoclr.datasets.shards.index import Index
+from leoclr.datasets.shards.scan import build_index
+from leoclr.evals.features.cache import FeatureCache, feature_key
+from leoclr.evals.features.extract import Features, check_features, extract_features
+from leoclr.evals.features.preprocessing import CentreCrop, Preprocessing, WholeImage, standard_view
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 WHOLE = Preprocessing(WholeImage(16), MEAN, STD)

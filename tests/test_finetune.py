@@ -12,17 +12,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from leoclr.backends.backbones import Backbone, build_backbone
+from leoclr.backends.networks.backbones import Backbone, build_backbone
 from leoclr.datasets.errors import EvaluationError
-from leoclr.datasets.index import Index
-from leoclr.datasets.locate import open_data
-from leoclr.evals.crops import Crops
-from leoclr.evals.finetune import Diverged, Recipe, finetune, network_scores
-from leoclr.evals.label_subsets import balanced_subset, label_subset, parse_percent
-from leoclr.evals.metrics import accuracies, mean_per_class
-from leoclr.evals.preprocessing import Preprocessing, WholeImage
-from leoclr.evals.supervised import Schedule
-from leoclr.evals.work import Work
+from leoclr.datasets.shards.index import Index
+from leoclr.datasets.shards.locate import open_data
+from leoclr.evals.accuracy import accuracies, mean_per_class
+from leoclr.evals.features.preprocessing import Preprocessing, WholeImage
+from leoclr.evals.finetuning.finetune import Diverged, Recipe, finetune, network_scores
+from leoclr.evals.finetuning.label_subsets import balanced_subset, label_subset, parse_percent
+from leoclr.evals.finetuning.labelled_crops import Crops
+from leoclr.evals.finetuning.supervised import Schedule
+from leoclr.evals.job_cache import Work
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 RECIPE = Recipe(Schedule(2, "cosine"), backbone_lr=0.01, head_lr=0.3, weight_decay=1e-4, batch_size=16)

@@ -13,18 +13,18 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
-from leoclr.backends.backbones import build_backbone
-from leoclr.cli.app import main
-from leoclr.cli.checkpoint import save_checkpoint
-from leoclr.cli.finetuning import label_recipe
-from leoclr.cli.runs import RunFolder
-from leoclr.cli.settings import Settings
-from leoclr.cli.transfer_data import transfer_data
-from leoclr.datasets.arrangement import arrange
+from leoclr.backends.networks.backbones import build_backbone
+from leoclr.cli.commands.app import main
+from leoclr.cli.config.settings import Settings
+from leoclr.cli.run.checkpoint import save_checkpoint
+from leoclr.cli.run.folder import RunFolder
+from leoclr.cli.scoring.finetuning import label_recipe
+from leoclr.cli.scoring.transfer_data import transfer_data
 from leoclr.datasets.errors import DataError, EvaluationError
-from leoclr.datasets.index import Index
-from leoclr.datasets.sources import open_source
-from leoclr.evals.hyperparameters import LEARNING_RATES, WEIGHT_DECAYS, Point, best, edges, grid, logarithmic
+from leoclr.datasets.packing.arrangement import arrange
+from leoclr.datasets.packing.sources import open_source
+from leoclr.datasets.shards.index import Index
+from leoclr.evals.finetuning.hyperparameters import LEARNING_RATES, WEIGHT_DECAYS, Point, best, edges, grid, logarithmic
 
 SETTINGS = Settings.model_validate(
     {"data": {"image_size": 16}, "encoder": {"backbone": "resnet18", "stem": "cifar", "width": 8}}

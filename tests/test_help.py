@@ -13,7 +13,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from leoclr.cli.app import app
+from leoclr.cli.commands.app import app
 
 HEAVY = ("accelerate", "scipy", "sklearn", "torch", "torchvision", "webdataset")
 
@@ -54,7 +54,7 @@ def test_help_imports_nothing_heavy() -> None:
     program = f"""
 import json, sys
 from typer.testing import CliRunner
-from leoclr.cli.app import app
+from leoclr.cli.commands.app import app
 for path in {COMMANDS!r}:
     assert CliRunner().invoke(app, [*path, "--help"]).exit_code == 0
 print(json.dumps(sorted(set({HEAVY!r}) & set(sys.modules))))

@@ -15,12 +15,12 @@ from urllib.request import Request, urlopen
 import numpy as np
 import pytest
 
-from leoclr.cli.app import main
-from leoclr.datasets.addresses import check_address, shown
+from leoclr.cli.commands.app import main
 from leoclr.datasets.errors import DataError
-from leoclr.datasets.http_storage import HttpStorage
-from leoclr.datasets.retries import Patience
-from leoclr.datasets.storage import Missing, as_file, open_storage
+from leoclr.datasets.storage.addresses import check_address, shown
+from leoclr.datasets.storage.http import HttpStorage
+from leoclr.datasets.storage.opening import Missing, as_file, open_storage
+from leoclr.datasets.storage.retries import Patience
 
 QUICK = Patience(attempts=3, first_wait=0.01, longest_wait=0.05, silence=0.4, request=0.8)
 CONTENT = np.random.default_rng(0).integers(0, 256, 300_000, dtype=np.uint8).tobytes()
@@ -260,7 +260,7 @@ def test_an_answer_that_is_longer_than_it_says_ends_the_read(monkeypatch: pytest
         def read1(self, count: int) -> bytes:
             return bytes(100)
 
-    monkeypatch.setattr("leoclr.datasets.http_storage.get", lambda *arguments: nullcontext(Answer()))
+    monkeypatch.setattr("leoclr.datasets.storage.http.get", lambda *arguments: nullcontext(Answer()))
     with pytest.raises(DataError, match="contradicts itself on its length"):
         storage("http://127.0.0.1").read(0, 1)
 

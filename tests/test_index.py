@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from leoclr.datasets.errors import DataError
-from leoclr.datasets.index import Index, concatenate
-from leoclr.datasets.reader import SampleReader
-from leoclr.datasets.scan import build_index
+from leoclr.datasets.shards.index import Index, concatenate
+from leoclr.datasets.shards.reader import SampleReader
+from leoclr.datasets.shards.scan import build_index
 
 Columns = dict[str, NDArray[Any]]
 

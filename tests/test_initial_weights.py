@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from leoclr.backends.backbones import build_backbone
-from leoclr.cli import training
-from leoclr.cli.app import main
-from leoclr.cli.encoders import load_encoder
-from leoclr.cli.settings import Settings
+from leoclr.backends.networks.backbones import build_backbone
+from leoclr.cli.commands.app import main
+from leoclr.cli.config.settings import Settings
+from leoclr.cli.run.encoders import load_encoder
+from leoclr.cli.training import trainer as training
 from leoclr.datasets.errors import SettingsError
 
 MakeShards = Callable[..., Path]

@@ -11,8 +11,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 from torch.nn import functional as F
 
-from leoclr.evals.knn import knn_accuracy, nearest, votes
-from leoclr.evals.metrics import accuracies
+from leoclr.evals.accuracy import accuracies
+from leoclr.evals.probes.knn import knn_accuracy, nearest, votes
 
 CHUNKS = [40, 70, 999, 2**20]
 

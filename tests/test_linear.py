@@ -9,8 +9,8 @@ import pytest
 
 from leoclr.datasets.errors import EvaluationError
 from leoclr.evals.classes import stratified_holdout
-from leoclr.evals.features import Features, FloatArray, IntArray
-from leoclr.evals.linear import GRID, LinearProbe, Normalisation, fit_probe
+from leoclr.evals.features.extract import Features, FloatArray, IntArray
+from leoclr.evals.probes.linear import GRID, LinearProbe, Normalisation, fit_probe
 from leoclr.evals.scores import linear_score
 
 
@@ -117,7 +117,7 @@ def test_the_solver_on_the_device_chooses_as_scikit_learn_and_in_chunks(monkeypa
     assert whole.c == expected.c
     assert whole.holdout == pytest.approx(expected.holdout, abs=0.02)
     at_once = fit_probe(*train, grid=(0.01,), solver="device")
-    monkeypatch.setattr("leoclr.evals.logistic._SCORES_AT_A_TIME", 4 * 70)  # 70 samples of four classes
+    monkeypatch.setattr("leoclr.evals.probes.logistic._SCORES_AT_A_TIME", 4 * 70)  # 70 samples of four classes
     chunked = fit_probe(*train, grid=(0.01,), solver="device")
     np.testing.assert_allclose(chunked.coefficients, at_once.coefficients, atol=2e-3)
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from leoclr.datasets.augment import AugmentationSpec
 from leoclr.datasets.errors import DataError
-from leoclr.datasets.index import Index
-from leoclr.datasets.loader import Batch, StepDataset, batches
-from leoclr.datasets.locate import open_data
-from leoclr.datasets.plan import Plan
+from leoclr.datasets.images.augment_pillow import AugmentationSpec
+from leoclr.datasets.loading.loader import Batch, StepDataset, batches
+from leoclr.datasets.loading.plan import Plan
+from leoclr.datasets.shards.index import Index
+from leoclr.datasets.shards.locate import open_data
 from leoclr.datasets.views import POLICIES
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than CPUs, on purpose

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from leoclr.datasets.errors import DataError
-from leoclr.datasets.index import Index
-from leoclr.datasets.locate import check_specs, expand_braces, open_data, shard_paths, sibling_split
-from leoclr.datasets.scan import build_index
+from leoclr.datasets.shards.index import Index
+from leoclr.datasets.shards.locate import check_specs, expand_braces, open_data, shard_paths, sibling_split
+from leoclr.datasets.shards.scan import build_index
 
 
 @pytest.fixture

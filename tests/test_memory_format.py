@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from leoclr.backends.backbones import Backbone, build_backbone
-from leoclr.backends.memory_format import keep_short_rows_contiguous
-from leoclr.backends.moco import MoCo
-from leoclr.cli import build
-from leoclr.cli.settings import Settings
+from leoclr.backends.methods.moco import MoCo
+from leoclr.backends.networks.backbones import Backbone, build_backbone
+from leoclr.backends.networks.memory_format import keep_short_rows_contiguous
+from leoclr.cli.config.settings import Settings
+from leoclr.cli.training import build
 
 
 def contiguous_stages(backbone: nn.Module) -> set[str]:

@@ -10,8 +10,14 @@ import torch
 from timm.optim.lars import Lars
 from torch import nn
 
-from leoclr.cli.optimizers import LARS, build_optimizer, learning_rate, load_optimizer_tensors, optimizer_tensors
-from leoclr.cli.settings import OptimizerSettings
+from leoclr.cli.config.settings import OptimizerSettings
+from leoclr.cli.training.optimizers import (
+    LARS,
+    build_optimizer,
+    learning_rate,
+    load_optimizer_tensors,
+    optimizer_tensors,
+)
 
 
 def test_the_rate_warms_up_linearly_and_then_follows_half_a_cosine() -> None:

@@ -21,7 +21,7 @@ PROJECT, SETUPTOOLS = PYPROJECT["project"], PYPROJECT["tool"]["setuptools"]
 
 
 def test_every_folder_with_code_is_in_the_wheel() -> None:
-    packaged = {SETUPTOOLS["package-dir"][name] for name in SETUPTOOLS["packages"]}
+    packaged = {folder_of(name) for name in SETUPTOOLS["packages"]}
     with_code = {str(file.parent.relative_to(ROOT)) for folder in FOLDERS for file in (ROOT / folder).rglob("*.py")}
     assert packaged == with_code
 
@@ -37,14 +37,17 @@ def test_everything_that_is_no_code_is_in_the_wheel_too() -> None:
     patterns = SETUPTOOLS["package-data"]
     for folder in FOLDERS:
         assert (ROOT / folder / "py.typed").exists()
-        name = f"leoclr.{folder.removeprefix('leoclr_')}"
         data = {
             file
             for file in (ROOT / folder).rglob("*")
             if file.is_file() and file.suffix not in (".py", ".pyc") and "__pycache__" not in file.parts
         }
         listed = {
-            file for pattern in (*patterns["*"], *patterns.get(name, ())) for file in (ROOT / folder).glob(pattern)
+            file
+            for name, globs in patterns.items()
+            for pattern in globs
+            for file in (ROOT / (folder if name == "*" else folder_of(name))).glob(pattern)
+            if file.is_relative_to(ROOT / folder)
         }
         assert data == listed
 
@@ -100,6 +103,12 @@ def test_the_module_runs_like_the_command_from_any_folder(tmp_path: Path) -> Non
     for folder in (ROOT, tmp_path):
         printed = subprocess.check_output([sys.executable, "-m", "leoclr.cli", "--version"], cwd=folder, text=True)
         assert printed == f"leoclr {PROJECT['version']}\n"
+
+
+def folder_of(package: str) -> str:
+    """The folder of `leoclr.cli.config`: `leoclr_cli/config`."""
+    root, *inner = package.removeprefix("leoclr.").split(".")
+    return "/".join((SETUPTOOLS["package-dir"][f"leoclr.{root}"], *inner))
 
 
 def requirement_name(requirement: str) -> str:

@@ -16,16 +16,16 @@ import pytest
 import webdataset
 from PIL import Image
 
-from leoclr.datasets.arrangement import arrange
-from leoclr.datasets.decode import decode_image
-from leoclr.datasets.encoding import Encoding
 from leoclr.datasets.errors import BadImage, DataError, RunError
-from leoclr.datasets.index import Index
-from leoclr.datasets.locate import open_data
-from leoclr.datasets.packing import PackedSplit, Recipe, ordered_map, pack
-from leoclr.datasets.reader import SampleReader
-from leoclr.datasets.sources import open_source
-from leoclr.datasets.staging import staged
+from leoclr.datasets.images.decode import decode_image
+from leoclr.datasets.packing.arrangement import arrange
+from leoclr.datasets.packing.encoding import Encoding
+from leoclr.datasets.packing.pack import PackedSplit, Recipe, ordered_map, pack
+from leoclr.datasets.packing.sources import open_source
+from leoclr.datasets.packing.staging import staged
+from leoclr.datasets.shards.index import Index
+from leoclr.datasets.shards.locate import open_data
+from leoclr.datasets.shards.reader import SampleReader
 
 
 def encoded(seed: int = 0, width: int = 24, height: int = 16, format: str = "PNG", **options: Any) -> bytes:

@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from leoclr.cli.pictures import neighbours_picture, views_picture
-from leoclr.datasets.augment import UNIFORMS, AugmentationSpec, augment, crop_box
+from leoclr.cli.plotting.pictures import neighbours_picture, views_picture
+from leoclr.datasets.images.augment_pillow import UNIFORMS, AugmentationSpec, augment, crop_box
 from leoclr.datasets.randomness import uniforms
 from leoclr.datasets.views import POLICIES
 

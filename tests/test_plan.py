@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from leoclr.datasets.errors import DataError
-from leoclr.datasets.plan import Plan
+from leoclr.datasets.loading.plan import Plan
 
 WINDOWS = [0, 16, 50, 10_000]
 

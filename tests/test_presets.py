@@ -8,10 +8,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from leoclr.cli.config_command import show_config
-from leoclr.cli.keys import get
-from leoclr.cli.layers import describe_presets, preset_names, preset_path, resolve
-from leoclr.cli.settings import Settings
+from leoclr.cli.commands.show_config import show_config
+from leoclr.cli.config.fields import get
+from leoclr.cli.config.resolve import describe_presets, preset_names, preset_path, resolve
+from leoclr.cli.config.settings import Settings
 from leoclr.datasets.errors import SettingsError
 
 

@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from leoclr.cli.app import app
-from leoclr.cli.checkpoint import newest_checkpoint
-from leoclr.cli.encoders import load_encoder
+from leoclr.cli.commands.app import app
+from leoclr.cli.run.checkpoint import newest_checkpoint
+from leoclr.cli.run.encoders import load_encoder
 from leoclr.datasets.errors import DataError, RunError
-from leoclr.datasets.locate import open_data
+from leoclr.datasets.shards.locate import open_data
 
 KINDS = ["trained", "pixels", "untrained"]
 

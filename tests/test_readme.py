@@ -19,10 +19,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from leoclr.cli.app import app
-from leoclr.cli.keys import FIELDS
-from leoclr.cli.layers import preset_names, resolve
-from leoclr.cli.setting_files import read_settings_file
+from leoclr.cli.commands.app import app
+from leoclr.cli.config.fields import FIELDS
+from leoclr.cli.config.resolve import preset_names, resolve
+from leoclr.cli.config.setting_files import read_settings_file
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from leoclr.datasets import fast_augment
-from leoclr.datasets.augment import UNIFORMS, AugmentationSpec, crop_box
-from leoclr.datasets.decode import decode_pixels
 from leoclr.datasets.errors import BadImage
-from leoclr.datasets.executors import EXECUTORS
+from leoclr.datasets.images import augment_opencv as fast_augment
+from leoclr.datasets.images.augment_pillow import UNIFORMS, AugmentationSpec, crop_box
+from leoclr.datasets.images.decode import decode_pixels
+from leoclr.datasets.images.executors import EXECUTORS
 from leoclr.datasets.randomness import uniforms
 from leoclr.datasets.views import ViewKind
 

@@ -14,16 +14,16 @@ from urllib.request import Request, urlopen
 import numpy as np
 import pytest
 
-from leoclr.cli.app import main
-from leoclr.cli.remote_data import check_cache
-from leoclr.cli.settings import DataSettings, RunSettings, Settings
-from leoclr.datasets.block_cache import BlockCache
+from leoclr.cli.commands.app import main
+from leoclr.cli.config.settings import DataSettings, RunSettings, Settings
+from leoclr.cli.training.remote_cache import check_cache
 from leoclr.datasets.errors import DataError, RunError
-from leoclr.datasets.index import Index, Shard
-from leoclr.datasets.locate import open_data
-from leoclr.datasets.reader import SampleReader
-from leoclr.datasets.reindex import write_indexes
-from leoclr.datasets.remote import working_set
+from leoclr.datasets.shards.index import Index, Shard
+from leoclr.datasets.shards.locate import open_data
+from leoclr.datasets.shards.reader import SampleReader
+from leoclr.datasets.shards.reindex import write_indexes
+from leoclr.datasets.shards.remote import working_set
+from leoclr.datasets.storage.block_cache import BlockCache
 
 MakeShards = Callable[..., Path]
 Serve = Callable[[Path], str]

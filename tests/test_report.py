@@ -16,15 +16,15 @@ import pytest
 import torch
 from PIL import Image
 
-from leoclr.backends.backbones import build_backbone
-from leoclr.cli.app import main
-from leoclr.cli.checkpoint import save_checkpoint
-from leoclr.cli.markup import Html, element
-from leoclr.cli.report_charts import thin, ticks
-from leoclr.cli.report_map import places
-from leoclr.cli.report_pictures import thumbnails
-from leoclr.cli.runs import RunFolder
-from leoclr.cli.settings import Settings
+from leoclr.backends.networks.backbones import build_backbone
+from leoclr.cli.commands.app import main
+from leoclr.cli.config.settings import Settings
+from leoclr.cli.reporting.feature_map import places
+from leoclr.cli.reporting.line_charts import thin, ticks
+from leoclr.cli.reporting.markup import Html, element
+from leoclr.cli.reporting.run_pictures import thumbnails
+from leoclr.cli.run.checkpoint import save_checkpoint
+from leoclr.cli.run.folder import RunFolder
 
 Run = Callable[..., tuple[int, str]]
 MakeShards = Callable[..., Path]

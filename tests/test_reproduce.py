@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from leoclr.cli.app import main
-from leoclr.cli.eval_commands import app as eval_app
-from leoclr.cli.recipe_files import Recipe, load_recipe, names
-from leoclr.cli.recipe_results import _elsewhere, _elsewhere_in, _places, cells, forward_passes, half_width
-from leoclr.cli.recipe_steps import Plan
-from leoclr.cli.recipe_table import as_grid, as_json, as_markdown, as_picture
+from leoclr.cli.commands.app import main
+from leoclr.cli.commands.eval.group import app as eval_app
+from leoclr.cli.recipes.definition import Recipe, load_recipe, names
+from leoclr.cli.recipes.results import _elsewhere, _elsewhere_in, _places, cells, forward_passes, half_width
+from leoclr.cli.recipes.steps import Plan
+from leoclr.cli.recipes.table import as_grid, as_json, as_markdown, as_picture
 from leoclr.datasets.views import POLICIES
 
 MakeShards = Callable[..., Path]

@@ -19,21 +19,22 @@ import webdataset
 from PIL import Image
 from safetensors.torch import load_file
 
-from leoclr.cli import resident_choice, training
-from leoclr.cli.layers import differences, resolve
-from leoclr.cli.resident_choice import _worth_it, settle_resident
-from leoclr.cli.settings import Settings
-from leoclr.datasets.augment import UNIFORMS, AugmentationSpec, crop_box, whole
-from leoclr.datasets.device_augment import crop_boxes
-from leoclr.datasets.device_crop import crops, wholes
+from leoclr.cli.config.resolve import differences, resolve
+from leoclr.cli.config.settings import Settings
+from leoclr.cli.training import resident_choice
+from leoclr.cli.training import trainer as training
+from leoclr.cli.training.resident_choice import _worth_it, settle_resident
 from leoclr.datasets.errors import DataError, RunError, SettingsError
-from leoclr.datasets.index import Index
-from leoclr.datasets.loader import Batch, StepDataset, batches
-from leoclr.datasets.locate import open_data
-from leoclr.datasets.plan import Plan
+from leoclr.datasets.images.augment_device import crop_boxes
+from leoclr.datasets.images.augment_pillow import UNIFORMS, AugmentationSpec, crop_box, whole
+from leoclr.datasets.images.crop_device import crops, wholes
+from leoclr.datasets.loading.device_feed import on_device
+from leoclr.datasets.loading.loader import Batch, StepDataset, batches
+from leoclr.datasets.loading.plan import Plan
+from leoclr.datasets.loading.resident import ResidentImages, load_resident, resident_batches
 from leoclr.datasets.randomness import uniforms
-from leoclr.datasets.resident import ResidentImages, load_resident, resident_batches
-from leoclr.datasets.transfer import on_device
+from leoclr.datasets.shards.index import Index
+from leoclr.datasets.shards.locate import open_data
 from leoclr.datasets.views import POLICIES
 
 MakeShards = Callable[..., Path]

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from leoclr.evals.features import Features
+from leoclr.evals.features.extract import Features
 from leoclr.evals.robustness import RandomCrop, crop_drop, square_part
 from leoclr.evals.scores import ProbeKind, robustness_score
 

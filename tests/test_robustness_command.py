@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from leoclr.backends.backbones import build_backbone
-from leoclr.cli.app import main
-from leoclr.cli.robustness import _names
+from leoclr.backends.networks.backbones import build_backbone
+from leoclr.cli.commands.app import main
+from leoclr.cli.scoring.robustness_comparison import _names
 from leoclr.evals.robustness import CURVE_SHARES
 
 Run = Callable[..., tuple[int, str, str]]

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from leoclr.cli.checkpoint import save_checkpoint
-from leoclr.cli.lock import RunLock
-from leoclr.cli.runs import RunFolder, newest_run, resolve_checkpoint
+from leoclr.cli.run.checkpoint import save_checkpoint
+from leoclr.cli.run.folder import RunFolder, newest_run, resolve_checkpoint
+from leoclr.cli.run.lock import RunLock
 from leoclr.datasets.errors import CheckpointError, RunError
 
 
@@ -130,7 +130,7 @@ def test_what_is_no_checkpoint_is_said_plainly(tmp_path: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from leoclr.cli.lock import RunLock
+from leoclr.cli.run.lock import RunLock
 with RunLock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(100)
@@ -139,7 +139,7 @@ with RunLock(Path(sys.argv[1])):
 FORK = """
 import os, sys, time
 from pathlib import Path
-from leoclr.cli.lock import RunLock
+from leoclr.cli.run.lock import RunLock
 with RunLock(Path(sys.argv[1])):
     if os.fork() == 0:
         print("held", flush=True)  # by the child, once it has run what it does at a fork

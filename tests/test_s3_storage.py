@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from leoclr.datasets.block_cache import BlockCache
 from leoclr.datasets.errors import DataError
-from leoclr.datasets.locate import open_data
-from leoclr.datasets.reader import SampleReader
-from leoclr.datasets.retries import Patience
-from leoclr.datasets.s3_storage import open_s3
-from leoclr.datasets.storage import Missing
+from leoclr.datasets.shards.locate import open_data
+from leoclr.datasets.shards.reader import SampleReader
+from leoclr.datasets.storage.block_cache import BlockCache
+from leoclr.datasets.storage.opening import Missing
+from leoclr.datasets.storage.retries import Patience
+from leoclr.datasets.storage.s3 import open_s3
 
 boto3 = pytest.importorskip("boto3")
 
@@ -102,8 +102,8 @@ def test_without_boto3_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 )
 def test_a_request_that_cannot_be_made_says_why(tmp_path: Path, given: dict[str, str], message: str) -> None:
     script = """
-from leoclr.datasets.retries import Patience
-from leoclr.datasets.s3_storage import open_s3
+from leoclr.datasets.storage.retries import Patience
+from leoclr.datasets.storage.s3 import open_s3
 try:
     open_s3("s3://images/x.tar", patience=Patience(attempts=2, first_wait=0.01)).size()
 except Exception as error:

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from leoclr.datasets.index import Index, Shard
-from leoclr.datasets.plan import Plan
+from leoclr.datasets.loading.plan import Plan
+from leoclr.datasets.shards.index import Index, Shard
 
 SHARDS, PER_SHARD, KEY_LENGTH = 1_000, 10_000, 8
 Result = TypeVar("Result")

@@ -15,9 +15,9 @@ import pytest
 import webdataset
 
 from leoclr.datasets.errors import DataError
-from leoclr.datasets.reader import SampleReader
-from leoclr.datasets.scan import build_index
-from leoclr.datasets.tar import MAX_EXTENDED_BYTES
+from leoclr.datasets.shards.reader import SampleReader
+from leoclr.datasets.shards.scan import build_index
+from leoclr.datasets.shards.tar import MAX_EXTENDED_BYTES
 
 Members = Sequence[tuple[str, bytes]]
 IMAGE = b"bytes of an image"
@@ -356,7 +356,7 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 from leoclr.datasets.errors import DataError
-from leoclr.datasets.scan import build_index
+from leoclr.datasets.shards.scan import build_index
 for name in sys.argv[1:]:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:

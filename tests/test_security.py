@@ -57,8 +57,9 @@ def hook(event, arguments):
 
 sys.addaudithook(hook)
 import accelerate, sklearn.linear_model, torchvision, webdataset
-import leoclr.cli.encoders, leoclr.cli.evaluation, leoclr.cli.export, leoclr.cli.training, leoclr.datasets.packing
-from leoclr.cli.app import main
+import leoclr.cli.run.encoders, leoclr.cli.scoring.evaluation, leoclr.cli.exporting.export
+import leoclr.cli.training.trainer, leoclr.datasets.packing.pack
+from leoclr.cli.commands.app import main
 platform.processor()  # asks `uname` once, for run.json
 allowed = False
 

@@ -14,12 +14,12 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from leoclr.cli.command import LeoclrCommand
-from leoclr.cli.config_command import show_config
-from leoclr.cli.keys import FIELDS, get, nested, split_list
-from leoclr.cli.layers import Resolved, differences, resolve
-from leoclr.cli.setting_files import to_toml
-from leoclr.cli.settings import Settings
+from leoclr.cli.commands.parsing import LeoclrCommand
+from leoclr.cli.commands.show_config import show_config
+from leoclr.cli.config.fields import FIELDS, get, nested, split_list
+from leoclr.cli.config.resolve import Resolved, differences, resolve
+from leoclr.cli.config.setting_files import to_toml
+from leoclr.cli.config.settings import Settings
 from leoclr.datasets.errors import SettingsError
 
 
@@ -331,7 +331,7 @@ def test_a_typo_is_answered_within_a_second_and_without_torch(tmp_path: Path) ->
     program = """
 import os, sys, time
 from pathlib import Path
-from leoclr.cli.layers import resolve
+from leoclr.cli.config.resolve import resolve
 from leoclr.datasets.errors import SettingsError
 try:
     resolve(None, Path(sys.argv[1]), {}, {})

@@ -13,16 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from leoclr.backends.backbones import Backbone, build_backbone
+from leoclr.backends.networks.backbones import Backbone, build_backbone
 from leoclr.datasets.errors import EvaluationError
-from leoclr.datasets.index import Index
-from leoclr.datasets.locate import open_data
+from leoclr.datasets.shards.index import Index
+from leoclr.datasets.shards.locate import open_data
 from leoclr.evals.classes import stratified_holdout
-from leoclr.evals.crops import Crops
-from leoclr.evals.features import Features, extract_features
-from leoclr.evals.preprocessing import Preprocessing, WholeImage
-from leoclr.evals.sgd_probe import SgdProbe, fit_sgd_probe
-from leoclr.evals.supervised import Schedule
+from leoclr.evals.features.extract import Features, extract_features
+from leoclr.evals.features.preprocessing import Preprocessing, WholeImage
+from leoclr.evals.finetuning.labelled_crops import Crops
+from leoclr.evals.finetuning.supervised import Schedule
+from leoclr.evals.probes.sgd import SgdProbe, fit_sgd_probe
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)

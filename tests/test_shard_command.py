@@ -19,10 +19,10 @@ import webdataset
 from PIL import Image
 from typer.testing import CliRunner
 
-from leoclr.cli.command import LeoclrCommand
-from leoclr.cli.shard_command import index, shard
+from leoclr.cli.commands.parsing import LeoclrCommand
+from leoclr.cli.commands.shard import index, shard
 from leoclr.datasets.errors import DataError, LeoclrError, SettingsError
-from leoclr.datasets.index import Index
+from leoclr.datasets.shards.index import Index
 
 app = typer.Typer()
 app.command(cls=LeoclrCommand)(shard)
@@ -141,7 +141,7 @@ def test_mistakes_are_one_line_and_leave_nothing(arguments: list[str], message: 
 
 def test_a_killed_packing_leaves_no_shard_and_the_next_one_works() -> None:
     write_images("images", 150, side=128)
-    code = "import typer; from leoclr.cli.shard_command import shard; typer.run(shard)"
+    code = "import typer; from leoclr.cli.commands.shard import shard; typer.run(shard)"
     command = [sys.executable, "-c", code, "images", "out", "--shard-size", "0.2", "--workers", "1"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60

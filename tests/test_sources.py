@@ -18,10 +18,10 @@ import pytest
 from PIL import Image
 from torchvision.datasets import CIFAR10, STL10
 
-from leoclr.datasets.arrangement import NO_SPLIT, Collection, arrange, hold_out, make_keys
-from leoclr.datasets.decode import MAX_BYTES, decode_image
 from leoclr.datasets.errors import BadImage, DataError
-from leoclr.datasets.sources import open_source
+from leoclr.datasets.images.decode import MAX_BYTES, decode_image
+from leoclr.datasets.packing.arrangement import NO_SPLIT, Collection, arrange, hold_out, make_keys
+from leoclr.datasets.packing.sources import open_source
 
 LABELLED = {"cat/1.png": b"c1", "cat/2.JPEG": b"c2", "dog/1.png": b"d1", "dog/notes.md": b"-", ".hidden/3.png": b"h"}
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from leoclr.cli.app import main
-from leoclr.cli.checkpoint import newest_checkpoint
+from leoclr.cli.commands.app import main
+from leoclr.cli.run.checkpoint import newest_checkpoint
 
 MakeShards = Callable[..., Path]
 

@@ -14,16 +14,16 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from leoclr.cli import training
-from leoclr.cli.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from leoclr.cli.layers import resolve
-from leoclr.cli.runs import RunFolder
-from leoclr.cli.settings import Settings
-from leoclr.cli.stopping import GracefulStop
-from leoclr.cli.train_step import TrainStep
-from leoclr.cli.training import TrainResult
+from leoclr.cli.config.resolve import resolve
+from leoclr.cli.config.settings import Settings
+from leoclr.cli.run.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from leoclr.cli.run.folder import RunFolder
+from leoclr.cli.training import trainer as training
+from leoclr.cli.training.signals import GracefulStop
+from leoclr.cli.training.step import TrainStep
+from leoclr.cli.training.trainer import TrainResult
 from leoclr.datasets.errors import DataError, LeoclrError, RunError
-from leoclr.datasets.scan import build_index
+from leoclr.datasets.shards.scan import build_index
 
 MakeShards = Callable[..., Path]
 

@@ -13,8 +13,8 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from leoclr.cli.command import LeoclrCommand
-from leoclr.cli.views_command import views
+from leoclr.cli.commands.parsing import LeoclrCommand
+from leoclr.cli.commands.views import views
 from leoclr.datasets.errors import LeoclrError
 
 app = typer.Typer()

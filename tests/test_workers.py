@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import pytest
 from torch.utils.data import Dataset
 
-from leoclr.datasets import workers
 from leoclr.datasets.errors import DataError
-from leoclr.datasets.workers import load_batches
+from leoclr.datasets.loading import workers
+from leoclr.datasets.loading.workers import load_batches
 
 
 @dataclass

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from leoclr.backends.backbones import Backbone
-from leoclr.backends.encoder import Encoder
-from leoclr.backends.moco import MoCo
+from leoclr.backends.methods.moco import MoCo
+from leoclr.backends.methods.simclr import SimCLR
+from leoclr.backends.networks.backbones import Backbone
+from leoclr.backends.networks.encoder import Encoder
 from leoclr.backends.queue import KeyQueue
-from leoclr.backends.simclr import SimCLR
 from leoclr.datasets.views import POLICIES
 
 BATCH, SPLITS = 16, 4

@@ -1,0 +1,199 @@
+"""The photometric operations for a whole batch at once, on any device: those of `augment_pillow`, in tensors.
+
+What is drawn is the same, and the arithmetic is Pillow's, with its rounding to 8 bits after each operation; but blur,
+whose six passes are one product of matrices, is rounded once (tests/test_device_augment.py has the differences). Every
+sample has parameters of its own, and the shape of no tensor depends on them, so that a GPU never has to wait:
+
+- Jitter is three blends and a turn of the hue, in any order. It is computed as three blends, the turn, three blends;
+  blends that do not come on that side of the hue have the factor 1 and change nothing.
+- Blur and flip are linear along an axis: a matrix from the left and one from the right. Where there is none, it is the
+  identity, which is exact too.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from leoclr.datasets.images.augment_pillow import CROP_ATTEMPTS, JITTER_ORDERS, AugmentationSpec, widest_centre
+
+_BLENDS = 6
+_HUE, _GRAYSCALE, _RADIUS, _FLIP = range(3 * _BLENDS, 3 * _BLENDS + 4)  # columns, after three for each blend
+COLUMNS = _FLIP + 1
+_NO_TURN = -1.0
+_BLUR_PASSES = 3
+
+
+def _slots() -> NDArray[np.int64]:
+    """For each order of the jitter, which of brightness (0), contrast (1) and saturation (2) is in each of the six
+    blends; 3 for none."""
+    slots = np.full((len(JITTER_ORDERS), _BLENDS), 3)
+    for row, names in enumerate(JITTER_ORDERS):
+        hue = names.index("hue")
+        for place, name in enumerate(names):
+            if name != "hue":
+                slots[row, place if place < hue else 3 + place - hue - 1] = JITTER_ORDERS[0].index(name)
+    return slots
+
+
+_SLOTS = _slots()
+_TARGETS = np.array([[0, 0], [0, 1], [1, 0], [0, 0]], np.float32)  # black; the mean grey; its own grey; anything
+
+
+def draw_all(spec: AugmentationSpec, uniforms: NDArray[np.float64]) -> Tensor:
+    """`leoclr.datasets.images.augment_pillow.draw` for many views, from uniforms of shape `(n, UNIFORMS)`.
+
+    Returns:
+        float32, shape `(n, COLUMNS)`: for each of six blends its factor, and how much of its target is the pixel's own
+        grey and the image's mean grey; then the turn of the hue in 1/255 (-1 for none), grayscale, the radius of the
+        blur's box filters, flip.
+    """
+    flip, jitter, *draws, order, grayscale, blur, sigma = uniforms[:, 2 * CROP_ATTEMPTS + 2 :].T
+    jittered = jitter < spec.jitter
+    factors = [
+        max(0.0, 1 - strength) + (1 + strength - max(0.0, 1 - strength)) * draw
+        for strength, draw in zip((spec.brightness, spec.contrast, spec.saturation), draws, strict=False)
+    ]
+    factors_n4 = np.stack([*factors, np.ones(len(uniforms))], axis=1)
+    slots = np.where(jittered[:, None], _SLOTS[(order * len(JITTER_ORDERS)).astype(np.int64)], 3)
+    turn = np.trunc(spec.hue * (2 * draws[3] - 1) * 255) % 256
+    sigmas = np.where(blur < spec.blur, spec.blur_sigma[0] + (spec.blur_sigma[1] - spec.blur_sigma[0]) * sigma, 0)
+    columns = np.empty((len(uniforms), COLUMNS), np.float32)
+    columns[:, 0 : 3 * _BLENDS : 3] = np.take_along_axis(factors_n4, slots, axis=1)
+    columns[:, 1 : 3 * _BLENDS : 3] = _TARGETS[slots, 0]
+    columns[:, 2 : 3 * _BLENDS : 3] = _TARGETS[slots, 1]
+    columns[:, _HUE] = np.where(jittered & (spec.hue > 0), turn, _NO_TURN)
+    columns[:, _GRAYSCALE] = grayscale < spec.grayscale
+    columns[:, _RADIUS] = _box_radius(sigmas)
+    columns[:, _FLIP] = flip < spec.flip
+    return torch.from_numpy(columns)
+
+
+def crop_boxes(width: int, height: int, spec: AugmentationSpec, uniforms: NDArray[np.float64]) -> NDArray[np.int64]:
+    """`augment_pillow.crop_box` for many crops of images of one size: `(n, 4)`, left, top, right, bottom."""
+    low, high = math.log(spec.crop_ratio[0]), math.log(spec.crop_ratio[1])
+    draws = uniforms[:, : 2 * CROP_ATTEMPTS]
+    area = width * height * (spec.crop_scale[0] + (spec.crop_scale[1] - spec.crop_scale[0]) * draws[:, 0::2])
+    ratio = np.exp(low + (high - low) * draws[:, 1::2])
+    widths, heights = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
+    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+    first = (np.arange(len(uniforms)), fits.argmax(axis=1))
+    crop_width, crop_height = widths[first], heights[first]
+    left = np.floor((width - crop_width + 1) * uniforms[:, 2 * CROP_ATTEMPTS])
+    top = np.floor((height - crop_height + 1) * uniforms[:, 2 * CROP_ATTEMPTS + 1])
+    boxes = np.stack([left, top, left + crop_width, top + crop_height], axis=1).astype(np.int64)
+    boxes[~fits.any(axis=1)] = widest_centre(width, height, spec.crop_ratio)
+    return boxes
+
+
+def photometric(pixels: Tensor, parameters: Tensor) -> Tensor:
+    """Apply what `draw_all` drew.
+
+    Args:
+        pixels: uint8, shape `(n, 3, size, size)`.
+        parameters: Shape `(n, COLUMNS)`, on the same device.
+
+    Returns:
+        uint8 of the same shape, channels last in memory.
+    """
+    colours = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+    columns = parameters[:, :, None, None, None]
+    for blend in range(_BLENDS):
+        if blend == _BLENDS // 2:
+            turn = columns[:, _HUE]
+            colours = torch.where(turn >= 0, _turn_hue(colours, turn[:, 0]), colours)
+        colours = _blend(colours, *columns[:, 3 * blend : 3 * blend + 3].unbind(dim=1))
+    colours = torch.where(columns[:, _GRAYSCALE] > 0, _grey(colours), colours)
+    blur = _blur_matrix(parameters[:, _RADIUS], pixels.shape[-1])
+    right = blur.transpose(1, 2)
+    right = torch.where(columns[:, _FLIP, :, 0] > 0, right.flip(2), right)
+    colours = blur[:, None] @ colours @ right[:, None]
+    return to_bytes(colours).contiguous(memory_format=torch.channels_last)
+
+
+def to_bytes(colours: Tensor) -> Tensor:
+    """Round to the nearest of 0 to 255, as uint8."""
+    return (colours + 0.5).floor_().clamp_(0, 255).to(torch.uint8)
+
+
+def _blend(colours: Tensor, factor: Tensor, own_grey: Tensor, mean_grey: Tensor) -> Tensor:
+    """Pillow's Image.blend of the image's black, mean grey or grey version with itself, rounded down as there."""
+    grey = _grey(colours)
+    target = own_grey * grey + mean_grey * (grey.mean(dim=(1, 2, 3), keepdim=True) + 0.5).floor()
+    blended: Tensor = target + factor * (colours - target)
+    return blended.clamp_(0, 255).floor_()
+
+
+def _grey(colours: Tensor) -> Tensor:
+    """Pillow's mode L, shape `(n, 1, size, size)`: ITU-R 601 in integers of 16 bits, which float32 holds exactly."""
+    red, green, blue = colours[:, 0:1], colours[:, 1:2], colours[:, 2:3]
+    grey: Tensor = (red * 19595 + green * 38470 + blue * 7471 + 32768) / 65536
+    return grey.floor_()
+
+
+def _turn_hue(colours: Tensor, turn: Tensor) -> Tensor:
+    """To Pillow's HSV, whose three values have 8 bits each, turned, and back. `turn` broadcasts to `(n, h, w)`."""
+    red, green, blue = colours.unbind(dim=1)
+    value, lowest = colours.amax(dim=1), colours.amin(dim=1)
+    span = value - lowest
+    safe = span.clamp(min=1)
+    from_red, from_green, from_blue = (value - red) / safe, (value - green) / safe, (value - blue) / safe
+    sixth = torch.where(
+        red == value,
+        from_blue - from_green,
+        torch.where(green == value, 2 + from_red - from_blue, 4 + from_green - from_red),
+    )
+    hue = torch.where(span > 0, ((sixth / 6 + 1) % 1 * 255).floor(), 0)
+    saturation = (span / value.clamp(min=1) * 255).floor()
+    hue = (hue + turn) % 256
+    return _from_hsv(hue, saturation, value)
+
+
+def _from_hsv(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
+    sixth = hue * 6 / 255
+    whole = sixth.floor()
+    part, share = sixth - whole, saturation / 255
+    low = (value * (1 - share) + 0.5).floor()
+    falling = (value * (1 - share * part) + 0.5).floor()
+    rising = (value * (1 - share * (1 - part)) + 0.5).floor()
+    sector = whole % 6
+
+    def choose(*channels: Tensor) -> Tensor:
+        chosen = channels[5]
+        for number in range(5):
+            chosen = torch.where(sector == number, channels[number], chosen)
+        return chosen
+
+    return torch.stack(
+        [
+            choose(value, falling, low, low, rising, value),
+            choose(rising, value, value, falling, low, low),
+            choose(low, low, rising, value, value, falling),
+        ],
+        dim=1,
+    )
+
+
+def _box_radius(sigma: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Radius of the three equal box filters, their ends counting in part, that Pillow blurs with (BoxBlur.c)."""
+    variance = sigma * sigma / _BLUR_PASSES
+    whole = np.floor((np.sqrt(12 * variance + 1) - 1) / 2)
+    part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
+    result: NDArray[np.float64] = whole + part
+    return result
+
+
+def _blur_matrix(radius: Tensor, size: int) -> Tensor:
+    """Three box filters along an axis, `(n, size, size)`. Beyond the rim the outermost pixel goes on, in each of them:
+    its weight in row i is what the box would have at distances above i, which sums up to radius - i."""
+    place = torch.arange(size, device=radius.device, dtype=radius.dtype)
+    reach = radius[:, None, None] + 1
+    box = (reach - (place[:, None] - place).abs()).clamp_(0, 1)
+    box[:, :, 0] += (radius[:, None] - place).clamp_(min=0)
+    box[:, :, -1] += (radius[:, None] - place.flip(0)).clamp_(min=0)
+    box /= 2 * reach - 1
+    return box @ box @ box

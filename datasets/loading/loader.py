@@ -1,0 +1,129 @@
+"""From the plan to batches of augmented views, in worker processes.
+
+The unit of work is a whole step: a worker reads, decodes and augments all images of one, and steps come back in
+order. What a step holds depends on its number alone, so workers add speed and change nothing, and starting at any
+step costs the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from leoclr.datasets.errors import BadImage, DataError
+from leoclr.datasets.images.augment_device import draw_all
+from leoclr.datasets.images.augment_pillow import UNIFORMS, AugmentationSpec, Uniforms
+from leoclr.datasets.images.executors import EXECUTORS
+from leoclr.datasets.loading.plan import Plan
+from leoclr.datasets.loading.workers import load_batches
+from leoclr.datasets.randomness import hash_key, uniforms
+from leoclr.datasets.shards.index import Index
+from leoclr.datasets.shards.reader import SampleReader
+from leoclr.datasets.views import ViewPolicy
+
+SUBSTITUTES = 100
+
+
+@dataclass
+class Batch:
+    """One rank's part of a step.
+
+    Attributes:
+        step: Its number, from 0 over the whole run.
+        views: By view name, uint8, shape `(n, 3, size, size)`, channels last in memory.
+        samples: Sample numbers, int64, shape `(n,)`.
+        bad: One line for each image that could not be used; another sample took its place.
+        error: Why the step could not be made at all (a shard has gone), or None.
+        parameters: By view name, what `augment_device` is still to do; empty where views are finished.
+    """
+
+    step: int
+    views: dict[str, Tensor]
+    samples: Tensor
+    bad: list[str]
+    error: str | None = None
+    parameters: dict[str, Tensor] = field(default_factory=dict)
+
+    def pin_memory(self) -> Batch:
+        """The same batch where a GPU can fetch it by itself (called by torch's DataLoader)."""
+        views, parameters = (
+            {name: tensor.pin_memory() for name, tensor in tensors.items()} for tensors in (self.views, self.parameters)
+        )
+        return replace(self, views=views, parameters=parameters)
+
+
+class StepDataset(Dataset[Batch]):
+    """The steps of a run by number. An unreadable image is replaced by another sample, chosen by its number alone,
+    so that every batch is full and the same everywhere."""
+
+    def __init__(self, index: Index, plan: Plan, policy: ViewPolicy, spec: AugmentationSpec) -> None:
+        self.reader = SampleReader(index)
+        self.plan = plan
+        self.policy = policy
+        self.spec = spec
+
+    def __len__(self) -> int:
+        return self.plan.steps_per_epoch
+
+    def __getitem__(self, step: int) -> Batch:
+        planned = self.plan.step(step)
+        samples = planned.samples.copy()
+        bad: list[str] = []
+        size = self.spec.image_size
+        numbers = [self._uniforms(planned.epoch, samples, view) for view in range(len(self.policy.views))]
+        views = {name: np.empty((len(samples), size, size, 3), np.uint8) for name in self.policy.views}
+        try:
+            self.reader.prefetch(samples.tolist())
+            for row in range(len(samples)):
+                drawn = [of_view[row] for of_view in numbers]
+                for pixels, view in zip(
+                    views.values(), self._views(samples, row, drawn, planned.epoch, bad), strict=True
+                ):
+                    pixels[row] = view
+        except DataError as error:
+            return Batch(step, {}, torch.from_numpy(samples), bad, str(error))
+        tensors = {name: torch.from_numpy(pixels).permute(0, 3, 1, 2) for name, pixels in views.items()}
+        parameters = self._parameters(planned.epoch, samples) if self.spec.executor == "device" else {}
+        return Batch(step, tensors, torch.from_numpy(samples), bad, parameters=parameters)
+
+    def _uniforms(self, epoch: int, samples: NDArray[np.int64], view: int) -> NDArray[np.float64]:
+        return uniforms(self.plan.seed, epoch, samples, view, UNIFORMS)
+
+    def _parameters(self, epoch: int, samples: NDArray[np.int64]) -> dict[str, Tensor]:
+        return {
+            name: draw_all(self.spec, self._uniforms(epoch, samples, view))
+            for view, name in enumerate(self.policy.views)
+        }
+
+    def _views(
+        self, samples: NDArray[np.int64], row: int, numbers: list[Uniforms], epoch: int, bad: list[str]
+    ) -> list[NDArray[np.uint8]]:
+        """The views of one sample, or of another one that takes its place in `samples`."""
+        kinds = tuple(self.policy.views.values())
+        planned = int(samples[row])
+        for attempt in range(SUBSTITUTES):
+            execute = partial(EXECUTORS[self.spec.executor], spec=self.spec, kinds=kinds, uniforms=numbers)
+            try:
+                return self.reader.decoded(int(samples[row]), execute)
+            except BadImage as error:
+                bad.append(str(error))
+                samples[row] = substitute(self.plan, epoch, planned, attempt)
+                numbers = [self._uniforms(epoch, samples[row : row + 1], view)[0] for view in range(len(kinds))]
+        raise DataError(f"{SUBSTITUTES} images in a row cannot be decoded; the last: {bad[-1]}")
+
+
+def substitute(plan: Plan, epoch: int, planned: int, attempt: int) -> int:
+    """The sample that takes the place of `planned` where that, and `attempt` others after it, cannot be read."""
+    return int(hash_key(plan.seed, epoch, planned, attempt)[0]) % plan.size
+
+
+def batches(dataset: StepDataset, start: int, stop: int, workers: int, pin_memory: bool = False) -> Iterator[Batch]:
+    """The steps from `start` to before `stop`, in order; see `leoclr.datasets.loading.workers`. Raises DataError."""
+    return load_batches(dataset, range(start, stop), workers, pin_memory)

@@ -1,0 +1,66 @@
+"""What becomes of an image's bytes before they go into a shard: nothing, or a smaller or differently coded copy."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Literal
+
+from PIL import Image
+
+from leoclr.datasets.errors import BadImage
+from leoclr.datasets.images.decode import decode_image
+
+DEFAULT_QUALITY = 90
+_USUAL_SUFFIX = {"jpeg": "jpg", "jpe": "jpg", "jfif": "jpg", "tiff": "tif"}
+# What a changed image is stored as when nothing is asked for: without loss where it came without loss.
+_CODED_AGAIN_AS = {"webp": "webp", "png": "png", "bmp": "png", "gif": "png", "tif": "png", "ppm": "png", "pgm": "png"}
+_PILLOW_NAME = {"jpg": "JPEG", "webp": "WEBP", "png": "PNG"}
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How images are stored.
+
+    An image keeps its bytes unless it is larger than `shortest_side`, is not in `format`, or is in `format` and a
+    `quality` was asked for.
+
+    Attributes:
+        shortest_side: Pixels of the shortest side of a larger image, with bicubic resampling; never enlarges.
+        format: What every image becomes. None: a changed PNG, BMP, GIF, TIFF or PPM is stored as PNG, a WebP as
+            WebP, and all others as JPEG.
+        quality: Of JPEG and WebP, 1 to 100; `DEFAULT_QUALITY` where None.
+    """
+
+    shortest_side: int | None = None
+    format: Literal["jpg", "webp"] | None = None
+    quality: int | None = None
+
+    def apply(self, data: bytes, suffix: str) -> tuple[bytes, str]:
+        """The bytes to store and their suffix. BadImage unless the image can be decoded in full."""
+        image = decode_image(data)
+        suffix = _USUAL_SUFFIX.get(suffix, suffix)
+        limit = self.shortest_side or min(image.size)
+        shrinks = min(image.size) > limit
+        recodes = self.format is not None and (self.format != suffix or self.quality is not None)
+        if not shrinks and not recodes:
+            return data, suffix
+        if shrinks:
+            image = _shrink(image, limit)
+        target = self.format or _CODED_AGAIN_AS.get(suffix, "jpg")
+        return self._encode(image, target), target
+
+    def _encode(self, image: Image.Image, target: str) -> bytes:
+        encoded = io.BytesIO()
+        options = {} if target == "png" else {"quality": self.quality or DEFAULT_QUALITY}
+        try:
+            image.save(encoded, _PILLOW_NAME[target], **options)
+        except (OSError, ValueError) as error:  # WebP ends at 16,383 pixels a side, JPEG at 65,535
+            raise BadImage(f"{image.width} x {image.height} pixels cannot be stored as {target} ({error})") from error
+        return encoded.getvalue()
+
+
+def _shrink(image: Image.Image, shortest_side: int) -> Image.Image:
+    shortest = min(image.size)
+    width, height = (max(1, round(side * shortest_side / shortest)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC)

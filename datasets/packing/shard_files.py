@@ -1,0 +1,120 @@
+"""Writing tar shards, each with its SHA-256, and the index beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from array import array
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import numpy as np
+
+from leoclr.datasets.images.decode import IMAGE_SUFFIXES
+from leoclr.datasets.shards.index import SUFFIX, Index
+from leoclr.datasets.shards.scan import build_index
+
+_BLOCK = 512
+
+
+class ShardFiles:
+    """The shards of one folder while they are being written. A context: the last shard is closed at its end."""
+
+    def __init__(self, folder: Path, name: str, shard_bytes: int) -> None:
+        self.digests: dict[Path, str] = {}
+        self._crc = array("L")
+        self._folder = folder
+        self._name = name
+        self._shard_bytes = shard_bytes
+        self._open: _OpenShard | None = None
+
+    def __enter__(self) -> ShardFiles:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._open is not None and kind is not None:
+            self._open.abandon()
+        elif self._open is not None:
+            self._finish(self._open)
+
+    def write(self, key: str, members: Mapping[str, bytes]) -> None:
+        """Add a sample: the bytes of its members by suffix."""
+        size = sum(_BLOCK + -(-len(data) // _BLOCK) * _BLOCK for data in members.values())
+        if self._open is not None and self._open.size + size > self._shard_bytes:
+            self._finish(self._open)
+        if self._open is None:
+            self._open = _OpenShard(self._folder / f"{self._name}-{len(self.digests):06d}.tar")
+        self._open.write(key, members)
+        images = (data for suffix, data in members.items() if suffix in IMAGE_SUFFIXES)
+        self._crc.extend(zlib.crc32(data) for data in images)
+
+    def index(self, classes: tuple[str, ...]) -> Index:
+        """Read the finished shards' headers back, and save the index beside them."""
+        index = build_index(list(self.digests), classes=classes, checksum=False)
+        shards = tuple(replace(shard, sha256=self.digests[Path(shard.path)]) for shard in index.shards)
+        index = replace(index, shards=shards, crc=np.array(self._crc, np.uint32))
+        index.save(self._folder / f"{self._name}{SUFFIX}")
+        return index
+
+    def _finish(self, shard: _OpenShard) -> None:
+        self.digests[shard.path] = shard.finish()
+        self._open = None
+
+
+class _OpenShard:
+    """One shard while it is being written; its SHA-256 is computed on the way."""
+
+    def __init__(self, path: Path) -> None:
+        import webdataset  # here, because it imports torch: a mistaken source is answered before that
+
+        self.path = path
+        self._file = path.open("wb")
+        self._digest = hashlib.sha256()
+        self._tar = webdataset.TarWriter(
+            _Tee(self._file, self._digest.update), user="leoclr", group="leoclr", mode=0o644, encoder=False, mtime=0
+        )
+
+    @property
+    def size(self) -> int:
+        """Bytes that the samples take so far."""
+        return int(self._tar.tarstream.offset)
+
+    def write(self, key: str, members: Mapping[str, bytes]) -> None:
+        self._tar.write({"__key__": key, **members})
+
+    def finish(self) -> str:
+        """Close the shard; its SHA-256 in hexadecimal."""
+        try:
+            self._tar.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+        except OSError:
+            self.abandon()
+            raise
+        return self._digest.hexdigest()
+
+    def abandon(self) -> None:
+        """Let go of the file without caring for what is in it."""
+        for close in (self._tar.close, self._file.close):
+            with suppress(OSError, ValueError):  # a full disk answers once more
+                close()
+
+
+class _Tee:
+    """A file to write to, and a function that sees all that is written."""
+
+    def __init__(self, file: BinaryIO, seen: Callable[[bytes], None]) -> None:
+        self._file = file
+        self._seen = seen
+
+    def write(self, data: bytes) -> int:
+        self._seen(data)
+        return self._file.write(data)

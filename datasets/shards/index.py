@@ -1,0 +1,274 @@
+"""The index of a data set of tar shards: where every sample lies, so that any of them can be read at once.
+
+On disk it is two files beside the shards. `NAME.index.json` is for people and for checks: the shards with size,
+sample count and SHA-256, and the class names. `NAME.index.safetensors` holds one row per sample (offset, length,
+label, key) and is mapped into memory, not read: an index of ten million samples costs no more memory than the pages
+that are touched. The JSON file is written last and holds the digest of the other, so both belong together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from leoclr.datasets.errors import DataError
+from leoclr.datasets.files import sha256_file, write_atomic
+from leoclr.datasets.shards.index_format import COLUMNS, columns_path, map_columns, read_json
+from leoclr.datasets.shards.index_format import COLUMNS_SUFFIX as COLUMNS_SUFFIX
+from leoclr.datasets.shards.index_format import SUFFIX as SUFFIX
+from leoclr.datasets.storage.addresses import is_remote
+from leoclr.datasets.storage.block_cache import BlockCache
+
+NO_LABEL = -1
+_CONTROL = np.isin(np.arange(256), [*range(32), 127])  # by byte
+NO_CRC = 0
+MAX_CLASSES = 10**9
+_KEYS_AT_A_TIME = 1 << 20  # bounds what choosing millions of samples takes beside the result
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file: its path or address, size in bytes, samples, SHA-256 (None where it was not computed), how many
+    groups of members held no image and are therefore not samples, and what a remote file must still be (its ETag when
+    the data were opened; not stored)."""
+
+    path: str
+    bytes: int
+    samples: int
+    sha256: str | None
+    without_image: int = 0
+    identity: str = ""
+
+
+@dataclass(frozen=True)
+class Index:
+    """Where every sample of a data set lies.
+
+    Attributes:
+        shards: The tar files.
+        shard: Number of a sample's shard, int32, shape `(n,)`; the samples are in shard order.
+        offset, length: Where the image's bytes lie in the shard, int64, shape `(n,)`.
+        label: Class number, or -1 where there is none, int64, shape `(n,)`.
+        crc: CRC-32 of the image's bytes, or 0 where it was not computed, uint32, shape `(n,)`.
+        key_bytes, key_end: All keys in UTF-8, one behind the other, and where each ends.
+        classes: Class names by number; empty where they are not known.
+        cache: Where blocks of remote shards are kept; not stored.
+    """
+
+    shards: tuple[Shard, ...]
+    shard: NDArray[np.int32]
+    offset: NDArray[np.int64]
+    length: NDArray[np.int64]
+    label: NDArray[np.int64]
+    crc: NDArray[np.uint32]
+    key_bytes: NDArray[np.uint8]
+    key_end: NDArray[np.int64]
+    classes: tuple[str, ...] = ()
+    cache: BlockCache | None = None
+
+    def __len__(self) -> int:
+        return len(self.offset)
+
+    def key(self, number: int) -> str:
+        """The key of a sample: its name in the shard without suffix."""
+        start = int(self.key_end[number - 1]) if number else 0
+        return bytes(self.key_bytes[start : int(self.key_end[number])]).decode(errors="replace")
+
+    def keys(self) -> list[str]:
+        """The keys of all samples."""
+        return [self.key(number) for number in range(len(self))]
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every sample has a label."""
+        return len(self) > 0 and int(self.label.min()) > NO_LABEL
+
+    @property
+    def class_count(self) -> int:
+        """Number of classes: the names', or the largest label's plus one."""
+        return len(self.classes) or (int(self.label.max()) + 1 if len(self) else 0)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over everything but the place of the shards and their checksums, which an index may lack: equal
+        digests are equal data in equal order."""
+        digest = hashlib.sha256()
+        for shard in self.shards:
+            digest.update(f"{Path(shard.path).name}\0{shard.bytes}\0{shard.samples}\0".encode())
+        digest.update("\0".join(self.classes).encode())
+        for column in (self.shard, self.offset, self.length, self.label, self.key_bytes, self.key_end):
+            digest.update(np.ascontiguousarray(column).data)
+        return digest.hexdigest()
+
+    @cached_property
+    def content_digest(self) -> str:
+        """`digest` and the images' checksums, for what is kept of their content: images of other colours may have the
+        same lengths. Of an index without checksums it is no more than `digest`."""
+        return hashlib.sha256(self.digest.encode() + np.ascontiguousarray(self.crc).tobytes()).hexdigest()
+
+    def shared_with(self, other: Index) -> int | None:
+        """How many samples have the same bytes as one of `other`, going by length and CRC-32; None where either index
+        lacks checksums."""
+        if not (self.crc.all() and other.crc.all()):
+            return None
+        mine, theirs = ((index.length.astype(np.uint64) << np.uint64(32)) | index.crc for index in (self, other))
+        return int(np.isin(mine, theirs).sum())
+
+    def subset(self, numbers: NDArray[np.int64]) -> Index:
+        """The index of some samples, in the order given; shards stay as they are."""
+        pieces = [
+            self._keys(numbers[start : start + _KEYS_AT_A_TIME]) for start in range(0, len(numbers), _KEYS_AT_A_TIME)
+        ]
+        lengths = np.concatenate([np.empty(0, np.int64), *(piece[1] for piece in pieces)])
+        return Index(
+            shards=self.shards,
+            shard=self.shard[numbers],
+            offset=self.offset[numbers],
+            length=self.length[numbers],
+            label=self.label[numbers],
+            crc=self.crc[numbers],
+            key_bytes=np.concatenate([np.empty(0, np.uint8), *(piece[0] for piece in pieces)]),
+            key_end=np.cumsum(lengths, dtype=np.int64),
+            classes=self.classes,
+            cache=self.cache,
+        )
+
+    def with_shards(self, wanted: Sequence[int]) -> Index:
+        """The index of some of the shards, given by number, in the order given."""
+        renumbered = np.full(len(self.shards), NO_LABEL, np.int32)
+        renumbered[list(wanted)] = np.arange(len(wanted), dtype=np.int32)
+        starts = np.searchsorted(self.shard, np.arange(len(self.shards) + 1))
+        ranges = [np.arange(starts[number], starts[number + 1], dtype=np.int64) for number in wanted]
+        part = self.subset(np.concatenate(ranges) if ranges else np.empty(0, np.int64))
+        shards = tuple(self.shards[number] for number in wanted)
+        return replace(part, shards=shards, shard=renumbered[part.shard])
+
+    def _keys(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """The keys of some samples, one behind the other, and the length of each."""
+        starts = np.where(numbers == 0, 0, self.key_end[numbers - 1])
+        lengths = self.key_end[numbers] - starts
+        ends = np.cumsum(lengths)
+        places = np.arange(lengths.sum()) + np.repeat(starts - (ends - lengths), lengths)
+        return self.key_bytes[places], lengths
+
+    def save(self, path: Path) -> None:
+        """Write the index to `path`, which ends in `.index.json`, beside the shards it describes."""
+        folder = path.parent.resolve()
+        for shard in self.shards:
+            if not is_remote(shard.path) and Path(shard.path).parent.resolve() != folder:
+                raise DataError(f"{path}: an index lies beside its shards, but {shard.path} is elsewhere")
+        columns = save({name: np.ascontiguousarray(getattr(self, name)) for name in COLUMNS})
+        columns_file = columns_path(path)
+        write_atomic(columns_file, columns)
+        content = {
+            "format": 1,
+            "samples": len(self),
+            "labelled": self.labelled,
+            "columns": {"file": columns_file.name, "sha256": hashlib.sha256(columns).hexdigest()},
+            "classes": list(self.classes),
+            "shards": [
+                {
+                    "name": Path(shard.path).name,
+                    "bytes": shard.bytes,
+                    "samples": shard.samples,
+                    "sha256": shard.sha256,
+                    "without_image": shard.without_image,
+                }
+                for shard in self.shards
+            ],
+        }
+        write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
+
+    @staticmethod
+    def load(path: Path, folder: str = "") -> Index:
+        """Read an index; DataError where either file is missing, damaged, or does not belong to the other.
+
+        Args:
+            folder: Where the shards lie, if not beside `path`: the address that their names are put behind.
+        """
+        stored = read_json(path)
+        columns_file = columns_path(path)
+        if not columns_file.is_file():
+            raise DataError(f"{columns_file} is missing: it belongs to {path.name}; run `leoclr index` again")
+        if sha256_file(columns_file) != stored.columns.sha256:
+            raise DataError(f"{columns_file} does not belong to {path.name}; run `leoclr index` again")
+        columns = map_columns(columns_file)
+        shards = tuple(
+            Shard(
+                f"{folder or path.parent}/{entry.name}", entry.bytes, entry.samples, entry.sha256, entry.without_image
+            )
+            for entry in stored.shards
+        )
+        index = Index(shards=shards, classes=tuple(stored.classes), **columns)
+        if stored.samples != len(index) or not index._consistent():
+            raise DataError(f"{path}: the index contradicts itself; run `leoclr index` again")
+        return index
+
+    def _consistent(self) -> bool:
+        """Whether columns and shards agree. An index file is untrusted: whatever it says, reads stay inside the
+        shards, and labels inside the classes."""
+        count = len(self)
+        if any(len(column) != count for column in (self.shard, self.length, self.label, self.crc, self.key_end)):
+            return False
+        if sum(shard.samples for shard in self.shards) != count:
+            return False
+        if not count:
+            return not len(self.key_bytes)
+        samples = np.repeat(np.arange(len(self.shards)), [shard.samples for shard in self.shards])
+        if not np.array_equal(self.shard, samples):
+            return False
+        sizes = np.array([shard.bytes for shard in self.shards], np.int64)
+        return bool(
+            self.offset.min() >= 0
+            and self.length.min() >= 0
+            and (self.offset <= sizes[self.shard] - self.length).all()
+            and self.label.min() >= NO_LABEL
+            and self.label.max() < (len(self.classes) or MAX_CLASSES)
+            and (np.diff(self.key_end, prepend=0) >= 0).all()
+            and self.key_end[-1] == len(self.key_bytes)
+            and not _CONTROL[self.key_bytes].any()  # a key is printed
+        )
+
+
+def common_name(names: Sequence[str]) -> str:
+    """What the index of these shards is called: the start that their names share, without the number."""
+    start = os.path.commonprefix([Path(name).stem for name in names])
+    return start.rstrip("0123456789").rstrip("-_.") or "shards"
+
+
+def shard_names(path: Path) -> list[str]:
+    """The file names of the shards that an index file lists, without reading its columns."""
+    return [shard.name for shard in read_json(path).shards]
+
+
+def concatenate(indexes: Sequence[Index]) -> Index:
+    """One index out of several, in the order given. Their class names must agree."""
+    if len(indexes) == 1:
+        return indexes[0]
+    named = {index.classes for index in indexes if index.classes}
+    if len(named) > 1:
+        first, second = (", ".join(classes[:3]) for classes in sorted(named)[:2])
+        raise DataError(f"the data sets have different classes ({first}... and {second}...); pack them together")
+    shard_starts = np.cumsum([0] + [len(index.shards) for index in indexes])
+    key_starts = np.cumsum([0] + [len(index.key_bytes) for index in indexes])
+    return Index(
+        shards=tuple(shard for index in indexes for shard in index.shards),
+        shard=np.concatenate([i.shard + np.int32(start) for i, start in zip(indexes, shard_starts, strict=False)]),
+        offset=np.concatenate([index.offset for index in indexes]),
+        length=np.concatenate([index.length for index in indexes]),
+        label=np.concatenate([index.label for index in indexes]),
+        crc=np.concatenate([index.crc for index in indexes]),
+        key_bytes=np.concatenate([index.key_bytes for index in indexes]),
+        key_end=np.concatenate([i.key_end + start for i, start in zip(indexes, key_starts, strict=False)]),
+        classes=next(iter(named), ()),
+        cache=next((index.cache for index in indexes if index.cache), None),
+    )

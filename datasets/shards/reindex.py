@@ -1,0 +1,110 @@
+"""An index, with checksums, beside shards that are there already, whoever wrote them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+from leoclr.datasets.errors import DataError
+from leoclr.datasets.files import ignore
+from leoclr.datasets.shards.check import sha256_of
+from leoclr.datasets.shards.folder_index import missing_message
+from leoclr.datasets.shards.index import NO_LABEL, SUFFIX, Index, common_name, concatenate
+from leoclr.datasets.shards.locate import shard_addresses, shard_paths
+from leoclr.datasets.shards.scan import build_index, index_file, with_classes
+from leoclr.datasets.storage.addresses import folder_of, is_remote, name_of
+from leoclr.datasets.storage.block_cache import BlockCache
+from leoclr.datasets.storage.opening import as_file
+
+
+def find_shards(specs: Sequence[str]) -> list[Path]:
+    """All shards that `specs` name (as after `--data`); DataError with every name that is missing, or for none."""
+    paths = [path for spec in specs for path in shard_paths(spec)]
+    if missing := [path for path in paths if not path.is_file()]:
+        raise DataError(missing_message(missing, len(paths)))
+    if not paths:
+        raise DataError(f"{', '.join(specs)}: no .tar shards there; `leoclr shard` packs images into shards")
+    return paths
+
+
+def write_indexes(
+    paths: Iterable[Path], classes: Sequence[str] = (), advance: Callable[[int], None] = ignore
+) -> dict[Path, Index]:
+    """Index the shards of each folder and save the index there; one of the same name is replaced.
+
+    Args:
+        classes: Class names by number, where they are known. Without them those of the index before are kept, where it
+            was of the same shards: these hold numbers alone.
+        advance: Called with the bytes of each shard that is done.
+    """
+    by_folder: dict[Path, list[Path]] = defaultdict(list)
+    for path in dict.fromkeys(paths):
+        by_folder[path.parent].append(path)
+    written = {}
+    for folder, shards in by_folder.items():
+        path = folder / f"{common_name([shard.name for shard in shards])}{SUFFIX}"
+        index = build_index(shards, classes=classes, advance=advance)
+        if not classes:
+            index = replace(index, classes=_names_before(path, index))
+        index.save(path)
+        written[path] = index
+    return written
+
+
+def _names_before(path: Path, index: Index) -> tuple[str, ...]:
+    """The class names of the index that is there, if it is of the same shards as far as names and sizes tell."""
+    try:
+        before = Index.load(path)
+    except (DataError, OSError):
+        return ()
+    same = [(shard.path, shard.bytes) for shard in before.shards] == [(s.path, s.bytes) for s in index.shards]
+    return before.classes if same and index.label.max(initial=NO_LABEL) < len(before.classes) else ()
+
+
+def write_remote_index(
+    specs: Sequence[str],
+    output: Path,
+    classes: Sequence[str] = (),
+    advance: Callable[[int], None] = ignore,
+) -> dict[Path, Index]:
+    """Index the shards that addresses name, all in one folder of a server, and save the index in the folder `output`,
+    to be put beside them.
+
+    Args:
+        advance: Called with the bytes of each shard that is done.
+    """
+    from leoclr.datasets.shards.remote import cached_file  # not for those who read files alone
+
+    if refused := [spec for spec in specs if not is_remote(spec) or spec.endswith(SUFFIX)]:
+        raise DataError(f"{refused[0]}: --output is for shards on a server; the index of files lies beside them")
+    addresses = [address for spec in specs for address in shard_addresses(spec)]
+    if len(folders := sorted({folder_of(address) for address in addresses})) > 1:
+        raise DataError(f"the shards lie in {len(folders)} folders ({', '.join(folders[:3])}); index one at a time")
+    cache = BlockCache()
+    cache.prepare()
+    parts = []
+    for address in addresses:
+        with closing(cached_file(address, cache)) as storage:
+            digest = sha256_of(storage)
+            part = index_file(as_file(storage), address, checksum=True)
+        parts.append(replace(part, shards=(replace(part.shards[0], sha256=digest),)))
+        advance(storage.size())
+    index = with_classes(concatenate(parts), classes)
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / f"{common_name([name_of(address) for address in addresses])}{SUFFIX}"
+    index.save(path)
+    return {path: index}
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Class names from a text file, one a line, the class number being the line number from 0."""
+    try:
+        names = tuple(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: class names cannot be read ({error})") from error
+    if not names or not all(name.strip() for name in names) or len(set(names)) != len(names):
+        raise DataError(f"{path}: expected one class name a line, each different and none empty")
+    return names

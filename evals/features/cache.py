@@ -1,0 +1,87 @@
+"""Features on disk, so that a second score of the same encoder on the same data costs no forward pass."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from leoclr.datasets.files import atomic_path
+from leoclr.datasets.shards.index import Index
+from leoclr.evals.features.extract import Features
+from leoclr.evals.features.preprocessing import Preprocessing
+
+DEFAULT_LIMIT = 8 * 2**30
+_FORMAT = 1
+_SUFFIX = ".safetensors"
+
+
+def feature_key(encoder_digest: str, data_digest: str, preprocessing: Preprocessing, arithmetic: str) -> str:
+    """SHA-256 of all that decides the features.
+
+    Args:
+        arithmetic: Precision and kind of device: a GPU's float32 convolutions round to TF32. The batch size is no
+            part of the key, as it changes the last bits of a float32 and no more.
+    """
+    parts = [_FORMAT, encoder_digest, data_digest, preprocessing.protocol, arithmetic]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+class FeatureCache:
+    """A folder of feature files, one per key, bounded in bytes: the longest unused go first.
+
+    Args:
+        folder: Made when first written to.
+        limit: Bytes that the files may take together; a larger set of features is not stored.
+    """
+
+    def __init__(self, folder: Path, limit: int = DEFAULT_LIMIT) -> None:
+        self.folder = folder
+        self.limit = limit
+
+    def load(self, key: str, index: Index) -> Features | None:
+        """The features stored under `key`, which are those of the samples of `index`; None where there are none, or
+        where the file is damaged."""
+        path = self._path(key)
+        try:
+            with safe_open(path, framework="np") as file:
+                features, numbers = file.get_tensor("features"), file.get_tensor("numbers")
+                skipped = tuple(json.loads(file.metadata()["skipped"]))
+        except (OSError, SafetensorError):
+            return None
+        with contextlib.suppress(OSError):  # a folder that may only be read
+            os.utime(path)
+        return Features(features, index.label[numbers], numbers, skipped)
+
+    def store(self, key: str, features: Features) -> None:
+        """Keep features under `key`, as a whole or not at all. A disk that is full or read-only is no error here:
+        the features are merely computed again next time."""
+        if features.features.nbytes > self.limit:
+            return
+        tensors: dict[str, NDArray[Any]] = {"features": features.features, "numbers": features.numbers}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with atomic_path(self._path(key)) as temporary:
+                save_file(tensors, temporary, {"skipped": json.dumps(features.skipped)})
+        except (OSError, SafetensorError):
+            return
+        self._evict(self._path(key))
+
+    def _evict(self, newest: Path) -> None:
+        files = {path: path.stat() for path in self.folder.glob(f"*{_SUFFIX}")}
+        total = sum(file.st_size for file in files.values())
+        for path in sorted(files, key=lambda path: files[path].st_mtime_ns):
+            if total <= self.limit or path == newest:
+                return
+            path.unlink(missing_ok=True)
+            total -= files[path].st_size
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}{_SUFFIX}"

@@ -1,0 +1,84 @@
+"""Labelled random crops: the images that a classifier is trained on.
+
+They come from the plan and the loader of pre-training, so a crop is a pure function of (seed, epoch, sample), and
+training may begin at any epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from leoclr.datasets.errors import DataError
+from leoclr.datasets.images.augment_pillow import AugmentationSpec
+from leoclr.datasets.images.normalise import normalise
+from leoclr.datasets.loading.device_feed import to_device
+from leoclr.datasets.loading.loader import StepDataset, batches
+from leoclr.datasets.loading.plan import Plan
+from leoclr.datasets.shards.index import Index
+from leoclr.datasets.views import ViewPolicy
+from leoclr.evals.features.extract import MAX_BAD_SHARE, choose_workers
+
+CROP_SCALE = (0.08, 1.0)  # torchvision's RandomResizedCrop, which MoCo, SimCLR and BYOL leave as it is
+_VIEW = "image"
+_POLICY = ViewPolicy("crop", {_VIEW: "crop"}, ())
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Random crops of a labelled data set, half of them flipped, in an order that the seed and the epoch decide.
+
+    Attributes:
+        index: Every sample has a label.
+        image_size: Side of the crops in pixels.
+        mean, std: Of the normalisation, per channel.
+        batch_size: Of a step; all of the data where there is less. What is left of an epoch after its last full
+            batch is left out, other samples each time.
+    """
+
+    index: Index
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    batch_size: int
+    seed: int
+
+    @property
+    def plan(self) -> Plan:
+        return Plan((len(self.index),), min(self.batch_size, len(self.index)), self.seed)
+
+    @property
+    def epoch_images(self) -> int:
+        """Images in the full batches of an epoch."""
+        return self.plan.steps_per_epoch * self.plan.batch_size
+
+    @property
+    def protocol(self) -> str:
+        """The views in words."""
+        scale = f"{CROP_SCALE[0]:g}-{CROP_SCALE[1]:g}"
+        return f"random crops of {scale} of the area to {self.image_size} px (bilinear), half of them flipped"
+
+    def batches(
+        self, first_step: int, last_step: int, device: torch.device, workers: int = -1
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Normalised images, `(n, 3, size, size)`, their labels and their sample numbers, `(n,)`, step by step.
+
+        Raises:
+            DataError: A shard has gone, or more images than one in a thousand cannot be decoded in an epoch.
+        """
+        spec = AugmentationSpec(self.image_size, crop_scale=CROP_SCALE, jitter=0.0, grayscale=0.0, blur=0.0)
+        dataset = StepDataset(self.index, self.plan, _POLICY, spec)
+        workers = choose_workers(last_step - first_step) if workers < 0 else workers
+        labels = torch.from_numpy(self.index.label.copy())
+        bad: list[str] = []
+        for batch in batches(dataset, first_step, last_step, workers, device.type == "cuda"):
+            if batch.step % len(dataset) == 0:
+                bad.clear()
+            bad += batch.bad
+            if len(bad) > max(1.0, MAX_BAD_SHARE * len(self.index)):
+                raise DataError(f"{len(bad)} images of an epoch cannot be decoded, {bad[0]} first")
+            images = normalise(batch.views[_VIEW].to(device, non_blocking=True), self.mean, self.std)
+            yield images, to_device(labels[batch.samples], device), to_device(batch.samples, device)

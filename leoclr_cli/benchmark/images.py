@@ -1,0 +1,37 @@
+"""Shards to measure with where there are none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from leoclr.datasets.packing.arrangement import arrange
+from leoclr.datasets.packing.pack import Recipe, pack
+from leoclr.datasets.packing.sources import FolderSource
+
+_PHOTOGRAPH = (500, 375)  # the usual size of ImageNet's
+_SMALL = 96  # sets of images up to this size usually come as PNG, as large as they are used
+_GRAIN = 6.0
+
+
+def photo_like(folder: Path, count: int, image_size: int) -> Path:
+    """Pack images that cost about as much to decode as photographs: smooth colours with some grain.
+
+    Small ones are PNGs of `image_size`, larger ones JPEGs of 500 x 375. Returns the folder of the shards.
+    """
+    images, shards = folder / "images", folder / "shards"
+    images.mkdir()
+    small = image_size <= _SMALL
+    size = (image_size, image_size) if small else _PHOTOGRAPH
+    generator = np.random.default_rng(0)
+    for number in range(count):
+        coarse = Image.fromarray(generator.integers(0, 256, (9, 12, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC), np.float32)
+        grain = generator.normal(0, _GRAIN, smooth.shape[:2])[..., None]
+        picture = Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8))
+        picture.save(images / f"{number:05d}.{'png' if small else 'jpg'}", quality=90)
+    source = FolderSource(images)
+    pack(source, arrange(source), shards, Recipe("photo-like"))
+    return shards

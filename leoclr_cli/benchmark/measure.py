@@ -1,0 +1,285 @@
+"""Measures every part of training on this machine, by itself and together: `leoclr bench`.
+
+Each part is repeated until its share of the time is used up, at least once after a first time that does not count;
+where the first takes longer than several shares, it counts. The parts are those of training, not models of them: the
+same reader, executors, loader, and step.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from leoclr.cli.benchmark.operations import operations
+from leoclr.cli.benchmark.summary import Alternative, Part, Rate, Report
+from leoclr.cli.config.fields import from_text, get
+from leoclr.cli.config.settings import Settings
+from leoclr.cli.run.devices import accelerated, check_precision, choose_device
+from leoclr.cli.run.versions import environment, versions
+from leoclr.cli.training import build
+from leoclr.cli.training.augmentation import augmentation_spec, settle_executor
+from leoclr.cli.training.data import TrainingData, worker_count
+from leoclr.cli.training.preflight import micro_batch
+from leoclr.cli.training.step import TrainStep
+from leoclr.datasets.errors import RunError
+from leoclr.datasets.images.decode import decode_image, decode_pixels
+from leoclr.datasets.loading.device_feed import Pace
+from leoclr.datasets.loading.loader import StepDataset
+from leoclr.datasets.loading.plan import Plan
+from leoclr.datasets.shards.index import Index
+from leoclr.datasets.shards.locate import open_data
+from leoclr.datasets.shards.reader import SampleReader
+from leoclr.datasets.views import POLICIES
+
+_PARTS = 20  # that the time is divided into
+_LONG = 10  # shares of the time; what takes longer is done once
+_MOST_AT_ONCE, _TIMES = 50, 8  # steps between two looks at the clock on a GPU; and how many looks there should be
+_SAMPLES = 64  # different images that single operations are measured on
+_CPU_BATCH = 64  # where a step of the whole batch would take too long to repeat
+_END = 1  # step of a schedule of one: its learning rate is nought, so weights stay finite however often it is taken
+Advance = Callable[[str], None]
+
+
+class Bench:
+    """The measurements for some settings, whose data is there.
+
+    Args:
+        seconds: About how long all of it may take; a large model takes longer on a slow machine.
+        folder: For what a run writes.
+        advance: Called with the name of each part before it is measured.
+    """
+
+    def __init__(self, settings: Settings, seconds: float, folder: Path, advance: Advance) -> None:
+        self._device = choose_device(settings.run.device)
+        check_precision(settings.train.precision, self._device)
+        self._index = open_data(settings.data.train)
+        chosen = settle_executor(settings, self._device.type, None)
+        self._settings = with_values(chosen, {"data.batch_size": self._batch(chosen), "train.accumulation": "1"})
+        micro_batch(self._settings, 1)
+        self._folder, self._advance, self._slice = folder, advance, seconds / _PARTS
+        self._workers = worker_count(settings.run.workers, self._device.type)
+        self._resident = False
+
+    def measure(self) -> Report:
+        """All of it."""
+        began = time.monotonic()
+        stages = (self._read(), self._decode(), self._one_worker(self._settings))
+        operations = tuple(self._operations())
+        data = self._loaded(self._settings)
+        model = self._step(self._settings)
+        end_to_end = self._end_to_end()
+        alternatives = (*self._other_data(stages[-1], data), *self._other_steps(model))
+        return Report(
+            machine=self._machine(),
+            settings=self._about(),
+            stages=stages,
+            operations=operations,
+            data=data,
+            model=model,
+            end_to_end=end_to_end,
+            alternatives=alternatives,
+            seconds=round(time.monotonic() - began, 1),
+        )
+
+    def _batch(self, settings: Settings) -> int:
+        """The batch of the settings; less on a CPU, where speed hardly depends on it, and for little data."""
+        most = min(settings.data.batch_size, len(self._index))
+        if self._device.type == "cpu":
+            large = settings.data.image_size > 64
+            most = min(most, _CPU_BATCH // 4 if large else _CPU_BATCH)
+        splits = settings.moco.bn_splits if settings.backend == "moco" else 1
+        least = 2 * splits  # two images for each group of BatchNorm
+        if len(self._index) < least:
+            raise RunError(f"{len(self._index)} images are too few for {splits} groups of two; --set moco.bn_splits=1")
+        return max(most // splits * splits, least)
+
+    def _read(self) -> Rate:
+        reader = SampleReader(self._index)
+        return self._repeat("read", "data", lambda: _count(reader.read(number) for number in self._numbers()))
+
+    def _decode(self) -> Rate:
+        reader = SampleReader(self._index)
+        encoded = [reader.read(number) for number in self._numbers()]
+        decode: Callable[[bytes], Any] = decode_image if self._executor == "pillow" else decode_pixels
+        return self._repeat("decode", "data", lambda: _count(decode(data) for data in encoded))
+
+    def _one_worker(self, settings: Settings) -> Rate:
+        """From shards to views, as one loader process does it."""
+        dataset, step = _dataset(self._index, settings), iter(range(1 << 30))
+        name = f"views, one process, {settings.augmentation.executor}"
+        return self._repeat(name, "data", lambda: len(dataset[next(step)].samples))
+
+    def _loaded(self, settings: Settings) -> Rate:
+        """Views as training gets them: from all loader processes, or from images that live on the device."""
+        with accelerated(settings, self._folder) as accelerator:
+            data = TrainingData(settings, accelerator)
+            self._resident = data.settings.data.resident == "yes"
+            workers = 0 if self._resident else worker_count(settings.run.workers, self._device.type)
+            loaded = data.batches(0, 1 << 30)
+            with closing(loaded):  # type: ignore[type-var]
+                for _ in range(max(1, 2 * workers)):
+                    next(loaded)  # made while the processes started
+                place = "of images on the device" if self._resident else "in the trainer's process"
+                name = f"views, {workers} loader processes" if workers else f"views, {place}"
+                rounds = range(max(1, workers))  # batches come in bursts of one from each process
+                return self._repeat(name, "data", lambda: sum(len(next(loaded).samples) for _ in rounds))
+
+    def _operations(self) -> Iterator[Rate]:
+        """Each augmentation by itself, on one view of each image."""
+        reader = SampleReader(self._index)
+        images = [reader.image(number) for number in self._numbers()]
+        spec, batch = augmentation_spec(self._settings), self._settings.data.batch_size
+        for name, work in operations(images, spec, batch, self._device):
+            yield self._repeat(f"  {name}", "data", work)
+
+    def _step(self, settings: Settings) -> Rate:
+        """Bare steps: forward, backward, update, queue."""
+        batch = settings.data.batch_size
+        size = settings.data.image_size
+        generator = torch.Generator().manual_seed(0)
+        with accelerated(settings, self._folder) as accelerator:
+            take_step = _train_step(settings, accelerator)
+            views = {
+                name: torch.randint(0, 256, (batch, 3, size, size), generator=generator, dtype=torch.uint8)
+                .to(accelerator.device)
+                .contiguous(memory_format=torch.channels_last)
+                for name in POLICIES[settings.views].views
+            }
+
+            def work() -> int:
+                take_step(views, _END)
+                return batch
+
+            return self._repeat(f"model step, batch {batch}", "model", work)
+
+    def _end_to_end(self) -> Rate:
+        """Steps on loaded batches, as in training."""
+        with accelerated(self._settings, self._folder) as accelerator:
+            take_step, pace = _train_step(self._settings, accelerator), Pace(accelerator.device)
+            loaded = TrainingData(self._settings, accelerator).batches(0, 1 << 30)
+            with closing(loaded):  # type: ignore[type-var]
+
+                def work() -> int:
+                    batch = next(loaded)
+                    take_step(batch.views, _END)
+                    pace.step_taken()
+                    return len(batch.samples)
+
+                began = time.perf_counter()
+                for _ in range(2 * self._workers):  # batches that were made while the model was
+                    if time.perf_counter() - began < self._slice:
+                        work()
+                return self._repeat("end to end", "all", work, slices=3)
+
+    def _other_data(self, one: Rate, data: Rate) -> Iterator[Alternative]:
+        for executor in ("fast", "pillow"):
+            if executor != self._executor:
+                setting = f"augmentation.executor={executor}"
+                rate = self._one_worker(with_values(self._settings, {"augmentation.executor": executor}))
+                yield Alternative(setting, "data", rate.images_per_second / one.images_per_second)
+        processors = os.cpu_count() or 1
+        if self._workers < processors and not self._resident:
+            rate = self._loaded(with_values(self._settings, {"run.workers": str(processors)}))
+            yield Alternative(f"run.workers={processors}", "data", rate.images_per_second / data.images_per_second)
+
+    def _other_steps(self, model: Rate) -> Iterator[Alternative]:
+        """Left out where a single step takes longer than a measurement should."""
+        if self._settings.data.batch_size / model.images_per_second > self._slice * _LONG / 2:
+            return
+        train = self._settings.train
+        tried = {"train.channels_last": str(not train.channels_last).lower()}
+        if train.precision == "float32":
+            tried["train.precision"] = "bf16"
+        for key, value in tried.items():
+            try:
+                rate = self._step(with_values(self._settings, {key: value}))
+            except RunError:  # the device cannot compute so
+                continue
+            yield Alternative(f"{key}={value}", "model", rate.images_per_second / model.images_per_second)
+
+    def _repeat(self, name: str, part: Part, work: Callable[[], int], slices: int = 1) -> Rate:
+        """The rate of `work`, which returns how many images it did, after a first time that does not count."""
+        self._advance(name.strip())
+        began = time.perf_counter()
+        images = work()
+        self._wait()
+        first = time.perf_counter() - began
+        if first > self._slice * _LONG:
+            return Rate.of(name, part, [images / first])
+        at_once = self._at_once(work, slices * self._slice)
+        rates = list[float]()
+        ends = time.perf_counter() + slices * self._slice
+        while not rates or time.perf_counter() < ends:
+            began = time.perf_counter()
+            images = sum(work() for _ in range(at_once))
+            self._wait()
+            rates.append(images / (time.perf_counter() - began))
+        return Rate.of(name, part, rates)
+
+    def _at_once(self, work: Callable[[], int], seconds: float) -> int:
+        """How often `work` is done before the host waits for a GPU, which in training it hardly does."""
+        if self._device.type != "cuda":
+            return 1
+        began = time.perf_counter()
+        work()
+        self._wait()
+        return max(1, min(_MOST_AT_ONCE, int(seconds / _TIMES / (time.perf_counter() - began))))
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    @property
+    def _executor(self) -> str:
+        return self._settings.augmentation.executor
+
+    def _numbers(self) -> list[int]:
+        return list(range(min(_SAMPLES, len(self._index))))
+
+    def _machine(self) -> dict[str, Any]:
+        about = environment(self._device, 1)
+        return {
+            "device": about["device_name"] if self._device.type == "cuda" else "cpu",
+            "processors": os.cpu_count() or 1,
+            "threads": about["threads"],
+            "torch": versions()["torch"],
+        }
+
+    def _about(self) -> dict[str, Any]:
+        settings = self._settings
+        keys = ("views", "backend", "encoder.backbone", "train.precision", "augmentation.executor", "data.image_size")
+        return {key.rpartition(".")[2]: get(settings, key) for key in keys} | {
+            "batch": settings.data.batch_size,
+            "workers": self._workers,
+        }
+
+
+def with_values(settings: Settings, values: dict[str, Any]) -> Settings:
+    """The settings with other values at some dotted keys."""
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        inner = getattr(settings, section).model_copy(update={name: from_text(key, str(value))})
+        settings = settings.model_copy(update={section: inner})
+    return settings
+
+
+def _train_step(settings: Settings, accelerator: Accelerator) -> TrainStep:
+    method = build.backend(settings, accelerator.device)
+    pairs = POLICIES[settings.views].pairs
+    return TrainStep(settings, accelerator, method, pairs, settings.data.batch_size, _END, 0)
+
+
+def _dataset(index: Index, settings: Settings) -> StepDataset:
+    plan = Plan.of(index, settings.data.batch_size, settings.train.seed)
+    return StepDataset(index, plan, POLICIES[settings.views], augmentation_spec(settings))
+
+
+def _count(done: Iterator[object]) -> int:
+    return sum(1 for _ in done)

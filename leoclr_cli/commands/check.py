@@ -1,0 +1,56 @@
+"""`leoclr check`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from leoclr.cli.config.resolve import resolve
+from leoclr.cli.terminal import print_json, progress
+
+_FAULTY = 1
+
+
+def check(
+    data: Annotated[
+        list[str], typer.Argument(metavar="DATA", help="Shards: brace ranges, globs, folders or index files.")
+    ],
+    decode: Annotated[bool, typer.Option("--decode/--no-decode", help="Whether to decode every image.")] = True,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Verify shards against their index, and say what `leoclr train` would do with each fault.
+
+    Of a folder with splits, all of them.
+
+    Exit code 1 where there are faults.
+
+    \b
+    Examples:
+      leoclr check shards/
+      leoclr check 'shards/imagenet-{000..999}.tar' --no-decode
+    """
+    from leoclr.datasets.shards.check import SKIPPED, Fault, check_shard
+    from leoclr.datasets.shards.locate import indexed_data, with_all_splits
+
+    faults: list[Fault] = []
+    shards = samples = 0
+    for index in indexed_data(with_all_splits(data)):
+        with progress("checking", len(index), "images") as advance:
+            for number in range(len(index.shards)):
+                faults += check_shard(index, number, decode, advance)
+        shards, samples = shards + len(index.shards), samples + len(index)
+    skipped = sum(fault.consequence == SKIPPED for fault in faults)
+    share = resolve(None, None, {}, {}).settings.data.max_bad_samples
+    if json_output:
+        listed = [{"shard": fault.shard, "what": fault.what, "consequence": fault.consequence} for fault in faults]
+        print_json({"shards": shards, "samples": samples, "decoded": decode, "faults": listed})
+    else:
+        for fault in faults:
+            print(f"{fault.shard}: {fault.what}\n    -> {fault.consequence}")
+        if skipped:
+            print(f"{skipped:,} images cannot be used: {skipped / samples:.2%}; train stops above {share:.2%}")
+        decoded = ", every image decoded" if decode and not faults else ""
+        print(f"{shards:,} shards, {samples:,} samples{decoded}: {len(faults) or 'no'} faults")
+    if faults:
+        raise typer.Exit(_FAULTY)

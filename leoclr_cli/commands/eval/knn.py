@@ -1,0 +1,31 @@
+"""`leoclr eval knn`: classify images by their nearest neighbours."""
+
+from __future__ import annotations
+
+from leoclr.cli.scoring.request import SIMILARITIES_PER_MIB, AsJson, Memory, Output, Request, with_request
+
+
+@with_request()
+def knn(
+    request: Request,
+    memory: Memory = 256,
+    output: Output = None,
+    as_json: AsJson = False,
+) -> None:
+    """Classify test images by their nearest training images: k = 200 weighted, and k = 20 by majority.
+
+    \b
+    Examples:
+      leoclr eval knn
+      leoclr eval knn runs/first --train-data shards/train --data shards/test
+      leoclr eval knn resnet18.pth --train-data 'shards/train-{000..009}.tar' --data shards/test --json
+    """
+    from leoclr.cli.scoring.evaluation import Evaluation
+    from leoclr.evals.features.preprocessing import standard_view
+    from leoclr.evals.scores import knn_score
+
+    evaluation = Evaluation(request)
+    view = standard_view(evaluation.encoder.image_size)
+    train, test = evaluation.train_features(view), evaluation.test_features(view)
+    score = knn_score(train, test, device=evaluation.device, chunk=memory * SIMILARITIES_PER_MIB)
+    evaluation.report("knn", score, [f"images: {view.protocol}"], output, as_json)

@@ -1,0 +1,77 @@
+"""`leoclr eval robustness`: what random crops cost."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from leoclr.cli.scoring.request import SIMILARITIES_PER_MIB, AsJson, Memory, Normalise, Request, with_request
+from leoclr.datasets.errors import EvaluationError
+
+Crop = Literal["random"]
+Probe = Literal["linear", "knn"]
+
+
+@with_request("checkpoint")
+def robustness(
+    request: Request,
+    checkpoints: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="Runs, checkpoints, exported files or state dicts, one or several; the newest run when left out.",
+        ),
+    ] = None,
+    crop: Annotated[Crop, typer.Option("--crop", help="What is set beside the centre crop.")] = "random",
+    crop_scale: Annotated[
+        tuple[float, float],
+        typer.Option(
+            "--crop-scale",
+            metavar="LOW HIGH",
+            help="Share of the area that a random crop keeps. The paper names none; these are torchvision's.",
+        ),
+    ] = (0.08, 1.0),
+    crop_seeds: Annotated[
+        int, typer.Option("--crop-seeds", min=1, metavar="N", help="How often all crops are drawn.")
+    ] = 5,
+    curve: Annotated[
+        bool, typer.Option("--curve", help="Also square parts of 8 % to all of the area, and a picture of the drop.")
+    ] = False,
+    probe: Annotated[Probe, typer.Option("--probe", help="Classifier, trained on centre crops.")] = "linear",
+    normalise: Normalise = "standard",
+    memory: Memory = 256,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            dir_okay=False,
+            metavar="FILE",
+            help="JSON file, pictures beside it; in RUN/evals when left out, robustness.json for several.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what random instead of centre crops of the test images cost (the paper's Table 7).
+
+    Several checkpoints are set beside each other in one table and one picture.
+
+    \b
+    Examples:
+      leoclr eval robustness --crop random
+      leoclr eval robustness runs/leoclr runs/baseline --curve -o table7.json
+      leoclr eval robustness runs/first --crop-scale 0.2 1 --crop-seeds 10
+      leoclr eval robustness runs/first --probe knn --train-data shards/train --data shards/test
+    """
+    from leoclr.cli.scoring.robustness_comparison import Crops, compare, measure_one
+
+    if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+        raise EvaluationError(f"--crop-scale {crop_scale[0]:g} {crop_scale[1]:g}: two shares in (0, 1], low then high")
+    crops = Crops(crop_scale, crop_seeds, curve, probe, normalise, memory * SIMILARITIES_PER_MIB)
+    if checkpoints and len(checkpoints) > 1:
+        compare(request, checkpoints, crops, output or Path("robustness.json"), as_json)
+    else:
+        measure_one(replace(request, checkpoint=checkpoints[0] if checkpoints else None), crops, output, as_json)

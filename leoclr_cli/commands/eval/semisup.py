@@ -1,0 +1,56 @@
+"""`leoclr eval semisup`: fine-tuning with a part of the labels."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from leoclr.cli.scoring.request import AsJson, BackboneRate, Epochs, HeadRate, Output, Request, TrainBatch, with_request
+
+
+@with_request()
+def semisup(
+    request: Request,
+    labels: Annotated[
+        str,
+        typer.Option(
+            "--labels",
+            metavar="SHARE|FILE",
+            help="Share of each class's labels, such as 1%, chosen by the seed; or a file with the names of images, "
+            "one a line, as SimCLR publishes them for ImageNet.",
+        ),
+    ] = "1%",
+    epochs: Epochs = None,
+    backbone_lr: BackboneRate = None,
+    head_lr: HeadRate = None,
+    train_batch: TrainBatch = 256,
+    output: Output = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tune the encoder with a part of the labels (the paper's Table 2).
+
+    What was stopped is taken up after its last epoch, and what is finished is not done again.
+
+    \b
+    Examples:
+      leoclr eval semisup runs/first --labels 1%
+      leoclr eval semisup runs/first --labels 10% --epochs 30 --backbone-lr 0.01 --head-lr 0.2
+      leoclr eval semisup runs/imagenet --labels 1percent.txt --train-data shards/train --data shards/val
+    """
+    from leoclr.cli.scoring.evaluation import Evaluation
+    from leoclr.cli.scoring.finetuning import FINETUNED, finetuned, label_recipe, metrics_of
+    from leoclr.evals.features.preprocessing import standard_view
+    from leoclr.evals.finetuning.label_subsets import label_subset
+    from leoclr.evals.scores import Row, Score
+
+    evaluation = Evaluation(request)
+    data, view = evaluation.data, standard_view(evaluation.encoder.image_size)
+    subset = label_subset(data.train, labels, request.seed)
+    recipe = label_recipe(subset.share, len(subset.numbers), epochs, backbone_lr, head_lr, train_batch)
+    found = finetuned(evaluation, data.train.subset(subset.numbers), data.test, recipe, "fine-tuning")
+    row = Row("finetuned", f"fine-tuned, {len(subset.numbers):,} labels", metrics_of(found))
+    protocol = (subset.protocol, recipe.protocol, f"training images: {evaluation.crops(data.train, 1).protocol}")
+    details = {"labels": len(subset.numbers), "share": subset.share, "training": found}
+    score = Score((row,), protocol, details)
+    evaluation.report("semisup", score, [f"test images: {view.protocol}"], output, as_json, FINETUNED)

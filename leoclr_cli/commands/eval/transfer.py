@@ -1,0 +1,104 @@
+"""`leoclr eval transfer`: how well the encoder serves on another data set."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from leoclr.cli.scoring.request import AsJson, Output, Request, TrainBatch, with_request
+from leoclr.datasets.errors import EvaluationError
+
+Mode = Literal["finetune", "linear"]
+Metric = Literal["top1", "mean-per-class"]
+
+
+@with_request("train_data", "data")
+def transfer(
+    request: Request,
+    data: Annotated[
+        list[str],
+        typer.Option(
+            "--data",
+            metavar="NAME|SHARDS",
+            help="cifar10, cifar100, cars or pets, packed into ROOT/shards first; or the shards of any labelled data. "
+            "Quote ranges and globs. Repeatable.",
+        ),
+    ],
+    test_data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--test-data",
+            metavar="SHARDS",
+            help="Test data; the val or test folder beside the training data when left out. Repeatable.",
+        ),
+    ] = None,
+    mode: Annotated[
+        Mode, typer.Option("--mode", help="Train the whole network, or logistic regression on its features.")
+    ] = "finetune",
+    metric: Annotated[
+        Metric | None,
+        typer.Option(
+            "--metric",
+            help="What chooses a fine-tuning's rates and is reported; left out, what the data set is reported with: "
+            "mean-per-class for pets.",
+        ),
+    ] = None,
+    lr: Annotated[
+        list[float] | None,
+        typer.Option("--lr", metavar="RATE", help="Learning rate to try; left out, 7 from 0.0001 to 0.1. Repeatable."),
+    ] = None,
+    weight_decay: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--weight-decay",
+            metavar="SHARE",
+            help="Weight decay to try, before it is divided by the learning rate; left out, 0 and 7 from 1e-6 to 1e-3. "
+            "Repeatable.",
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option("--epochs", min=1, metavar="N", help="Of each fine-tuning; left out, those of 20,000 steps."),
+    ] = None,
+    train_batch: TrainBatch = 256,
+    root: Annotated[
+        Path, typer.Option("--root", metavar="FOLDER", help="Where torchvision keeps its data sets.")
+    ] = Path("data"),
+    download: Annotated[bool, typer.Option("--download", help="Let torchvision fetch the data set.")] = False,
+    output: Output = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tune the encoder on another data set, or train a linear classifier on it (the paper's Table 3).
+
+    The hyper-parameters are searched on a fifth of the training data, as in SimCLR; then all of it is trained on. What
+    is finished is not done again, and what was stopped is taken up.
+
+    \b
+    Examples:
+      leoclr eval transfer runs/first --data cifar10 --root data --download
+      leoclr eval transfer runs/first --data pets --mode linear
+      leoclr eval transfer runs/first --data shards/birds --lr 0.001 --lr 0.01 --weight-decay 0 --epochs 20
+    """
+    from leoclr.cli.scoring.evaluation import Evaluation
+    from leoclr.cli.scoring.finetuning import FINETUNED
+    from leoclr.cli.scoring.transfer_data import transfer_data
+    from leoclr.cli.scoring.transfer_search import by_finetuning, by_linear_probe
+    from leoclr.evals.features.preprocessing import standard_view
+    from leoclr.evals.finetuning.hyperparameters import LEARNING_RATES, WEIGHT_DECAYS, grid
+
+    if any(not 0 < rate < math.inf for rate in lr or ()) or any(not 0 <= d < math.inf for d in weight_decay or ()):
+        raise EvaluationError("--lr takes rates above 0, and --weight-decay shares from 0 on")
+    found = transfer_data(data, test_data or [], root, download)
+    evaluation = Evaluation(replace(request, train_data=list(found.train), data=list(found.test)))
+    reported = metric.replace("-", "_") if metric else found.metric
+    images = [f"test images: {standard_view(evaluation.encoder.image_size).protocol}"]
+    if mode == "linear":
+        evaluation.report("transfer-linear", by_linear_probe(evaluation, found.name, reported), images, output, as_json)
+        return
+    points = grid(lr or LEARNING_RATES, weight_decay or WEIGHT_DECAYS)
+    score = by_finetuning(evaluation, found.name, reported, points, epochs, train_batch)
+    evaluation.report("transfer", score, images, output, as_json, FINETUNED)

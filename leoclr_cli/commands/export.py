@@ -1,0 +1,101 @@
+"""`leoclr export`: take the trained encoder to another program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from leoclr.cli import terminal as console
+from leoclr.cli.exporting.formats import ExportFormat
+
+if TYPE_CHECKING:
+    from leoclr.cli.exporting.export import ExportReport
+    from leoclr.cli.run.encoders import LoadedEncoder
+
+
+def export(
+    checkpoint: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="CHECKPOINT", help="Run, checkpoint, exported file or state dict; the newest run when left out."
+        ),
+    ] = None,
+    format: Annotated[ExportFormat, typer.Option("--format", help="What the file is for.")] = ExportFormat.safetensors,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            dir_okay=False,
+            metavar="FILE",
+            help="File to write; export/BACKBONE.SUFFIX in the run if not given.",
+        ),
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option("--backbone", metavar="NAME", help="Architecture of a state dict that does not tell it."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Export the encoder, without projector, and compare the file's features with the original's.
+
+    A file whose features differ by more than 1e-5 (of the largest, where that is above 1) is not kept.
+
+    \b
+    Examples:
+      leoclr export --format torchvision
+      leoclr export runs/first --format onnx -o encoder.onnx
+      leoclr export moco_v2_800ep_pretrain.pth.tar --format safetensors
+    """
+    from leoclr.cli.exporting.export import export_encoder
+    from leoclr.cli.run.encoders import load_encoder
+
+    encoder = load_encoder(checkpoint, backbone)
+    report = export_encoder(encoder, format, output or default_path(encoder.name, encoder.run, format))
+    if as_json:
+        console.print_json(_as_json(encoder, report))
+    else:
+        _print_text(encoder, report)
+
+
+def default_path(backbone: str, run: Path | None, format: ExportFormat) -> Path:
+    """Where the file goes when the user does not say: in the run, or in the working directory where there is none."""
+    name = backbone.removeprefix("timm:").replace("/", "_")
+    return (run or Path(".")) / "export" / f"{name}{format.suffix}"
+
+
+def _as_json(encoder: LoadedEncoder, report: ExportReport) -> dict[str, object]:
+    return {
+        "path": str(report.path),
+        "format": str(report.format),
+        "bytes": report.path.stat().st_size,
+        "largest_difference": report.largest_difference,
+        "source": encoder.source,
+        "backbone": encoder.name,
+        "stem": encoder.stem,
+        "width": encoder.width,
+        "feature_dim": encoder.backbone.feature_dim,
+        "image_size": encoder.image_size,
+        "mean": encoder.mean,
+        "std": encoder.std,
+        "digest": encoder.digest,
+        "usage": report.usage,
+    }
+
+
+def _print_text(encoder: LoadedEncoder, report: ExportReport) -> None:
+    size, megabytes = encoder.image_size, report.path.stat().st_size / 1e6
+    rows = {
+        "wrote": f"{report.path} ({megabytes:.1f} MB)",
+        "from": encoder.source,
+        "backbone": f"{encoder.name}, {encoder.stem} stem, {encoder.backbone.feature_dim} features",
+        "input": f"n x 3 x {size} x {size}, (pixels / 255 - mean) / std; mean {encoder.mean}, std {encoder.std}",
+        "largest difference": f"{report.largest_difference:.1e} between this file's features and the original's",
+    }
+    for name, value in rows.items():
+        print(f"{name:<18}  {value}")
+    print()
+    for line in report.usage:
+        print(f"    {line}")

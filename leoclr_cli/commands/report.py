@@ -1,0 +1,65 @@
+"""`leoclr report`: a page that tells of a run, or compares several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from leoclr.datasets.errors import RunError
+
+_MOST_SAMPLES = 2000
+
+
+def report(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(metavar="RUN", help="Run folders, at most 8; the newest run when left out.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", dir_okay=False, metavar="FILE", help="The page.")] = Path(
+        "report.html"
+    ),
+    samples: Annotated[
+        int,
+        typer.Option(
+            "--samples", min=0, max=_MOST_SAMPLES, metavar="N", help="Images for neighbours and map; 0 for neither."
+        ),
+    ] = 1000,
+    map_kind: Annotated[
+        Literal["tsne", "pca", "none"], typer.Option("--map", help="How features become two numbers.")
+    ] = "tsne",
+) -> None:
+    """Write one self-contained HTML page: curves, scores, views, nearest neighbours, map, settings, environment.
+
+    It opens without a network and runs no script. What a run does not have (its data have moved, it has no checkpoint
+    yet) is said on the page, and the rest appears.
+
+    \b
+    Examples:
+      leoclr report
+      leoclr report runs/leoclr runs/baseline -o comparison.html
+      leoclr report runs/first --samples 0
+    """
+    from leoclr.cli.config.resolve import resolve
+    from leoclr.cli.reporting.page import report_page
+    from leoclr.cli.reporting.run_facts import flat, read_run
+    from leoclr.cli.reporting.run_pictures import draw_pictures
+    from leoclr.cli.reporting.style import MOST_RUNS
+    from leoclr.cli.run.folder import newest_run
+    from leoclr.cli.terminal import progress, say
+    from leoclr.datasets.files import write_atomic
+
+    folders = runs or [newest_run()]
+    if len(folders) > MOST_RUNS:
+        raise RunError(f"{len(folders)} runs: a report compares at most {MOST_RUNS}")
+    told = [read_run(folder) for folder in folders]
+    with progress("features", len(told) * samples, "images") as advance:
+        pictures = [draw_pictures(run, samples, map_kind, advance) for run in told]
+    defaults = dict(flat(resolve(None, None, {}, {}).settings.model_dump(mode="json")))
+    page = report_page(told, pictures, defaults).encode(errors="replace")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(output, page)
+    except OSError as error:
+        raise RunError(f"{output}: cannot be written ({error.strerror or error})") from None
+    say(f"{output}: {len(page) / 1e6:.1f} MB")

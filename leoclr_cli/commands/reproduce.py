@@ -1,0 +1,265 @@
+"""`leoclr reproduce` and `leoclr ablate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from leoclr.cli.commands.parsing import LeoclrCommand
+from leoclr.datasets.errors import RunError, SettingsError
+
+if TYPE_CHECKING:
+    from leoclr.cli.recipes.steps import Plan
+
+_HELP = """Pre-train again with parts left out, evaluate, and draw what each part is worth.
+
+\b
+Examples:
+  leoclr ablate augmentations --data shards/imagenet --num-processes 8
+  leoclr ablate augmentations --on cifar10 --data shards/cifar10 --scale 0.25
+"""
+
+ablate_app = typer.Typer(help=_HELP, no_args_is_help=True)
+
+Data = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        metavar="[NAME=]SHARDS",
+        help="A folder as `leoclr shard` makes it; with NAME where the recipe has several data sets. Repeatable.",
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FOLDER", help="For runs and results; reproduce/NAME if left out."),
+]
+Scale = Annotated[
+    float, typer.Option("--scale", min=0.0, help="Share of all epochs, for a trial: 0.05 makes 800 epochs 40.")
+]
+Seeds = Annotated[
+    int | None,
+    typer.Option("--seeds", min=1, metavar="N", help="Pre-trainings of each method; the recipe's if left out."),
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="A setting of the pre-training other than the recipe's. Repeatable."
+    ),
+]
+Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
+Workers = Annotated[int | None, typer.Option("--workers", min=-1, metavar="N", help="Loader processes.")]
+Precision = Annotated[
+    Literal["float32", "bf16"] | None,
+    typer.Option("--precision", help="Of encoders in training and in evaluation; float32 if left out."),
+]
+Processes = Annotated[
+    int, typer.Option("--num-processes", min=1, metavar="N", help="Processes of a pre-training, one for each GPU.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the commands that are left to do, and run none.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the table as JSON.")]
+
+
+def reproduce(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="table1 to table7, figure4, ...; left out: list them.")
+    ] = None,
+    data: Data = None,
+    output: Output = None,
+    scale: Scale = 1.0,
+    seeds: Seeds = None,
+    changes: Changes = None,
+    device: Device = None,
+    precision: Precision = None,
+    workers: Workers = None,
+    num_processes: Processes = 1,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run an experiment of the paper and set its figures beside the paper's.
+
+    A recipe is a list of `leoclr train` and `leoclr eval` commands. Steps that are done are not done again: after
+    Ctrl-C the same command goes on. The folder holds runs, records, and table.md, table.json, table.png at the end.
+
+    \b
+    Examples:
+      leoclr reproduce
+      leoclr reproduce table6 --data cifar10=shards/cifar10 --data stl10=shards/stl10 --scale 0.05
+      leoclr reproduce cifar10 --data shards/cifar10 --seeds 1 --dry-run
+    """
+    from leoclr.cli.recipes.definition import load_recipe, names
+
+    if recipe is None:
+        width = max(map(len, names())) + 2
+        for name in names():
+            print(f"{name:<{width}}{load_recipe(name).title}")
+        return
+    given = [("--device", device), ("--workers", workers)]
+    flags = tuple(str(word) for flag, value in given if value is not None for word in (flag, value))
+    _carry_out(
+        recipe,
+        data or [],
+        output,
+        scale,
+        seeds,
+        tuple(changes or ()),
+        precision,
+        num_processes,
+        flags,
+        dry_run,
+        as_json,
+    )
+
+
+@ablate_app.command(cls=LeoclrCommand, short_help="Remove augmentations one after another.")
+def augmentations(
+    data: Data = None,
+    output: Output = None,
+    scale: Scale = 1.0,
+    seeds: Seeds = None,
+    changes: Changes = None,
+    device: Device = None,
+    precision: Precision = None,
+    workers: Workers = None,
+    num_processes: Processes = 1,
+    on: Annotated[
+        Literal["imagenet", "cifar10"], typer.Option("--on", help="The recipe's data and encoder.")
+    ] = "imagenet",
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Pre-train with augmentations removed one after another, for each method, and draw what each costs.
+
+    The paper's Figure 4; the same as `leoclr reproduce figure4`, or figure4-cifar10.
+
+    \b
+    Examples:
+      leoclr ablate augmentations --data shards/imagenet --num-processes 8
+      leoclr ablate augmentations --on cifar10 --data shards/cifar10 --scale 0.25 --seeds 1
+    """
+    name = "figure4" if on == "imagenet" else f"figure4-{on}"
+    reproduce(name, data, output, scale, seeds, changes, device, precision, workers, num_processes, dry_run, as_json)
+
+
+def _carry_out(
+    name: str,
+    data: list[str],
+    output: Path | None,
+    scale: float,
+    seeds: int | None,
+    changes: tuple[str, ...],
+    precision: str | None,
+    processes: int,
+    flags: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    from leoclr.cli.recipes.checks import check_data, check_names, check_settings
+    from leoclr.cli.recipes.definition import load_recipe
+    from leoclr.cli.recipes.steps import Plan, data_by_name
+    from leoclr.cli.terminal import say
+
+    if scale <= 0:
+        raise SettingsError(f"--scale {scale:g}: expected a number above 0")
+    recipe = load_recipe(name)
+    short = Path(name).stem
+    plan = Plan(
+        recipe=recipe,
+        folder=output or Path("reproduce") / short,
+        data=data_by_name(recipe, data),
+        scale=scale,
+        seeds=recipe.seeds if seeds is None else tuple(range(seeds)),
+        changes=changes,
+        precision=precision,
+        processes=processes,
+        flags=flags,
+    )
+    check_names(plan)
+    check_settings(plan)
+    check_data(plan)
+    units = list(plan.units())
+    steps = [step for unit in units for step in unit.steps()]
+    if dry_run:
+        import shlex
+
+        for step in steps:
+            if not step.done():
+                print(shlex.join(("leoclr", *step.command())))
+        return
+    _same_as_before(plan, short)
+    try:
+        for number, step in enumerate(steps, start=1):
+            if not step.done():
+                say(f"[{number}/{len(steps)}] leoclr {' '.join(step.command())}")
+                step.run()
+    except KeyboardInterrupt:
+        _report(plan, short, as_json)
+        say("stopped; the same command goes on from here")
+        raise typer.Exit(130) from None
+    _report(plan, short, as_json)
+
+
+def _same_as_before(plan: Plan, name: str) -> None:
+    """One folder holds one experiment: the same recipe, data, scale and settings. New steps may be added to it."""
+    import json
+
+    from leoclr.cli.recipes.steps import read_json
+    from leoclr.datasets.files import write_atomic
+
+    about = {
+        "recipe": name,
+        "data": dict(plan.data),
+        "scale": plan.scale,
+        "changes": list(plan.changes),
+        "precision": plan.precision,
+        "processes": plan.processes,
+    }
+    commands = plan.commands()
+    path = plan.folder / "reproduce.json"
+    begun = [*plan.folder.glob("records/*.json"), *plan.folder.glob("runs/*/metrics.jsonl")]
+    if path.exists() and begun:  # a first step that was refused leaves nothing that could be mixed up
+        before = read_json(path)
+        known = before.get("commands")
+        if not isinstance(known, dict):
+            raise RunError(f"{plan.folder} was begun by another version of leoclr; choose another --output")
+        done = {step.record.name for unit in plan.units() for step in unit.steps() if step.begun()}
+        changed = [
+            f"{key} {before.get(key)!r}, now {value!r}" for key, value in about.items() if before.get(key) != value
+        ] or [  # the recipe was edited
+            f"`{known[name]}`, now `{command}`"
+            for name, command in commands.items()
+            if name in done and known.get(name, command) != command
+        ]
+        if changed:
+            raise RunError(f"{plan.folder} was begun with {'; '.join(changed)}; choose another --output")
+        commands = known | commands
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(about | {"commands": commands}, indent=2).encode())
+
+
+def _report(plan: Plan, name: str, as_json: bool) -> None:
+    """The table of what is done so far, in files and on stdout."""
+    import json
+
+    from leoclr.cli.recipes.results import write_result
+    from leoclr.cli.recipes.steps import read_json
+    from leoclr.cli.recipes.table import as_json as table_json
+    from leoclr.cli.recipes.table import as_markdown, as_picture, as_text
+    from leoclr.cli.terminal import print_json, say
+    from leoclr.datasets.files import atomic_path, write_atomic
+
+    done = [unit for unit in plan.units() if all(step.done() for step in unit.steps())]
+    if not done:
+        return
+    results = [read_json(write_result(unit, name)) for unit in done]  # and not those of seeds that were not asked for
+    table = table_json(plan.recipe, results)
+    write_atomic(plan.folder / "table.json", (json.dumps(table, indent=2) + "\n").encode())
+    write_atomic(plan.folder / "table.md", as_markdown(plan.recipe, results).encode())
+    with atomic_path(plan.folder / "table.png") as path:
+        as_picture(plan.recipe, results).save(path, "PNG")
+    if as_json:
+        print_json(table)
+    else:
+        print(as_text(plan.recipe, results))
+    say(f"written to {plan.folder}: table.md, table.json, table.png, results/")

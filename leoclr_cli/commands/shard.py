@@ -1,0 +1,266 @@
+"""`leoclr shard` packs images into tar shards; `leoclr index` indexes shards that others packed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from contextlib import ExitStack
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from leoclr.cli import terminal as console
+from leoclr.datasets.errors import DataError
+
+if TYPE_CHECKING:
+    from leoclr.datasets.packing.pack import PackedSplit, Recipe
+    from leoclr.datasets.packing.sources import Source
+
+_MEGABYTE = 1_000_000
+_NAMED_SKIPPED = 10  # unreadable images that are named on the terminal; --json names all
+
+
+class StoredFormat(StrEnum):
+    """What --format takes."""
+
+    jpg = "jpg"
+    webp = "webp"
+
+
+def shard(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Folder with one sub-folder per class, folder of images without classes, .tar, .tar.gz or .zip of "
+            "either, or cifar10, cifar100, stl10, cars, pets.",
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the shards.")],
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What the shards are called; default: as SOURCE.")
+    ] = None,
+    shard_size: Annotated[
+        float, typer.Option(min=0.001, metavar="MB", help="Largest size of a shard, in 10^6 bytes.")
+    ] = 256.0,
+    shortest_side: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="PIXELS", help="Shrink larger images so that their shortest side has so many pixels."
+        ),
+    ] = None,
+    format: Annotated[
+        StoredFormat | None, typer.Option(help="Store every image in this format; default: keep its bytes.")
+    ] = None,
+    quality: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=100, metavar="1..100", help="Quality of JPEG and WebP where images are coded again; default: 90."
+        ),
+    ] = None,
+    val: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Share of the training images, of each class, to hold out as OUT/val."),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Chooses the order of the images and what is held out.")
+    ] = 0,
+    workers: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Threads; 0 takes one per core. The bytes do not depend on it.")
+    ] = 0,
+    max_bad: Annotated[int, typer.Option(min=0, metavar="N", help="Unreadable images to skip before giving up.")] = 100,
+    root: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where torchvision keeps its data sets; default: data."),
+    ] = None,
+    download: Annotated[bool, typer.Option("--download", help="Let torchvision fetch the data set.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace shards of the same name once the new ones are complete.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Pack images into WebDataset shards with an exact index beside them.
+
+    Split folders (train, val, test, unlabeled) at the top of SOURCE stay splits. The same source, options and seed
+    give the same bytes. Nothing appears in OUT before all of it is complete.
+
+    \b
+    Examples:
+      leoclr shard photos/ shards/photos
+      leoclr shard imagenet.tar shards/imagenet --shortest-side 256 --quality 90 --val 0.01
+      leoclr shard stl10 shards/stl10 --root data --download
+    """
+    name = _shard_name(name, source)
+    if val is not None and not 0 < val < 1:
+        raise DataError(f"--val {val}: expected a share above 0 and below 1, such as 0.1")
+    if quality is not None and format is None and shortest_side is None:
+        raise DataError("--quality needs --format or --shortest-side: without them images keep their bytes")
+
+    from leoclr.datasets.packing.encoding import Encoding
+    from leoclr.datasets.packing.pack import Recipe
+
+    recipe = Recipe(
+        name=name,
+        shard_bytes=round(shard_size * _MEGABYTE),
+        encoding=Encoding(shortest_side, format.value if format else None, quality),
+        seed=seed,
+        workers=workers or os.cpu_count() or 1,
+        max_bad=max_bad,
+    )
+    splits = pack_source(source, out, recipe, val=val, root=root, download=download, overwrite=overwrite)
+    if as_json:
+        console.print_json(_report(out, name, splits))
+    else:
+        _print_table(splits)
+    _say_skipped(splits)
+    console.say(f"next: leoclr train --data {shlex.quote(str(out))}")
+
+
+def pack_source(
+    source: str,
+    out: Path,
+    recipe: Recipe,
+    val: float | None = None,
+    root: Path | None = None,
+    download: bool = False,
+    overwrite: bool = False,
+) -> list[PackedSplit]:
+    """Pack a source into `out` with progress bars; `out` holds everything or nothing of it."""
+    from leoclr.datasets.packing.arrangement import SPLITS, arrange, hold_out
+    from leoclr.datasets.packing.pack import pack
+    from leoclr.datasets.packing.sources import open_source
+    from leoclr.datasets.packing.staging import staged
+
+    with staged(out, recipe.name, SPLITS, overwrite) as staging, ExitStack() as stack:
+        archive_bytes = os.path.getsize(source) if os.path.isfile(source) else None
+        with console.progress(f"listing {source}", archive_bytes, "bytes") as advance:
+            opened = stack.enter_context(open_source(source, staging, root, download, advance))
+            collection = arrange(opened)
+        _say_passed_over(opened)
+        if val is not None:
+            collection = hold_out(collection, val, recipe.seed)
+        with console.progress("packing", len(collection), "images") as advance:
+            return pack(opened, collection, staging, recipe, advance)
+
+
+def _say_passed_over(source: Source) -> None:
+    """What is not packed although it lies there: nobody should miss a camera's HEIC files only after the training."""
+    if source.other_files:
+        most = sorted(source.other_files.items(), key=lambda item: (-item[1], item[0]))[:_NAMED_SKIPPED]
+        kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in most)
+        console.warn(f"passed over {source.other_files.total():,} files that are no images by their suffix: {kinds}")
+    if source.repeated:
+        shown = ", ".join(source.repeated[:_NAMED_SKIPPED])
+        console.warn(f"passed over {len(source.repeated):,} folders that links lead to a second time: {shown}")
+
+
+def _shard_name(name: str | None, source: str) -> str:
+    if name is None:
+        stem = re.sub(r"\.(tar|tar\.gz|tgz|zip)$", "", Path(source).resolve().name, flags=re.IGNORECASE)
+        return re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-") or "images"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise DataError(f"--name {name!r}: expected letters, digits, '-', '_' and '.', such as imagenet-256")
+    return name
+
+
+def _report(out: Path, name: str, splits: Sequence[PackedSplit]) -> dict[str, object]:
+    return {
+        "out": str(out),
+        "name": name,
+        "splits": [
+            {
+                "split": split.split,
+                "folder": str(out / split.split),
+                "images": split.images,
+                "classes": list(split.classes),
+                "shards": split.shards,
+                "bytes": split.bytes,
+                "skipped": list(split.skipped),
+            }
+            for split in splits
+        ],
+    }
+
+
+def _print_table(splits: Sequence[PackedSplit]) -> None:
+    print(f"{'split':<10} {'images':>12} {'classes':>8} {'shards':>7} {'MB':>10} {'skipped':>8}")
+    for split in splits:
+        megabytes = split.bytes / _MEGABYTE
+        print(
+            f"{split.split or '-':<10} {split.images:>12,} {len(split.classes) or '-':>8} {split.shards:>7,} "
+            f"{megabytes:>10,.1f} {len(split.skipped):>8,}"
+        )
+
+
+def _say_skipped(splits: Sequence[PackedSplit]) -> None:
+    lines = [line for split in splits for line in split.skipped]
+    for line in lines[:_NAMED_SKIPPED]:
+        console.warn(f"skipped {line}")
+    if len(lines) > _NAMED_SKIPPED:
+        console.warn(f"skipped {len(lines) - _NAMED_SKIPPED:,} more images; --json names them all")
+
+
+def index(
+    data: Annotated[
+        list[str], typer.Argument(metavar="DATA", help="Shards: brace ranges, globs, folders of shards, or addresses.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="Where the index of shards on a server is written, to be put beside them.",
+        ),
+    ] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Text file with the name of class 0 on its first line, and so on."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Index shards that webdataset, img2dataset or another tool wrote, with a checksum of each.
+
+    The index lies beside the shards, one for each folder. Of a folder of splits, name the splits. Shards on a server
+    are read once, and their index is written to --output.
+
+    \b
+    Examples:
+      leoclr index 'laion/{00000..00099}.tar'
+      leoclr index shards/train shards/val --classes names.txt
+      leoclr index 'https://data.example.org/x-{000..099}.tar' --output .
+    """
+    from leoclr.datasets.shards.reindex import find_shards, read_classes, write_indexes, write_remote_index
+
+    names = read_classes(classes) if classes else ()
+    if output is not None:
+        with console.progress("indexing", None, "bytes") as advance:
+            written = write_remote_index(data, output, names, advance)
+    else:
+        paths = find_shards(data)
+        total = sum(path.stat().st_size for path in paths)
+        with console.progress("indexing", total, "bytes") as advance:
+            written = write_indexes(paths, names, advance)
+    if as_json:
+        console.print_json(
+            [
+                {
+                    "index": str(path),
+                    "images": len(found),
+                    "without_image": sum(shard.without_image for shard in found.shards),
+                    "labelled": found.labelled,
+                    "classes": found.class_count,
+                    "shards": len(found.shards),
+                    "bytes": sum(shard.bytes for shard in found.shards),
+                }
+                for path, found in written.items()
+            ]
+        )
+        return
+    for path, found in written.items():
+        labels = f"{found.class_count:,} classes" if found.labelled else "no labels"
+        print(f"{path}: {len(found):,} images, {labels}, {len(found.shards):,} shards")

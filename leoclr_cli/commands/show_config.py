@@ -1,0 +1,98 @@
+"""`leoclr show-config`: what a run would be trained with, and where each value comes from."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from leoclr.cli import terminal as console
+from leoclr.cli.commands import flags
+from leoclr.cli.config.fields import FIELDS, get
+from leoclr.cli.config.resolve import Resolved, describe_presets, resolve
+from leoclr.cli.config.setting_files import to_toml, toml_value
+from leoclr.datasets.errors import SettingsError
+
+
+def show_config(
+    preset: flags.Preset = None,
+    config: flags.Config = None,
+    backend: flags.Backend = None,
+    views: flags.Views = None,
+    data: flags.Data = None,
+    val_data: flags.ValData = None,
+    epochs: flags.Epochs = None,
+    batch_size: flags.BatchSize = None,
+    lr: flags.LearningRate = None,
+    backbone: flags.Backbone = None,
+    seed: flags.Seed = None,
+    precision: flags.Precision = None,
+    compile: flags.Compile = None,
+    device: flags.Device = None,
+    workers: flags.Workers = None,
+    assignments: flags.Assignments = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: settings, origins, warnings.")] = False,
+    as_toml: Annotated[bool, typer.Option("--toml", help="Print a file that --config accepts.")] = False,
+    presets: Annotated[bool, typer.Option("--presets", help="List the presets instead.")] = False,
+) -> None:
+    """Show every setting with its value and its origin.
+
+    Values come from the defaults, the preset, the file, LEOCLR_ variables and flags; what comes later wins.
+
+    \b
+    Examples:
+      leoclr show-config --preset cifar10 --epochs 400
+      LEOCLR_OPTIMIZER__LR=0.1 leoclr show-config --config run.toml
+      leoclr show-config --preset stl10 --toml > run.toml
+      leoclr show-config --presets
+    """
+    if as_json and as_toml:
+        raise SettingsError("--json and --toml exclude each other")
+    if presets:
+        _print_presets(as_json)
+        return
+    given = flags.given_flags(
+        backend=backend,
+        views=views,
+        data=data,
+        val_data=val_data,
+        batch_size=batch_size,
+        backbone=backbone,
+        lr=lr,
+        epochs=epochs,
+        seed=seed,
+        precision=precision,
+        compile=compile,
+        device=device,
+        workers=workers,
+        assignments=assignments,
+    )
+    resolved = resolve(preset, config, os.environ, given.values, flag_names=given.names)
+    for warning in resolved.warnings:
+        console.warn(warning)
+    if as_json:
+        settings = resolved.settings.model_dump(mode="json")
+        console.print_json({"settings": settings, "origins": resolved.origins, "warnings": resolved.warnings})
+    elif as_toml:
+        print(to_toml(resolved.settings), end="")
+    else:
+        _print_table(resolved)
+
+
+def _print_table(resolved: Resolved) -> None:
+    rows = [("setting", "value", "origin")]
+    rows += [(key, toml_value(get(resolved.settings, key)), resolved.origins[key]) for key in FIELDS]
+    key_width, value_width = (max(len(row[column]) for row in rows) for column in (0, 1))
+    for key, value, origin in rows:
+        print(f"{key:{key_width}}  {value:{min(value_width, 44)}}  {origin}")
+
+
+def _print_presets(as_json: bool) -> None:
+    summaries = describe_presets()
+    if as_json:
+        console.print_json(summaries)
+        return
+    width = max(len(name) for name in summaries)
+    for name, summary in summaries.items():
+        print(f"{name:{width}}  {summary}")

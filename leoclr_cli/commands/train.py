@@ -1,0 +1,206 @@
+"""`leoclr train`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from leoclr.cli.commands import flags
+from leoclr.cli.config.resolve import Resolved, differences, resolve
+from leoclr.cli.config.settings import Settings
+from leoclr.cli.terminal import print_json, say, warn
+from leoclr.cli.training.progress_line import duration
+from leoclr.datasets.errors import DataError, RunError, SettingsError
+
+
+def train(
+    data: flags.Data = None,
+    backend: flags.Backend = None,
+    views: flags.Views = None,
+    val_data: flags.ValData = None,
+    preset: flags.Preset = None,
+    config: flags.Config = None,
+    epochs: flags.Epochs = None,
+    batch_size: flags.BatchSize = None,
+    lr: flags.LearningRate = None,
+    backbone: flags.Backbone = None,
+    assignments: flags.Assignments = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="RUN", help="The run folder; by default a new one in runs/."),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="RUN", help="Go on with the run in this folder.")
+    ] = None,
+    device: flags.Device = None,
+    precision: flags.Precision = None,
+    compile: flags.Compile = None,
+    workers: flags.Workers = None,
+    seed: flags.Seed = None,
+    num_processes: Annotated[
+        int, typer.Option("--num-processes", min=1, metavar="N", help="Processes on this machine, one for each GPU.")
+    ] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be read and when, train nothing, write no run.")
+    ] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Pre-train an encoder on shards.
+
+    Where a setting is not given here it comes from LEOCLR_ variables, the file, the preset or the defaults; `leoclr
+    show-config` takes the same flags and prints all of them. Ctrl-C finishes the step and saves; --resume goes on.
+
+    \b
+    Examples:
+      leoclr train --backend moco --views leoclr --data 'shards/imagenet-{000..999}.tar'
+      leoclr train --preset cifar10 --data shards/cifar10 --output runs/leoclr
+      leoclr train --preset cifar10 --views pairwise --data shards/cifar10 --epochs 100 --set moco.queue=8192
+      leoclr train --resume runs/leoclr
+    """
+    given = flags.given_flags(
+        backend=backend,
+        views=views,
+        data=data,
+        val_data=val_data,
+        batch_size=batch_size,
+        backbone=backbone,
+        lr=lr,
+        epochs=epochs,
+        seed=seed,
+        precision=precision,
+        compile=compile,
+        device=device,
+        workers=workers,
+        assignments=assignments,
+    )
+    base = _settings_of(resume, None if val_data else data) if resume is not None else None
+    resolved = resolve(preset, config, os.environ, given.values, base, given.names)
+    run = _run_folder(resolved, output, resume, base)
+    _refuse_bad_data(resolved.settings, resume)
+    weights = resolved.settings.encoder.weights
+    if resume is None and weights and not Path(weights).exists():
+        raise SettingsError(f"encoder.weights {weights}: no such run, checkpoint or file")
+
+    if dry_run:
+        from leoclr.cli.training.dry_run import as_text, plan_of
+
+        plan = plan_of(resolved.settings, num_processes)
+        print_json(plan) if json_output else print(as_text(plan))
+        return
+
+    from leoclr.cli.training.launch import launch, launched
+
+    if num_processes > 1 and not launched():
+        arguments = [*sys.argv[1:]]
+        if output is None and resume is None:
+            arguments += ["--output", str(run)]  # all processes must mean the same folder
+        raise typer.Exit(launch(num_processes, arguments))
+
+    main = os.environ.get("RANK", "0") == "0"
+    for line in resolved.warnings if main else ():
+        warn(line)
+
+    from leoclr.cli.training.trainer import train as run_training
+
+    result = run_training(resolved.settings, run, preset, sys.argv, resume=resume is not None)
+    try:
+        if main:
+            _report(asdict(result), json_output)
+    finally:  # also where nobody listens any more
+        if result.stopped_by:
+            raise typer.Exit(128 + result.stopped_by)
+
+
+def _beside(moved: list[str], val: list[str]) -> list[str]:
+    """Validation data beside the training data that is named anew, where the run's own has gone."""
+    from leoclr.datasets.shards.locate import check_specs, sibling_split
+
+    try:
+        check_specs(val)
+    except DataError:
+        return list(sibling_split(moved))
+    return []
+
+
+def _settings_of(run: Path, moved: list[str] | None) -> Settings:
+    """The settings that the run to resume was started with.
+
+    Args:
+        moved: The training data where it is named anew. Validation data that is gone is then looked for beside it.
+    """
+    from pydantic import ValidationError
+
+    from leoclr.cli.run.folder import RunFolder
+
+    description = RunFolder(run).read()
+    try:
+        if moved and (beside := _beside(moved, description["data"]["val"])):
+            description["data"]["val"] = beside
+        settings = Settings.model_validate(description["settings"])
+        return settings.model_copy(
+            update={
+                "data": settings.data.model_copy(
+                    update={key: tuple(description["data"][key]) for key in ("train", "val")}
+                )
+            }
+        )
+    except (ValidationError, KeyError, TypeError) as error:
+        first = str(error).splitlines()[0]
+        raise RunError(f"{run}/run.json does not hold settings that this version reads: {first}") from None
+
+
+def _run_folder(resolved: Resolved, output: Path | None, resume: Path | None, base: Settings | None) -> Path:
+    if resume is not None and base is not None:
+        if output is not None and output.resolve() != resume.resolve():
+            raise SettingsError(f"--resume {resume} goes on in that folder; leave out --output {output}")
+        changed = differences(base, resolved.settings)
+        if changed:
+            raise RunError(
+                f"{resume} was started with other settings ({'; '.join(changed)}); resume without them, "
+                "or start a new run with another --output"
+            )
+        return resume
+    if output is not None:
+        return output
+    settings = resolved.settings
+    name = f"{settings.views}-{settings.backend}-{settings.encoder.backbone.replace(':', '-').replace('/', '-')}"
+    return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+
+
+def _refuse_bad_data(settings: Settings, resume: Path | None) -> None:
+    """What can be said about the data without torch is said before it is imported."""
+    from leoclr.datasets.shards.locate import check_specs
+
+    for specs, flag in ((settings.data.train, "--data"), (settings.data.val or (), "--val-data")):
+        try:
+            check_specs(specs)
+        except DataError as error:
+            if resume is None:
+                raise
+            raise DataError(f"{error}; {flag} says where they have moved to") from None
+
+
+def _report(result: dict[str, Any], json_output: bool) -> None:
+    run = result["run"]
+    if json_output:
+        print_json(result)
+    if result["stopped_by"]:
+        say(f"saved after step {result['step']:,}; go on with:  leoclr train --resume {shlex.quote(run)}")
+        return
+    if result["loss"] is None:
+        say(f"the run is complete already, with {result['steps']:,} steps")
+    else:
+        say(
+            f"done in {duration(result['seconds'])}: {result['step']:,} steps, loss {result['loss']:.4f}, "
+            f"{result['images_per_second']:,.0f} images/s"
+        )
+    name = shlex.quote(run)
+    score = f"leoclr eval linear {name}" + ("" if result["labelled"] else " --train-data LABELLED")
+    say(f"checkpoint: {result['checkpoint']}\nnext:  {score}    leoclr export {name} --format torchvision")

@@ -1,0 +1,116 @@
+"""`leoclr views`: a picture of what the model sees of some images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from leoclr.cli import terminal as console
+from leoclr.cli.commands import flags
+from leoclr.cli.config.resolve import resolve
+from leoclr.datasets.errors import BadImage, DataError, RunError, SettingsError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_MAX_ROWS = 64  # 64 rows of the usual size make a picture of 16,000 lines
+
+
+def views(
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files, shards or their index.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", dir_okay=False, metavar="FILE", help="The picture, a .png.")
+    ] = Path("views.png"),
+    draws: Annotated[
+        int, typer.Option(min=1, max=_MAX_ROWS, metavar="N", help="Rows per image: other crops and colours.")
+    ] = 1,
+    count: Annotated[
+        int, typer.Option(min=1, max=_MAX_ROWS, metavar="N", help="Images taken from the start of shards.")
+    ] = 4,
+    size: Annotated[
+        int, typer.Option(min=64, max=1024, metavar="PIXELS", help="Side of a view in the picture, in pixels.")
+    ] = 224,
+    preset: flags.Preset = None,
+    config: flags.Config = None,
+    views: flags.Views = None,
+    seed: flags.Seed = None,
+    assignments: flags.Assignments = None,
+) -> None:
+    """Draw images as the model sees them: the original with its crop boxes, and every view beside it.
+
+    Views are augmented with the settings of a run and shown before normalisation; small ones are enlarged so that
+    single pixels show. Row N of an image is what epoch N sees of it.
+
+    \b
+    Examples:
+      leoclr views cat.jpg dog.jpg -o views.png
+      leoclr views cat.jpg --draws 4 --views pairwise --set augmentation.crop_scale=0.08,1
+      leoclr views shards/cifar10 --count 6 --preset cifar10 --seed 3
+    """
+    if output.suffix.lower() != ".png":
+        raise SettingsError(f"-o {output}: the picture is a PNG file; give a name that ends in .png")
+    given = flags.given_flags(views=views, seed=seed, assignments=assignments)
+    resolved = resolve(preset, config, os.environ, given.values, flag_names=given.names)
+    for warning in resolved.warnings:
+        console.warn(warning)
+    settings = resolved.settings
+
+    from leoclr.cli.plotting.pictures import views_picture
+    from leoclr.cli.training.augmentation import augmentation_spec
+    from leoclr.datasets.files import atomic_path
+    from leoclr.datasets.views import POLICIES
+
+    names, originals = _read(images, count, _MAX_ROWS // draws)
+    picture = views_picture(
+        originals, names, augmentation_spec(settings), POLICIES[settings.views], settings.train.seed, draws, size
+    )
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(output) as temporary:
+            picture.save(temporary, format="PNG")
+    except OSError as error:
+        raise RunError(f"{output}: cannot be written ({error.strerror or error})") from None
+    console.say(f"{output}: {picture.width} x {picture.height} pixels")
+
+
+def _read(sources: list[str], count: int, limit: int) -> tuple[list[str], list[Image.Image]]:
+    """The images with their names; DataError where there are more than `limit`."""
+    names, originals = [], []
+    for source in sources:
+        for name, image in _images_of(source, count):
+            names.append(name)
+            originals.append(image)
+            if len(names) > limit:
+                raise DataError(f"more than {_MAX_ROWS} rows; give fewer images, or smaller --count or --draws")
+    return names, originals
+
+
+def _images_of(source: str, count: int) -> Iterator[tuple[str, Image.Image]]:
+    """An image file, or the first `count` samples of shards."""
+    from leoclr.datasets.images.decode import IMAGE_SUFFIXES, decode_image
+    from leoclr.datasets.shards.index import SUFFIX
+    from leoclr.datasets.shards.locate import open_data, refuse_commands
+    from leoclr.datasets.shards.reader import SampleReader
+
+    path = Path(source)
+    if path.is_dir() or source.endswith((".tar", SUFFIX)):
+        index = open_data([source])
+        reader = SampleReader(index)
+        for number in range(min(count, len(index))):
+            yield index.key(number), reader.image(number)
+        return
+    if not path.is_file():
+        refuse_commands(source)
+        raise DataError(f"{source}: no such file")
+    if path.suffix.lower().removeprefix(".") not in IMAGE_SUFFIXES:
+        raise DataError(f"{source}: neither an image by its name ({', '.join(sorted(IMAGE_SUFFIXES))}) nor shards")
+    try:
+        yield path.name, decode_image(path.read_bytes())
+    except BadImage as error:
+        raise BadImage(f"{source}: {error}") from None
+    except OSError as error:
+        raise DataError(f"{source}: {error.strerror}") from None

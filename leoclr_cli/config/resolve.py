@@ -1,0 +1,243 @@
+"""Where the values of the settings come from: defaults < preset < file < environment < flags.
+
+Each layer is checked by itself, value by value, so that an error names the place where the value stands even when a
+higher layer overrides it. All errors are collected before anything is raised. Nothing heavy is imported here: a typo is
+answered long before torch could have been loaded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from leoclr.cli.config.fields import (
+    FIELDS,
+    SECTIONS,
+    VARIABLE_PREFIX,
+    VARIABLES,
+    BadValue,
+    from_file,
+    from_text,
+    get,
+    nearest,
+    nearest_variable,
+    nested,
+    shown,
+    unknown,
+)
+from leoclr.cli.config.setting_files import read_settings_file
+from leoclr.cli.config.settings import Settings
+from leoclr.datasets.errors import SettingsError
+from leoclr.datasets.storage.credentials import VARIABLE as CREDENTIALS
+
+PRESETS = Path(__file__).with_name("presets")
+_WHERE_DATA_LIES = ("data.train", "data.val")
+_SETTLED_AT_THE_START = (
+    "augmentation.executor",
+    "data.resident",
+)  # where they are auto, a resumed run keeps what it began with
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The settings of a run.
+
+    Attributes:
+        origins: For every dotted key "default", "run" (the run that is resumed), "preset NAME", the settings file,
+            "env LEOCLR_...", or "flag --NAME".
+        warnings: One line for each value that was asked for and has no effect.
+    """
+
+    settings: Settings
+    origins: dict[str, str]
+    warnings: tuple[str, ...]
+
+
+@dataclass
+class _Layers:
+    """Values and origins so far, lowest layer first, and what was wrong on the way."""
+
+    values: dict[str, Any]
+    origins: dict[str, str]
+    problems: list[str] = field(default_factory=list)
+    changed: set[str] = field(default_factory=set)
+
+    def put(self, key: str, raw: Any, read: Callable[[str, Any], Any], origin: str, place: str) -> None:
+        """Lay one value over what is there; `place` is how an error names it."""
+        try:
+            value = read(key, raw)
+        except BadValue as error:
+            self.problems.append(f"{place}: {error}")
+            return
+        if not origin.startswith("preset ") and value != self.values[key]:
+            self.changed.add(key)
+        self.values[key] = value
+        self.origins[key] = origin
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Put an error aside, so that the layers above are still looked at."""
+        try:
+            yield
+        except SettingsError as error:
+            self.problems.append(str(error))
+
+
+def resolve(
+    preset: str | None,
+    config: Path | None,
+    environment: Mapping[str, str],
+    flags: Mapping[str, str | Sequence[str]],
+    base: Settings | None = None,
+    flag_names: Mapping[str, str] | None = None,
+) -> Resolved:
+    """Lay preset, file, environment and flags over the defaults, and check everything.
+
+    Args:
+        environment: Usually `os.environ`; every variable that starts with LEOCLR_ must be a setting, but for
+            the one that holds credentials.
+        flags: Dotted key to what the flag said; a sequence where a flag was repeated.
+        base: Takes the place of the defaults: the settings of a run that is resumed.
+        flag_names: Dotted key to the flag that set it, for messages; `--set KEY` where it is not in here.
+
+    Raises:
+        SettingsError: Anything is unknown, of the wrong type, out of range or missing: one line for each, with its
+            place and, for an unknown name, the nearest one.
+    """
+    lowest = "default" if base is None else "run"
+    values = {key: get(Settings() if base is None else base, key) for key in FIELDS}
+    layers = _Layers(values, dict.fromkeys(FIELDS, lowest))
+    if preset is not None:
+        with layers.collecting():
+            _lay_file(layers, preset_path(preset), f"preset {preset}")
+    if config is not None:
+        with layers.collecting():
+            _lay_file(layers, config, str(config))
+    _lay_environment(layers, environment)
+    _lay_flags(layers, flags, flag_names or {})
+    _raise(layers.problems)
+    try:
+        settings = Settings.model_validate(nested(layers.values))
+    except ValidationError as error:
+        _raise(list(_conflicts(error, layers.origins)))
+        raise
+    return Resolved(settings, layers.origins, tuple(_without_effect(settings, layers)))
+
+
+def differences(before: Settings, after: Settings) -> list[str]:
+    """The settings that give other weights, as lines such as "optimizer.lr: 0.03 -> 0.06".
+
+    Left out are the section `run`, which changes no weights, and the places where the data lies: moved data is the
+    same data, which its digest tells. So is an auto that stands for what the run before has settled.
+    """
+
+    def differs(key: str) -> bool:
+        if key.startswith("run.") or key in _WHERE_DATA_LIES:
+            return False
+        if key in _SETTLED_AT_THE_START and get(after, key) == "auto":
+            return False
+        return bool(get(before, key) != get(after, key))
+
+    return [f"{key}: {get(before, key)} -> {get(after, key)}" for key in FIELDS if differs(key)]
+
+
+def preset_names() -> tuple[str, ...]:
+    """The presets that come with leoclr, in alphabetical order."""
+    return tuple(sorted(path.stem for path in PRESETS.glob("*.toml")))
+
+
+def describe_presets() -> dict[str, str]:
+    """Each preset's own summary, the comment on the first line of its file."""
+    return {name: preset_path(name).read_text("utf-8").partition("\n")[0].lstrip("# ") for name in preset_names()}
+
+
+def preset_path(name: str) -> Path:
+    """The file of a preset.
+
+    Raises:
+        SettingsError: There is no such preset.
+    """
+    if name not in preset_names():
+        guess = nearest(name, preset_names())
+        hint = f"did you mean {guess}?" if guess else f"there are {', '.join(preset_names())}"
+        raise SettingsError(f"--preset {name}: no such preset; {hint}")
+    return PRESETS / f"{name}.toml"
+
+
+def _lay_file(layers: _Layers, path: Path, origin: str) -> None:
+    for key, value in _leaves(read_settings_file(path)):
+        dotted = ".".join(key)
+        place = f"{origin}: {dotted}"
+        if len(key) == 1 and "." in dotted:
+            layers.problems.append(f"{place}: a dotted name; write the key inside its section")
+        elif dotted in FIELDS:
+            layers.put(dotted, value, from_file, origin, place)
+        elif dotted in SECTIONS:
+            layers.problems.append(f"{place}: must be a section with keys, got {shown(value)}")
+        elif len(key) == 1 and isinstance(value, dict):
+            guess = nearest(dotted, SECTIONS)
+            hint = f"did you mean {guess}?" if guess else f"there are {', '.join(SECTIONS)}"
+            layers.problems.append(f"{place}: unknown section; {hint}")
+        else:
+            layers.problems.append(f"{place}: {unknown(dotted)}")
+
+
+def _leaves(content: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Keys as (name,) or (section, name), with their values."""
+    for key, value in content.items():
+        if key in SECTIONS and isinstance(value, dict):
+            for name, inner in value.items():
+                yield (key, name), inner
+        else:
+            yield (key,), value
+
+
+def _lay_environment(layers: _Layers, environment: Mapping[str, str]) -> None:
+    for name in sorted(name for name in environment if name.startswith(VARIABLE_PREFIX) and name != CREDENTIALS):
+        if name in VARIABLES:
+            layers.put(VARIABLES[name], environment[name], from_text, f"env {name}", name)
+        else:
+            guess = nearest_variable(name)
+            hint = f"did you mean {guess}?" if guess else "a variable is named like LEOCLR_OPTIMIZER__LR"
+            layers.problems.append(f"{name}: no such setting; {hint}")
+
+
+def _lay_flags(layers: _Layers, flags: Mapping[str, str | Sequence[str]], names: Mapping[str, str]) -> None:
+    for key, value in flags.items():
+        place = names.get(key, f"--set {key}")
+        if key in FIELDS:
+            layers.put(key, value, from_text, f"flag {place.partition(' ')[0]}", place)
+        else:
+            layers.problems.append(f"{place}: {unknown(key)}")
+
+
+def _conflicts(error: ValidationError, origins: Mapping[str, str]) -> Iterator[str]:
+    """The lines of `Settings`' own check across keys, each with the origins of the keys that it names."""
+    for detail in error.errors(include_url=False):
+        for line in detail["msg"].removeprefix("Value error, ").splitlines():
+            keys = [key for key in re.findall(r"[a-z_]+\.[a-z_]+", line) if key in FIELDS]
+            yield f"{line} ({', '.join(f'{key}: {origins[key]}' for key in keys)})"
+
+
+def _without_effect(settings: Settings, layers: _Layers) -> Iterator[str]:
+    """One line for each value that somebody set to something else and that nothing reads."""
+    others = set(get_args(FIELDS["backend"].annotation)) - {settings.backend}
+    for key in FIELDS:
+        if key in layers.changed and key.partition(".")[0] in others:
+            yield f"{key} ({layers.origins[key]}) has no effect: the backend is {settings.backend}"
+    key = "encoder.projector_hidden"
+    if key in layers.changed and settings.encoder.projector_layers == 1:
+        yield f"{key} ({layers.origins[key]}) has no effect: encoder.projector_layers is 1"
+
+
+def _raise(problems: Sequence[str]) -> None:
+    if len(problems) == 1:
+        raise SettingsError(problems[0])
+    if problems:
+        raise SettingsError("\n  ".join((f"{len(problems)} settings are wrong:", *problems)))

@@ -1,0 +1,235 @@
+"""A page that tells of one run or compares several: one file, which asks nothing of any network.
+
+The page forbids itself scripts and requests (a content security policy), whatever its text may hold.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from PIL import Image
+
+from leoclr.cli.reporting.feature_map import scatter
+from leoclr.cli.reporting.line_charts import Series, line_chart
+from leoclr.cli.reporting.markup import Html, element, join
+from leoclr.cli.reporting.run_facts import ReportedRun, number
+from leoclr.cli.reporting.run_pictures import Pictures
+from leoclr.cli.reporting.run_tables import chip, environment_table, score_tables, settings_tables
+from leoclr.cli.reporting.style import style_sheet
+
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_PERCENT: Callable[[float], str] = lambda value: f"{100 * value:.3g} %"  # noqa: E731
+_PLAIN: Callable[[float], str] = lambda value: f"{value:.4g}"  # noqa: E731
+# Measure, title, how values are written, whether the axis begins at 0.
+_CHARTS = (
+    ("loss", "Loss", _PLAIN, False),
+    ("knn", "k-NN top-1 while training", _PERCENT, False),
+    ("lr", "Learning rate", _PLAIN, True),
+    ("embedding_std", "Spread of the embeddings (0: collapsed)", _PLAIN, True),
+    ("effective_rank", "Effective rank of the embeddings", _PLAIN, True),
+    ("images_per_second", "Images per second", _PLAIN, True),
+    ("waiting", "Share of the time spent waiting for data", _PERCENT, True),
+)
+
+
+def report_page(runs: Sequence[ReportedRun], pictures: Sequence[Pictures], defaults: Mapping[str, str]) -> Html:
+    """The whole page.
+
+    Args:
+        pictures: Of each run.
+        defaults: Of the settings, by dotted key.
+    """
+    sections = {
+        "overview": ("Overview", _overview(runs)),
+        "curves": ("Training", _curves(runs)),
+        "scores": ("Scores", _scores(runs)),
+        "views": ("What the model sees", _views(runs, pictures)),
+        "neighbours": ("What it finds alike", _neighbours(runs, pictures)),
+        "map": ("Map of the features", _maps(runs, pictures)),
+        "settings": ("Settings", element("div", settings_tables(runs, defaults), class_="card")),
+        "images": ("Unusable images", _bad_images(runs)),
+        "environment": ("Environment", _environment(runs, pictures)),
+    }
+    shown = {key: section for key, section in sections.items() if section[1]}
+    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
+    links = [element("a", heading, href=f"#{key}") for key, (heading, _) in shown.items()]
+    body = [element("section", element("h2", heading), content, id=key) for key, (heading, content) in shown.items()]
+    made = f"Made by leoclr report on {datetime.now().astimezone():%d %B %Y, %H:%M %Z}."
+    page = element(
+        "html",
+        element(
+            "head",
+            element("meta", charset="utf-8"),
+            element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+            element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+            element("title", f"{title}: leoclr report"),
+            element("style", style_sheet()),
+        ),
+        element(
+            "body",
+            element("header", element("h1", title), _legend(runs)),
+            element("nav", element("div", *links), aria_label="Sections"),
+            element("main", *body, element("footer", made)),
+        ),
+        lang="en",
+    )
+    return join(Html("<!doctype html>\n"), page)
+
+
+def _legend(runs: Sequence[ReportedRun]) -> Html:
+    if len(runs) == 1:
+        return element("p", _summary(runs[0]), class_="lead")
+    return element("p", *(chip(colour, run.name) for colour, run in enumerate(runs)), class_="lead")
+
+
+def _overview(runs: Sequence[ReportedRun]) -> Html:
+    cards = []
+    for colour, run in enumerate(runs):
+        tiles = [
+            element("div", element("b", value), element("span", label), class_="tile") for label, value in _tiles(run)
+        ]
+        problems = [element("p", problem, class_="notice") for problem in run.problems]
+        name = [element("h3", run.name), element("p", _summary(run), class_="quiet")] if len(runs) > 1 else []
+        content = [*name, element("div", *tiles, class_="tiles"), *problems]
+        cards.append(element("article", *content, class_=f"run own{colour}"))
+    return element("div", *cards, class_="runs")
+
+
+def _summary(run: ReportedRun) -> str:
+    told = run.settings
+    samples = number(run.part("data").get("samples"))
+    images = f" of {samples:,.0f} images" if samples is not None else ""
+    planned = told.get("train.epochs", "?")
+    epochs = f"{planned} epochs" if f"{run.epochs:g}" == planned else f"{run.epochs:.4g} of {planned} epochs"
+    return (
+        f"{told.get('views', '?')} views under {told.get('backend', '?')}, {told.get('encoder.backbone', '?')} at "
+        f"{told.get('data.image_size', '?')} px, {epochs}{images}, seed {told.get('train.seed', '?')}"
+    )
+
+
+def _tiles(run: ReportedRun) -> list[tuple[str, str]]:
+    tiles = list(_best_scores(run).items())
+    for measure, label, show in (
+        ("knn", "k-NN while training", _PERCENT),
+        ("loss", "loss", _PLAIN),
+        ("effective_rank", "effective rank", _PLAIN),
+        ("images_per_second", "images/s", _PLAIN),
+    ):
+        value = run.last(measure)
+        if value is not None and not (measure == "knn" and any("knn" in label for label, _ in tiles)):
+            tiles.append((label, show(value)))
+    return tiles
+
+
+def _best_scores(run: ReportedRun) -> dict[str, str]:
+    """What each score is about: its first figure, of the robustness the drop. Of several, that of the newest
+    checkpoint, and the last one of these."""
+    found = {}
+    for record in sorted(run.records.values(), key=_age):
+        results = record.get("results")
+        if not isinstance(results, dict) or not results:
+            continue
+        key = "drop" if "drop" in results else next(iter(results))
+        first = results[key] if isinstance(results[key], dict) else {}
+        metric = "ap50" if "ap50" in first else "top1"
+        if (value := number(first.get(metric))) is not None:
+            name = f"{'AP50' if metric == 'ap50' else 'top-1'}, {record['kind']}"
+            found["drop on random crops" if key == "drop" else name] = _PERCENT(value)
+    return found
+
+
+def _age(record: Mapping[str, Any]) -> tuple[str, str]:
+    checkpoint = record.get("checkpoint")
+    path = checkpoint.get("path") if isinstance(checkpoint, dict) else ""
+    return str(path), str(record.get("date"))
+
+
+def _curves(runs: Sequence[ReportedRun]) -> Html:
+    charts = []
+    for measure, title, show, zero in _CHARTS:
+        series = [Series(run.name, colour, run.curves.get(measure, ())) for colour, run in enumerate(runs)]
+        if any(one.points for one in series):
+            charts.append(line_chart(title, series, show, zero))
+    return element("div", *charts, class_="charts") if charts else Html()
+
+
+def _scores(runs: Sequence[ReportedRun]) -> Html:
+    if any(run.records for run in runs):
+        return score_tables(runs)
+    return element(
+        "p",
+        "No score has been computed yet: ",
+        element("code", f"leoclr eval knn {shlex.quote(str(runs[0].folder.path))}"),
+        class_="quiet",
+    )
+
+
+def _views(runs: Sequence[ReportedRun], pictures: Sequence[Pictures]) -> Html:
+    return join(
+        *(
+            _picture(chip(colour, run.name), picture.views, f"Views of {run.name}")
+            for colour, (run, picture) in enumerate(zip(runs, pictures, strict=True))
+            if picture.views is not None
+        )
+    )
+
+
+def _neighbours(runs: Sequence[ReportedRun], pictures: Sequence[Pictures]) -> Html:
+    return join(
+        *(
+            _picture(
+                join(chip(colour, run.name), f"out of its {picture.from_data} data"),
+                picture.neighbours,
+                f"Images and their nearest neighbours under {run.name}",
+            )
+            for colour, (run, picture) in enumerate(zip(runs, pictures, strict=True))
+            if picture.neighbours is not None
+        )
+    )
+
+
+def _maps(runs: Sequence[ReportedRun], pictures: Sequence[Pictures]) -> Html:
+    parts = []
+    for colour, (run, picture) in enumerate(zip(runs, pictures, strict=True)):
+        if picture.map is None or picture.thumbnails is None:
+            continue
+        caption = element("figcaption", chip(colour, run.name), f"{len(picture.map.keys):,} {picture.from_data} images")
+        dots = element("figure", caption, scatter(picture.map), class_="chart")
+        images = _picture("The same places, with the images themselves", picture.thumbnails, "Images on the map", "")
+        parts += [element("div", dots, images, class_="maps"), element("p", picture.map.method, class_="quiet")]
+    return join(*parts)
+
+
+def _bad_images(runs: Sequence[ReportedRun]) -> Html:
+    parts = []
+    for colour, run in enumerate(runs):
+        count, lines = run.bad_images
+        if count:
+            more = [element("li", f"and {count - len(lines):,} more")] if count > len(lines) else []
+            items = [element("li", element("code", line)) for line in lines]
+            parts.append(element("div", chip(colour, run.name), element("ul", *items, *more), class_="card"))
+    return join(*parts)
+
+
+def _environment(runs: Sequence[ReportedRun], pictures: Sequence[Pictures]) -> Html:
+    digests = [picture.encoder.digest if picture.encoder is not None else None for picture in pictures]
+    return element("div", environment_table(runs, digests), class_="card")
+
+
+def _picture(caption: object, image: Image.Image, alternative: str, class_: str = "whole") -> Html:
+    drawn = element("img", src=_data_address(image), alt=alternative, width=image.width, class_=class_ or None)
+    return element("figure", element("figcaption", caption), drawn, class_="picture")
+
+
+def _data_address(image: Image.Image) -> str:
+    """The picture in the address itself: losslessly as PNG, or as WebP where that is much smaller (photographs)."""
+    png, webp = io.BytesIO(), io.BytesIO()
+    image.save(png, "PNG", optimize=True)
+    image.save(webp, "WEBP", quality=88)
+    kind, data = ("png", png) if len(png.getvalue()) < 1.5 * len(webp.getvalue()) else ("webp", webp)
+    return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"

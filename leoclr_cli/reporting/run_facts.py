@@ -1,0 +1,138 @@
+"""What a run folder tells of its run. Every file may be missing, damaged, or written to do harm: what can be read is
+taken, what cannot is said."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from leoclr.cli.run.folder import RunFolder
+
+BAD_IMAGES = "bad-images.txt"
+_MAX_RECORD_BYTES = 16 * 2**20
+_SHOWN_BAD_IMAGES = 20
+
+
+@dataclass
+class ReportedRun:
+    """A run as far as it can be told.
+
+    Attributes:
+        name: Of its folder.
+        content: run.json.
+        settings: Dotted key to value.
+        curves: Name of a measure to its points, (epoch, value), in order.
+        records: The JSON of each evaluation, by file name.
+        bad_images: How many lines bad-images.txt has, and the first of them.
+        problems: One line for each thing that cannot be told.
+    """
+
+    folder: RunFolder
+    name: str
+    content: dict[str, Any]
+    settings: dict[str, str]
+    curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    records: dict[str, dict[str, Any]] = field(default_factory=dict)
+    bad_images: tuple[int, tuple[str, ...]] = (0, ())
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def epochs(self) -> float:
+        """How far the curves reach."""
+        return max((points[-1][0] for points in self.curves.values()), default=0.0)
+
+    def last(self, measure: str) -> float | None:
+        """The last value of a curve."""
+        points = self.curves.get(measure)
+        return points[-1][1] if points else None
+
+    def part(self, *keys: str) -> Mapping[str, Any]:
+        """An object inside run.json; empty where there is none."""
+        found: Any = self.content
+        for key in keys:
+            found = found.get(key) if isinstance(found, Mapping) else None
+        return found if isinstance(found, Mapping) else {}
+
+
+def read_run(path: Path) -> ReportedRun:
+    """Read a run folder; RunError where it is none."""
+    folder = RunFolder(path)
+    content = folder.read()
+    settings = content.get("settings")
+    run = ReportedRun(folder, path.resolve().name, content, dict(flat(settings if isinstance(settings, dict) else {})))
+    _read_curves(run)
+    _read_records(run)
+    _read_bad_images(run)
+    return run
+
+
+def flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted keys and values as text."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value if isinstance(value, str) else json.dumps(value)
+
+
+def number(value: object) -> float | None:
+    """A finite number as it is, anything else as None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def _read_curves(run: ReportedRun) -> None:
+    try:
+        lines = run.folder.metrics.open("rb")
+    except OSError:
+        run.problems.append("There is no metrics.jsonl: nothing is known of its training.")
+        return
+    with lines:
+        for line in lines:
+            try:
+                values = json.loads(line)
+            except ValueError:
+                continue  # half a line, from a process that was killed
+            epoch = number(values.pop("epoch", None)) if isinstance(values, dict) else None
+            if epoch is None:
+                continue
+            for name, value in values.items():
+                if (found := number(value)) is not None:
+                    run.curves.setdefault(name, []).append((epoch, found))
+    for points in run.curves.values():
+        points.sort(key=lambda point: point[0])
+
+
+def _read_records(run: ReportedRun) -> None:
+    for path in sorted(run.folder.evals.glob("*.json")):
+        try:
+            if path.stat().st_size > _MAX_RECORD_BYTES:
+                raise ValueError("too large")
+            record = json.loads(path.read_bytes())
+            if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
+                raise ValueError("no record of a score")
+        except (OSError, ValueError, RecursionError) as error:
+            run.problems.append(f"evals/{path.name} cannot be read: {error}")
+            continue
+        run.records[path.name] = record
+
+
+def _read_bad_images(run: ReportedRun) -> None:
+    count, shown = 0, []
+    try:
+        with (run.folder.path / BAD_IMAGES).open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                count += 1
+                if count <= _SHOWN_BAD_IMAGES:
+                    shown.append(line.rstrip("\n")[:500])
+    except OSError:
+        return
+    run.bad_images = count, tuple(shown)

@@ -1,0 +1,192 @@
+"""The tables of a report: settings, scores, environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+from leoclr.cli.config.settings import Settings
+from leoclr.cli.reporting.markup import Html, element, join, table
+from leoclr.cli.reporting.run_facts import ReportedRun, flat, number
+from leoclr.evals.tables import METRICS
+
+_HALF_WIDTH = "_half_width"
+_METRICS = METRICS | {"ap50": "AP50 %", "ap": "AP %", "ap75": "AP75 %"}
+_BACKENDS = get_args(Settings.model_fields["backend"].annotation)  # each has a section of its name
+
+
+def chip(colour: int, name: str) -> Html:
+    """A run's name with its colour."""
+    return element("span", element("i", class_=f"swatch bg{colour}"), name, class_="chip")
+
+
+def settings_tables(runs: Sequence[ReportedRun], defaults: Mapping[str, str]) -> Html:
+    """What differs, between the runs or from the defaults, for all to see; everything, folded away."""
+    used = {run.settings.get("backend") for run in runs}
+    keys = [
+        key
+        for key in dict.fromkeys(key for run in runs for key in run.settings)
+        if key.partition(".")[0] not in _BACKENDS or key.partition(".")[0] in used  # others have no effect
+    ]
+    if len(runs) > 1:
+        told = [key for key in keys if len({run.settings.get(key) for run in runs}) > 1]
+        heading = "What differs between the runs"
+        empty = "Nothing: the runs have the same settings."
+    else:
+        told = [key for key in keys if key in defaults and runs[0].settings[key] != defaults[key]]
+        heading, empty = "What is not as by default", "Nothing: every setting has its default."
+    headings: list[object] = ["setting", *(chip(colour, run.name) for colour, run in enumerate(runs)), "default"]
+
+    def rows(wanted: Sequence[str]) -> list[list[object]]:
+        return [
+            [element("code", key), *(_setting(run, key) for run in runs), element("code", defaults.get(key, "-"))]
+            for key in wanted
+        ]
+
+    first = table(headings, rows(told), class_="differs") if told else element("p", empty, class_="quiet")
+    folded = element("details", element("summary", f"All {len(keys)} settings"), table(headings, rows(keys)))
+    return join(element("h3", heading), first, folded)
+
+
+def score_tables(runs: Sequence[ReportedRun]) -> Html:
+    """One table for each kind of score, the protocols below it."""
+    kinds = sorted({record["kind"] for run in runs for record in run.records.values()})
+    parts = []
+    for kind in kinds:
+        found = [
+            (colour, run, record)
+            for colour, run in enumerate(runs)
+            for record in run.records.values()
+            if record["kind"] == kind
+        ]
+        parts.append(element("div", element("h3", kind), _scores(found), _protocols(found), class_="card"))
+    return join(*parts)
+
+
+def environment_table(runs: Sequence[ReportedRun], digests: Sequence[str | None]) -> Html:
+    """Where and with what the runs were made, and the digests that tell data and weights from others."""
+    columns: list[dict[str, str]] = []
+    for run, digest in zip(runs, digests, strict=True):
+        told = {"started": _text(run.content.get("started")), "command": _command(run.content.get("command"))}
+        told |= dict(flat(run.part("environment"))) | dict(flat(run.part("versions")))
+        data = run.part("data")
+        told |= {
+            f"{split} data": _text(data.get(name)) for split, name in (("training", "train"), ("validation", "val"))
+        }
+        told |= {"training images": _text(data.get("samples")), "data digest": _text(data.get("digest"))}
+        told["weights digest"] = digest or "-"
+        columns.append(told)
+    keys = list(dict.fromkeys(key for told in columns for key in told))
+    rows: list[list[object]] = [[key, *(element("code", told.get(key, "-")) for told in columns)] for key in keys]
+    return table(["", *(chip(colour, run.name) for colour, run in enumerate(runs))], rows)
+
+
+def _setting(run: ReportedRun, key: str) -> Html:
+    return element("code", run.settings.get(key, "-"))
+
+
+def _scores(found: Sequence[tuple[int, ReportedRun, dict[str, Any]]]) -> Html:
+    metrics = list(
+        dict.fromkeys(
+            metric
+            for _, _, record in found
+            for values in _results(record).values()
+            for metric in values
+            if not metric.endswith(_HALF_WIDTH)
+        )
+    )
+    keys = dict.fromkeys(key for _, _, record in found for key in _results(record))
+    protocols = _numbered(found)
+    rows: list[list[object]] = []
+    for key in keys:  # the runs below each other, figure by figure
+        for colour, run, record in found:
+            if values := _results(record).get(key):
+                cells = [_percent(values, metric) for metric in metrics]
+                place = protocols[_protocol(run, record)]
+                which = f", protocol {place}" if len(protocols) > 1 else ""
+                rows.append([chip(colour, run.name), f"{key.replace('_', ' ')}{_weights(run, record)}{which}", *cells])
+    return table(["run", "", *(_METRICS.get(metric, metric) for metric in metrics)], rows, class_="scores")
+
+
+def _weights(run: ReportedRun, record: Mapping[str, Any]) -> str:
+    """Which weights were scored, where a run's scores are of several checkpoints."""
+    digests = {digest for one in run.records.values() if (digest := _digest(one)) != "-"}
+    return f", weights {_digest(record)}" if len(digests) > 1 else ""
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    checkpoint = record.get("checkpoint")
+    return _text(checkpoint.get("digest"))[:8] if isinstance(checkpoint, dict) else "-"
+
+
+def _results(record: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    results = record.get("results")
+    return {
+        key: {name: found for name, value in values.items() if (found := number(value)) is not None}
+        for key, values in (results.items() if isinstance(results, dict) else ())
+        if isinstance(values, dict)
+    }
+
+
+def _percent(values: Mapping[str, float], metric: str) -> str:
+    if metric not in values:
+        return ""
+    if not -1 <= values[metric] <= 1:
+        return f"{values[metric]:g}"
+    half = values.get(f"{metric}{_HALF_WIDTH}")
+    return f"{100 * values[metric]:.2f}" + (f" ± {100 * half:.2f}" if half is not None else "")
+
+
+def _protocols(found: Sequence[tuple[int, ReportedRun, dict[str, Any]]]) -> Html:
+    """Each protocol once. More than one is pointed out: figures under different protocols are not for comparison."""
+    protocols: dict[tuple[str, ...], list[Html]] = {}
+    notes = []
+    for colour, run, record in found:
+        protocols.setdefault(_protocol(run, record), []).append(chip(colour, run.name))
+        notes += [element("p", f"{run.name}: {line}", class_="notice") for line in _lines(record.get("notes"))]
+    if len(protocols) > 1:
+        notes.append(
+            element(
+                "p",
+                "Protocol, test data or checkpoint differ between these figures; compare them with care.",
+                class_="notice",
+            )
+        )
+    folded = [
+        element(
+            "div",
+            element("b", f"protocol {place} ") if len(protocols) > 1 else Html(),
+            *chips,
+            element("ul", *(element("li", line) for line in lines)),
+        )
+        for place, (lines, chips) in enumerate(protocols.items(), start=1)
+    ]
+    return join(*notes, element("details", element("summary", "Protocol"), *folded))
+
+
+def _protocol(run: ReportedRun, record: Mapping[str, Any]) -> tuple[str, ...]:
+    data = record.get("data")
+    test = data.get("test") if isinstance(data, dict) else None
+    digest = _text(test.get("digest"))[:12] if isinstance(test, dict) else "-"
+    seed = f"seed {_text(record.get('seed'))}, test data {digest}{_weights(run, record)}"
+    return (*_lines(record.get("protocol")), seed)
+
+
+def _numbered(found: Sequence[tuple[int, ReportedRun, dict[str, Any]]]) -> dict[tuple[str, ...], int]:
+    """The protocols of a kind of score, from 1, so that each figure can say which is its own."""
+    protocols = dict.fromkeys(_protocol(run, record) for _, run, record in found)
+    return {lines: place for place, lines in enumerate(protocols, start=1)}
+
+
+def _lines(value: object) -> list[str]:
+    return [str(line) for line in value] if isinstance(value, list) else []
+
+
+def _text(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "-"
+    return "-" if value is None or value == "" else str(value)
+
+
+def _command(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else "-"

@@ -1,0 +1,174 @@
+"""Devices, precision and processes: what was asked for, or one clear refusal."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
+from accelerate.utils import ProjectConfiguration
+
+from leoclr.backends.networks.backbones import Backbone, narrow_convolution
+from leoclr.cli.config.settings import Settings
+from leoclr.cli.run.allocator import keep_freed_memory
+from leoclr.datasets.errors import RunError
+
+_AGREE_STEPS_CUDA = 10  # asking all GPUs whether to stop waits for them; every step would cost speed
+_PRECISION: dict[str, Literal["no", "bf16", "fp16"]] = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+def make_accelerator(settings: Settings, output: Path) -> Accelerator:
+    """Accelerate's view of device, processes and precision.
+
+    Buffers are not broadcast: ranks hold equal queues already, and BatchNorm statistics are per rank by design.
+
+    Raises:
+        RunError: There is no such device, or it does not compute in that precision.
+    """
+    device = choose_device(settings.run.device)
+    check_precision(settings.train.precision, device)
+    if settings.run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    if device.type == "cpu":
+        keep_freed_memory()
+    elif not settings.run.deterministic:
+        torch.backends.cudnn.benchmark = True
+    return Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision=_PRECISION[settings.train.precision],
+        log_with=list(settings.run.trackers) or None,
+        project_config=ProjectConfiguration(str(output), logging_dir=str(output / "tensorboard")),
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=timedelta(minutes=settings.run.timeout_minutes)),
+        ],
+    )
+
+
+@contextmanager
+def accelerated(settings: Settings, output: Path) -> Iterator[Accelerator]:
+    """`make_accelerator`; afterwards the device and precision are forgotten, so that the next may have others.
+
+    The group of processes is left in order only where all went well. NCCL would have one that fails wait for the
+    others, which wait for it; once it has ended, they notice.
+    """
+    try:
+        yield make_accelerator(settings, output)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    finally:
+        torch.use_deterministic_algorithms(False)
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def agree(accelerator: Accelerator, step: int, signal_number: int, save_is_due: bool) -> tuple[int, bool]:
+    """What any process was asked to stop by (0: nothing), and whether any finds a save due.
+
+    All must act alike: clocks differ, and a process that went its own way would leave the others waiting.
+    """
+    if accelerator.num_processes == 1:
+        return signal_number, save_is_due
+    if accelerator.device.type == "cuda" and step % _AGREE_STEPS_CUDA:
+        return 0, False
+    asked = torch.tensor([[signal_number, int(save_is_due)]], device=accelerator.device)
+    found = accelerator.gather(asked).max(dim=0).values.tolist()  # SIGTERM, 15, before SIGINT, 2
+    return found[0], bool(found[1])
+
+
+def explained(error: RuntimeError) -> RunError | None:
+    """What to say of an error of torch's that is no error of the program; None where it may be one."""
+    return lost_process(error) or failed_compilation(error) or out_of_memory(error)
+
+
+def lost_process(error: RuntimeError) -> RunError | None:
+    """What to say where `error` is the end of the talk between processes; None where it is anything else."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, torch.distributed.DistError) and "gloo" not in text:
+        return None
+    waited = "timed out" in text.casefold() or "timeout" in text.casefold()
+    what = "has not answered within run.timeout_minutes" if waited else "has ended; look above for its message"
+    if isinstance(error, torch.distributed.DistNetworkError):
+        return RunError(f"the processes of this run cannot reach each other ({text[:200]})")
+    reason = text.removeprefix("[").partition("] ")[2].partition(". ")[0] or text
+    return RunError(f"another process of this run {what}; the checkpoints are as they were ({reason[:200]})")
+
+
+def failed_compilation(error: RuntimeError) -> RunError | None:
+    """What to say where `error` is torch.compile's; None where it is anything else."""
+    if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return None
+    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return RunError(f"the encoder cannot be compiled here; take --no-compile ({reason[:200]})")
+
+
+def out_of_memory(error: RuntimeError) -> RunError | None:
+    """What to say where `error` is a lack of memory; None where it is anything else."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in text:
+        return None
+    return RunError(
+        "out of memory; the checkpoints are as they were; take a smaller --batch-size, --precision bf16, or "
+        f"--set train.accumulation=2 for the same batch in two parts ({text[:200]})"
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called `name`: auto (a GPU if there is one), cpu, cuda or cuda:N.
+
+    Raises:
+        RunError: It is none of these, or not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and (kind == "cpu" or not number.isdigit())):
+        raise RunError(f"no device is called {name!r}; it is auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise RunError("there is no CUDA GPU that this torch can use; take --device cpu")
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if kind == "cuda" and processes > max(1, torch.cuda.device_count()):
+        raise RunError(f"{processes} processes need a GPU each; there are {torch.cuda.device_count()}")
+    if number and "LOCAL_RANK" in os.environ:
+        raise RunError("processes that are started together take the GPU of their own number; name none: --device cuda")
+    if number and int(number) >= torch.cuda.device_count():
+        raise RunError(f"there is no {name}: the GPUs are numbered 0 to {torch.cuda.device_count() - 1}")
+    if number:
+        torch.cuda.set_device(int(number))
+    return torch.device(name)
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raise RunError where the device has no arithmetic of this precision and would emulate it slowly or not at all."""
+    if precision == "fp16" and device.type == "cpu":
+        raise RunError("fp16 needs a GPU; take --precision bf16 or float32 on a CPU")
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise RunError("this GPU does not compute in bf16; take --precision fp16 or float32")
+    if precision == "bf16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        raise RunError("this processor does not compute in bf16; take --precision float32")
+
+
+def check_backbone(backbone: Backbone, size: int, precision: str, device: torch.device) -> None:
+    """Raise RunError where a backbone cannot be trained on images of `size` pixels.
+
+    By a forward pass of one image. On a CPU in bf16, a convolution's weight gradient is made of memory that nobody
+    wrote where its input is narrower than its stride (seen with PyTorch 2.14 and oneDNN on a processor with
+    avx512_bf16).
+    """
+    try:
+        name = narrow_convolution(backbone, size)
+    except ValueError as error:
+        raise RunError(f"this backbone cannot be trained: {error}") from None
+    if name and precision == "bf16" and device.type == "cpu":
+        raise RunError(
+            f"images of {size} px are too small for bf16 on a CPU: {name} takes longer strides than its input is wide, "
+            "which PyTorch has wrong gradients for; take --precision float32, or a stem or an image size that leaves "
+            "more pixels"
+        )

@@ -1,0 +1,159 @@
+"""Run folders: where their parts lie, and how a command finds the run or checkpoint that it was (not) given."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from leoclr.cli.run.checkpoint import JSON, MANIFEST, newest_checkpoint
+from leoclr.cli.terminal import warn
+from leoclr.datasets.errors import CheckpointError, RunError
+from leoclr.datasets.files import write_atomic
+from leoclr.datasets.shards.locate import absolute
+
+FORMAT = 1
+_RUNS = ("runs/*/run.json", "*/run.json", "quickstart/run/run.json")  # where a run is looked for that was not named
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The parts of a run folder. Whether they exist is another question."""
+
+    path: Path
+
+    @property
+    def settings_file(self) -> Path:
+        """What the run was started with: settings, data, versions, command."""
+        return self.path / "run.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def evals(self) -> Path:
+        return self.path / "evals"
+
+    @property
+    def exports(self) -> Path:
+        return self.path / "export"
+
+    def read(self) -> dict[str, Any]:
+        """The content of run.json.
+
+        Raises:
+            RunError: It is missing, damaged, or of a format that this version does not know.
+        """
+        try:
+            content = json.loads(self.settings_file.read_bytes())
+        except FileNotFoundError as error:
+            raise RunError(f"{self.path} is not a run folder: it has no run.json") from error
+        except (OSError, ValueError) as error:
+            raise RunError(f"cannot read {self.settings_file}: {error}") from error
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise RunError(f"{self.settings_file} is not a run description of format {FORMAT}")
+        return content
+
+    def write(self, content: Mapping[str, JSON]) -> None:
+        """Replace run.json as a whole; `format` is added.
+
+        Raises:
+            RunError: The folder cannot be written to.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            text = json.dumps({"format": FORMAT, **content}, indent=2, allow_nan=False)
+            write_atomic(self.settings_file, text.encode())
+        except OSError as error:
+            raise RunError(f"cannot write {self.settings_file}: {error}") from error
+
+    def moved(self, train: Sequence[str], val: Sequence[str]) -> None:
+        """Note where the data lies now, so that the next command finds it there."""
+        content = self.read()
+        data = content["data"] | {"train": list(absolute(train)), "val": list(absolute(val))}
+        if data != content["data"]:
+            self.write({key: value for key, value in content.items() if key != "format"} | {"data": data})
+
+    @contextmanager
+    def still_there(self) -> Iterator[None]:
+        """Around a save: a folder that somebody moved or removed is not made anew with half a run in it.
+
+        Raises:
+            RunError: It is gone, before the save or while it went on.
+        """
+        vanished = RunError(f"{self.path} has vanished, and with it run.json; nothing is saved in its place")
+        if not self.settings_file.exists():
+            raise vanished
+        try:
+            yield
+        except CheckpointError:
+            if self.settings_file.exists():
+                raise
+            raise vanished from None
+
+
+def newest_run(root: Path = Path(".")) -> Path:
+    """The run folder in `root` or `root`/runs that was started last; quickstart's counts as well.
+
+    Raises:
+        RunError: There is none.
+    """
+    runs = [file.parent for pattern in _RUNS for file in root.glob(pattern)]
+    if not runs:
+        raise RunError(
+            f"no run in {root.resolve()} or its runs folder: name one, or make one with `leoclr train --data SHARDS`"
+        )
+    return max(runs, key=_started)
+
+
+def resolve_checkpoint(path: Path | None) -> Path:
+    """The checkpoint folder or exported file that a command's argument means.
+
+    Args:
+        path: A run folder or a folder of checkpoints (its newest sound checkpoint is taken; damaged ones are
+            named in a warning), a checkpoint folder or a file (taken as it is), or None for the newest run.
+
+    Raises:
+        CheckpointError: It is none of these, or the run has no sound checkpoint.
+        RunError: It is None and there is no run.
+    """
+    path = newest_run() if path is None else path
+    if path.is_file() or (path / MANIFEST).exists() or path.name.startswith("step-"):
+        return path
+    if not path.exists():
+        raise CheckpointError(f"no such run, checkpoint or file: {path}")
+    run = RunFolder(path)
+    folder = run.checkpoints if run.settings_file.exists() else path
+    newest, damaged = newest_checkpoint(folder)
+    if newest is None and damaged:
+        raise CheckpointError(f"no sound checkpoint in {folder}: {'; '.join(damaged)}")
+    if newest is None and folder == path:
+        raise CheckpointError(f"{path} is neither a run, a checkpoint nor an exported file")
+    if newest is None:
+        raise CheckpointError(f"the run {path} has no checkpoint yet")
+    for line in damaged:
+        warn(line)
+    return newest
+
+
+def _started(run: Path) -> tuple[float, float]:
+    """When a run was started, in seconds since 1970, and the time of its run.json, which decides a tie.
+
+    The second also stands in for the first where run.json does not say.
+    """
+    file = RunFolder(run).settings_file
+    written = file.stat().st_mtime
+    try:
+        return datetime.fromisoformat(json.loads(file.read_bytes())["started"]).timestamp(), written
+    except (OSError, ValueError, KeyError, TypeError):
+        return written, written

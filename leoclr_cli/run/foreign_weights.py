@@ -1,0 +1,173 @@
+"""Weights that other programs wrote: read without unpickling, brought to a backbone's own names, architecture told.
+
+Known layouts: a torchvision or timm state dict, bare or under "state_dict" or "model" (with "module." in front, as
+DistributedDataParallel saves it), and MoCo's checkpoint, whose query encoder is taken.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from leoclr.datasets.errors import CheckpointError
+
+_WRAPPERS = ("state_dict", "model")
+_QUERY_ENCODER = re.compile(r"(?:module\.)?encoder_q\.")
+_CLASSIFIER = ("fc.", "classifier.", "head.", "heads.")
+_COUNTER = "num_batches_tracked"
+# (whether the blocks are bottlenecks, blocks in each stage) -> torchvision's name
+_RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
+    (False, (2, 2, 2, 2)): "resnet18",
+    (False, (3, 4, 6, 3)): "resnet34",
+    (True, (3, 4, 6, 3)): "resnet50",
+    (True, (3, 4, 23, 3)): "resnet101",
+    (True, (3, 8, 36, 3)): "resnet152",
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The arguments of `leoclr.backends.networks.backbones.build_backbone`."""
+
+    name: str
+    stem: str = "imagenet"
+    width: int = 64
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.stem} stem, width {self.width})"
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header metadata of a safetensors file.
+
+    Raises:
+        CheckpointError: It is not one.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
+
+
+def read_torch_file(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file that `torch.save` wrote, without the wrapper and prefix of a known layout.
+
+    Raises:
+        CheckpointError: It cannot be read, holds no state dict, or pickles anything that is not a tensor, which is
+            never executed.
+    """
+    try:
+        # Explicit: TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD in the environment would turn the default off.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that it refuses next
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file raises nearly any type
+        asked = re.search(r"GLOBAL (\S+) ", str(error))
+        reason = f"; it asks to run {asked[1]}" if asked else ""
+        raise CheckpointError(f"{path} is refused: not a file of tensors that torch.save wrote{reason}") from error
+    for wrapper in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    return _unprefixed(_checked(content, path))
+
+
+def _checked(content: Any, path: Path) -> dict[str, Tensor]:
+    if not isinstance(content, Mapping) or not content:
+        raise CheckpointError(f"{path} holds no state dict (a mapping from names to tensors)")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise CheckpointError(f"{path} holds no state dict: {name!r} is {type(value).__name__}, not a tensor")
+    return dict(content)
+
+
+def _unprefixed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    query = {name: match.end() for name in tensors if (match := _QUERY_ENCODER.match(name))}
+    if query:
+        return {name[end:]: tensors[name] for name, end in query.items()}
+    if all(name.startswith("module.") for name in tensors):
+        return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def deduce(tensors: Mapping[str, Tensor], path: Path, name: str | None) -> Architecture:
+    """The architecture that a state dict is of.
+
+    Args:
+        tensors: The state dict, without prefixes.
+        path: Where it comes from, for the message.
+        name: The backbone, where the user named it; None deduces plain ResNets.
+
+    Raises:
+        CheckpointError: It cannot be deduced and is not given.
+    """
+    resnet = _deduce_resnet(tensors)
+    if name is not None:
+        return Architecture(name, resnet.stem, resnet.width) if resnet and resnet.name == name else Architecture(name)
+    if resnet is None:
+        raise CheckpointError(
+            f"{path} does not tell its architecture; name it with --backbone (it holds {listing(sorted(tensors))})"
+        )
+    return resnet
+
+
+def _deduce_resnet(tensors: Mapping[str, Tensor]) -> Architecture | None:
+    stem, inner = tensors.get("conv1.weight"), tensors.get("layer1.0.conv2.weight")
+    if stem is None or inner is None or stem.dim() != 4:
+        return None
+    depths = tuple(len({name.split(".")[1] for name in tensors if name.startswith(f"layer{n}.")}) for n in (1, 2, 3, 4))
+    name = _RESNETS.get(("layer1.0.conv3.weight" in tensors, depths))
+    width, _, _, kernel = stem.shape
+    # ResNeXt and wide ResNets have the same depths.
+    if name is None or inner.shape != (width, width, 3, 3) or kernel not in (3, 7):
+        return None
+    return Architecture(name, "imagenet" if kernel == 7 else "cifar", width)
+
+
+def fit(
+    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, architecture: Architecture
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors a backbone wants, and the names of the classifier's or projector's, which it has no place for.
+
+    BatchNorm's step counters, which old files lack, are taken from `expected`.
+
+    Raises:
+        CheckpointError: Lists what is missing, unexpected or of another shape; nothing is ever loaded in part.
+    """
+    left_out = sorted(name for name in tensors.keys() - expected.keys() if name.startswith(_CLASSIFIER))
+    counters = {name: tensor for name, tensor in expected.items() if name.endswith(_COUNTER)}
+    given = counters | {name: tensor for name, tensor in tensors.items() if name not in left_out}
+    shapes = [
+        f"{name} {_shape(given[name])} instead of {_shape(tensor)}"
+        for name, tensor in sorted(expected.items())
+        if name in given and _shape(given[name]) != _shape(tensor)
+    ]
+    problems = {
+        "missing": sorted(expected.keys() - given.keys()),
+        "unexpected": sorted(given.keys() - expected.keys()),
+        "of another shape": shapes,
+    }
+    found = [f"{len(names)} {problem}: {listing(names)}" for problem, names in problems.items() if names]
+    if found:
+        raise CheckpointError(f"{path} does not fit {architecture}; {'; '.join(found)}")
+    return given, left_out
+
+
+def listing(names: Iterable[str], most: int = 8) -> str:
+    """The first few names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _shape(tensor: Tensor) -> str:
+    kind = "" if tensor.is_floating_point() else f" {str(tensor.dtype).removeprefix('torch.')}"
+    return ("x".join(map(str, tensor.shape)) or "scalar") + kind

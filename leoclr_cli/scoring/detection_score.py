@@ -1,0 +1,229 @@
+"""From an encoder and boxes to AP50, AP and AP75."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from leoclr.cli.run.devices import choose_device
+from leoclr.cli.run.encoders import LoadedEncoder, fresh_encoder, load_encoder
+from leoclr.cli.run.folder import RunFolder
+from leoclr.cli.run.versions import versions
+from leoclr.cli.scoring.evaluation import FORMAT
+from leoclr.cli.scoring.records import described_encoder, keep_and_show
+from leoclr.cli.terminal import progress, say, warn
+from leoclr.datasets.errors import EvaluationError
+from leoclr.datasets.files import cache_root
+from leoclr.datasets.voc import BoxedImages, read_voc, unpack_voc
+from leoclr.evals.detection.detector import (
+    PAPER,
+    SMALL,
+    Recipe,
+    average_precision,
+    detect,
+    require_pycocotools,
+    shortened,
+    train_detector,
+)
+from leoclr.evals.detection.model import build_detector
+from leoclr.evals.job_cache import Work
+from leoclr.evals.tables import aligned
+
+_METRICS = {"ap50": "AP50", "ap": "AP", "ap75": "AP75"}
+_STATES = 20  # in a training
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the options say; None leaves the preset's value."""
+
+    preset: Literal["paper", "small"]
+    random: bool
+    train_split: str
+    test_split: str
+    iterations: int | None
+    batch_size: int | None
+    lr: float | None
+    seed: int
+
+    @property
+    def recipe(self) -> Recipe:
+        recipe = {"paper": PAPER, "small": SMALL}[self.preset]
+        recipe = shortened(recipe, self.iterations) if self.iterations is not None else recipe
+        lr = recipe.lr if self.lr is None else self.lr
+        return replace(recipe, batch_size=self.batch_size or recipe.batch_size, lr=lr)
+
+
+def score_detection(
+    checkpoint: Path | None,
+    roots: Sequence[Path],
+    wanted: Wanted,
+    backbone: str | None,
+    device_name: str,
+    workers: int,
+    no_cache: bool,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Train, score, print and keep the record.
+
+    Raises:
+        LeoclrError: Encoder, data, device or pycocotools cannot be had; the training diverges.
+    """
+    began = time.monotonic()
+    require_pycocotools()
+    device = choose_device(device_name)
+    encoder = load_encoder(checkpoint, backbone)
+    run = encoder.run
+    if wanted.random:
+        encoder = fresh_encoder(encoder, wanted.seed)
+    if not roots:
+        raise EvaluationError("name the boxes: --data FOLDER in the layout of PASCAL VOC")
+    train, test = read_voc([_folder_of(root) for root in roots], wanted.train_split, wanted.test_split)
+    identity = {
+        "encoder": encoder.digest,
+        "normalisation": [encoder.mean, encoder.std],
+        "train": train.digest,
+        "test": test.digest,
+        "recipe": wanted.recipe.identity(),
+        "seed": wanted.seed,
+        "device": device.type,
+    }
+    folder = RunFolder(run).evals / "work" if run is not None else cache_root() / "evals"
+    work = Work(None if no_cache else folder, {"kind": "detection", **identity})
+    found = work.result()
+    if found is None:
+        found = work.finish(_train_and_score(encoder, train, test, wanted, device, workers, work))
+    record = _record(encoder, roots, (train, test), wanted, device, found, began)
+    for note in record["notes"]:
+        warn(note)
+    path = output
+    if path is None and run is not None:
+        same = json.dumps([identity, record["protocol"]])
+        path = RunFolder(run).evals / f"detection-{hashlib.sha256(same.encode()).hexdigest()[:10]}.json"
+    keep_and_show(path, record, None if as_json else _text(record))
+
+
+def _train_and_score(
+    encoder: LoadedEncoder,
+    train: BoxedImages,
+    test: BoxedImages,
+    wanted: Wanted,
+    device: torch.device,
+    workers: int,
+    work: Work,
+) -> dict[str, Any]:
+    recipe = wanted.recipe
+    detector = build_detector(
+        encoder.backbone,
+        len(train.classes),
+        mean=encoder.mean,
+        std=encoder.std,
+        short_sides=recipe.short_sides,
+        regions=recipe.regions,
+        candidates=recipe.candidates,
+        proposals=recipe.proposals,
+        seed=wanted.seed,
+    ).to(device)
+    if work.state is not None and work.state.exists():
+        say("going on from the last state of this training")
+    with progress("training the detector", recipe.iterations, "iterations") as advance:
+        train_detector(
+            detector,
+            train,
+            recipe,
+            seed=wanted.seed,
+            device=device,
+            workers=min(4, (os.cpu_count() or 1) - 1) if workers < 0 else workers,
+            state=work.state,
+            steps_between_states=max(1, recipe.iterations // _STATES),
+            advance=advance,
+        )
+    with progress("detecting", len(test), "images") as advance:
+        return average_precision(test, detect(detector, test, device, advance))
+
+
+def _folder_of(root: Path) -> Path:
+    """The folder itself, or where a tar file was unpacked to."""
+    if not root.is_file():
+        return root
+    status = root.stat()
+    name = hashlib.sha256(f"{root.resolve()}\0{status.st_size}\0{status.st_mtime_ns}".encode()).hexdigest()[:16]
+    folder = cache_root() / "voc" / name
+    with progress(f"unpacking {root.name}", None, "files") as advance:
+        unpack_voc(root, folder, advance)
+    return folder
+
+
+def _record(
+    encoder: LoadedEncoder,
+    roots: Sequence[Path],
+    splits: tuple[BoxedImages, BoxedImages],
+    wanted: Wanted,
+    device: torch.device,
+    found: dict[str, Any],
+    began: float,
+) -> dict[str, Any]:
+    names = (wanted.train_split, wanted.test_split)
+    source = [os.path.abspath(root) for root in roots]
+    start = "random weights" if wanted.random else "the encoder's weights"
+    notes = [
+        f"{name}: {split.left_out} boxes have no extent and are left out"
+        for name, split in zip(names, splits, strict=True)
+        if split.left_out
+    ]
+    if (encoder.name, encoder.width) != ("resnet50", 64):
+        notes.append(f"the body is {encoder.name} of width {encoder.width}, not the paper's ResNet-50")
+    return {
+        "format": FORMAT,
+        "kind": "detection",
+        "results": {"detection": {metric: found[metric] for metric in _METRICS}},
+        "details": {"ap50_of_classes": found["classes"], "recipe": wanted.recipe.identity()},
+        "protocol": [
+            f"Faster R-CNN with the C4 body of {encoder.name} from {start}, a BatchNorm behind the fourth stage; "
+            f"float32 on {device.type}",
+            wanted.recipe.protocol,
+            f"trained on {names[0]}, scored on {names[1]}, by pycocotools: precision at 101 recalls, at most 100 boxes "
+            "an image, difficult objects ignored. The paper's figures are by VOC's own rules (2007: 11 recalls), which "
+            "differ by about a point",
+        ],
+        "notes": notes,
+        "seed": wanted.seed,
+        "checkpoint": described_encoder(encoder),
+        "data": {
+            split: {"source": source, "split": name, "digest": images.digest, "samples": len(images)}
+            for split, name, images in zip(("train", "test"), names, splits, strict=True)
+        }
+        | {"classes": len(splits[0].classes)},
+        "versions": versions(),
+        "command": sys.argv,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "seconds": round(time.monotonic() - began, 3),
+    }
+
+
+def _text(record: dict[str, Any]) -> str:
+    checkpoint, data = record["checkpoint"], record["data"]
+    classes = record["details"]["ap50_of_classes"]
+    rows = [["", *_METRICS.values()]]
+    rows.append(["all classes", *(f"{100 * record['results']['detection'][metric]:.2f}" for metric in _METRICS)])
+    rows += [[name, f"{100 * value:.2f}", "", ""] for name, value in classes.items()]
+    return "\n".join(
+        [
+            f"{checkpoint['path']} ({checkpoint['backbone']}, weights {checkpoint['digest'][:12]})",
+            f"{data['train']['samples']:,} training and {data['test']['samples']:,} test images",
+            "",
+            aligned(rows),
+            "",
+            *record["protocol"],
+        ]
+    )

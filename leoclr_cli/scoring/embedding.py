@@ -1,0 +1,169 @@
+"""Embedding a data set: an encoder, data, the pieces that are done, the file at the end."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from leoclr.cli.run.devices import check_precision, choose_device
+from leoclr.cli.run.encoders import LoadedEncoder, load_encoder
+from leoclr.cli.run.folder import RunFolder
+from leoclr.cli.run.lock import RunLock
+from leoclr.cli.run.versions import versions
+from leoclr.cli.scoring.records import described_data, described_encoder
+from leoclr.cli.terminal import progress, say, warn
+from leoclr.datasets.errors import EvaluationError, RunError
+from leoclr.datasets.files import write_atomic
+from leoclr.datasets.shards.index import Index
+from leoclr.datasets.shards.locate import open_data
+from leoclr.evals.features.extract import Features, Precision, extract_features
+from leoclr.evals.features.files import writer_for
+from leoclr.evals.features.pieces import PieceFolder, extract_pieces
+from leoclr.evals.features.preprocessing import Preprocessing, standard_view
+
+FORMAT = 1
+_SHOWN_SKIPPED = 1000
+
+
+class Embedding:
+    """The features of one data set on their way into one file. Arguments as the options of `leoclr embed`."""
+
+    def __init__(
+        self,
+        checkpoint: Path | None,
+        data: Sequence[str] | None,
+        output: Path,
+        backbone: str | None = None,
+        image_size: int | None = None,
+        batch_size: int = 256,
+        device: str = "auto",
+        precision: Precision = "float32",
+        workers: int = -1,
+    ) -> None:
+        self._began = time.monotonic()
+        self._output, self._write = output, writer_for(output)
+        self._record_file = output.with_name(f"{output.name}.json")
+        self._batch_size, self._precision, self._workers = batch_size, precision, workers
+        self._device = choose_device(device)
+        check_precision(precision, self._device)
+        encoder = load_encoder(checkpoint, backbone)
+        self._encoder = replace(encoder, image_size=image_size or encoder.image_size)
+        self._source = tuple(data or _data_of_run(encoder))
+        with progress("reading shard headers", None, "bytes") as advance:
+            self._index = open_data(self._source, advance)
+        view = standard_view(self._encoder.image_size)
+        self._preprocessing = Preprocessing(view, self._encoder.mean, self._encoder.std)
+        self._plan = {
+            "format": FORMAT,
+            "weights": self._encoder.digest,
+            "data": self._index.content_digest,
+            "images": self._preprocessing.protocol,
+            "arithmetic": f"{precision} on {self._device.type}",
+        }
+        self.pieces = PieceFolder(output.with_name(f"{output.name}.parts"), self._plan)
+
+    def run(self) -> dict[str, Any]:
+        """Compute what is missing, write the file, and return its record. What is complete already is left alone.
+
+        Raises:
+            LeoclrError: Images or features are unusable, or the disk is.
+        """
+        if (before := self._finished()) is not None:
+            say(f"{self._output} is there already, of the same weights, data and protocol")
+            return before
+        try:
+            self._output.parent.mkdir(parents=True, exist_ok=True)
+            with RunLock(self.pieces.path):
+                self._extract()
+                record = self._finish()
+            self.pieces.remove()
+        except OSError as error:
+            raise RunError(f"{self._output}: cannot be written ({error.strerror or error})") from error
+        return record
+
+    def _extract(self) -> None:
+        backbone = self._encoder.backbone.to(self._device).to(memory_format=torch.channels_last)
+        if self.pieces.done:
+            say(f"{self.pieces.done:,} of {len(self._index):,} images are done already")
+        with progress("features", len(self._index) - self.pieces.done, "images") as advance:
+
+            def extract(part: Index, max_bad_share: float) -> Features:
+                return extract_features(
+                    backbone,
+                    part,
+                    self._preprocessing,
+                    batch_size=self._batch_size,
+                    device=self._device,
+                    precision=self._precision,
+                    workers=self._workers,
+                    max_bad_share=max_bad_share,
+                    advance=advance,
+                )
+
+            extract_pieces(
+                self.pieces,
+                self._index,
+                extract,
+                batch_size=self._batch_size,
+                dimension=self._encoder.backbone.feature_dim,
+            )
+
+    def _finish(self) -> dict[str, Any]:
+        rows, dimension = 0, 0
+        skipped: list[str] = []
+        for piece in self.pieces.read(self._index):
+            rows, dimension = rows + len(piece.features), piece.features.shape[1]
+            skipped += piece.skipped
+        files = self._write(self._output, self.pieces.read(self._index), self._index, rows, dimension)
+        if skipped:
+            warn(f"{len(skipped):,} of {len(self._index):,} images left out, {skipped[0]}")
+        encoder = self._encoder
+        record = {
+            "format": FORMAT,
+            "kind": "embed",
+            "files": [path.name for path in files],
+            "bytes": self._output.stat().st_size,
+            "rows": rows,
+            "dimension": dimension,
+            "labelled": self._index.labelled,
+            "classes": list(self._index.classes),
+            "skipped": len(skipped),
+            "skipped_images": skipped[:_SHOWN_SKIPPED],
+            "protocol": [
+                f"pooled features of {encoder.name}, before the projector, not normalised, "
+                f"{self._plan['arithmetic']}, batches of {self._batch_size}",
+                f"images: {self._preprocessing.protocol}",
+            ],
+            "plan": self._plan,
+            "checkpoint": described_encoder(encoder),
+            "data": described_data(self._index, self._source),
+            "versions": versions(),
+            "command": sys.argv,
+            "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "seconds": round(time.monotonic() - self._began, 3),
+        }
+        write_atomic(self._record_file, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+        return record
+
+    def _finished(self) -> dict[str, Any] | None:
+        """The record of an earlier command that did all of this."""
+        try:
+            record = dict(json.loads(self._record_file.read_bytes()))
+            same = record["plan"] == self._plan and record["bytes"] == self._output.stat().st_size
+            there = all((self._output.parent / name).is_file() for name in record["files"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return record if same and there else None
+
+
+def _data_of_run(encoder: LoadedEncoder) -> Sequence[str]:
+    if encoder.run is None:
+        raise EvaluationError(f"{encoder.source} does not say which data it goes with; name some with --data")
+    return tuple(RunFolder(encoder.run).read()["data"]["train"])

@@ -1,0 +1,292 @@
+"""What every score starts from and ends in: an encoder, labelled training and test data, features, a record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from leoclr.cli.run.devices import check_precision, choose_device
+from leoclr.cli.run.encoders import LoadedEncoder, load_encoder
+from leoclr.cli.run.folder import RunFolder
+from leoclr.cli.run.versions import versions
+from leoclr.cli.scoring.records import described_data, described_encoder, keep_and_show
+from leoclr.cli.scoring.request import Request
+from leoclr.cli.terminal import progress, warn
+from leoclr.datasets.errors import EvaluationError
+from leoclr.datasets.files import cache_root
+from leoclr.datasets.shards.index import Index
+from leoclr.datasets.shards.locate import open_data, sibling_split
+from leoclr.evals.accuracy import TOP_FIVE_CLASSES
+from leoclr.evals.classes import check_labels, match_classes, stratified_holdout
+from leoclr.evals.features.cache import FeatureCache, feature_key
+from leoclr.evals.features.extract import Features, check_features, extract_features
+from leoclr.evals.features.preprocessing import Preprocessing, View
+from leoclr.evals.finetuning.labelled_crops import Crops
+from leoclr.evals.job_cache import Work
+from leoclr.evals.scores import Score
+from leoclr.evals.tables import score_table
+
+FORMAT = 1
+_HOLDOUT_SHARE = 0.2
+_WORTH_A_NOTE = 0.01  # of the test images; CIFAR-10 has 0.0016 of its own
+
+
+@dataclass(frozen=True)
+class LabelledData:
+    """Training and test data of a score.
+
+    Attributes:
+        train_source, test_source: What they were opened from.
+        protocol: One line on how the test data was found, where the user did not name it.
+    """
+
+    train: Index
+    test: Index
+    train_source: tuple[str, ...]
+    test_source: tuple[str, ...]
+    protocol: tuple[str, ...]
+
+
+class Evaluation:
+    """An encoder on a device, and the data it is scored on.
+
+    Attributes:
+        backbone: On the device, frozen.
+        test_numbers: Training's class number for each class number of the test data.
+        notes: Lines about what makes the scores less than they seem.
+
+    Raises:
+        EvaluationError: The data has no usable labels.
+        LeoclrError: Encoder, data or device cannot be had.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.began = time.monotonic()
+        self.request = request
+        self.device = choose_device(request.device)
+        check_precision(request.precision, self.device)
+        encoder = load_encoder(request.checkpoint, request.backbone)
+        self.encoder = replace(encoder, image_size=request.image_size or encoder.image_size)
+        self.data = _labelled_data(self.encoder, request)
+        self.test_numbers = match_classes(self.data.train, self.data.test)
+        self.backbone = self.encoder.backbone.to(self.device).to(memory_format=torch.channels_last)
+        self._cache = FeatureCache(_cache_folder(self.encoder))
+        self.notes: list[str] = []
+        self._shared = self.data.test.shared_with(self.data.train)
+        if self.data.train.digest == self.data.test.digest:
+            self.notes.append("training and test data are the same samples: the figures say nothing about new images")
+        elif self._shared and self._shared >= _WORTH_A_NOTE * len(self.data.test):
+            self.notes.append(
+                f"{self._shared:,} of {len(self.data.test):,} test images are training images too, byte for byte: the "
+                "figures are better than they would be for new images"
+            )
+
+    def train_features(self, view: View) -> Features:
+        """Features of the training data."""
+        return self.features(self.data.train, view, "training data")
+
+    def test_features(self, view: View) -> Features:
+        """Features of the test data, their labels in training's numbering."""
+        features = self.features(self.data.test, view, "test data")
+        return replace(features, labels=self.test_numbers[features.labels])
+
+    def report(
+        self,
+        kind: str,
+        score: Score,
+        images: Sequence[str],
+        output: Path | None,
+        as_json: bool,
+        scored: str = "pooled features of {}, before the projector",
+    ) -> None:
+        """Write the record of a score and print it, as a table or as JSON.
+
+        Args:
+            images: How the test images were preprocessed, in lines for a person.
+            scored: What of the encoder was scored; {} is its name.
+            output: File for the record; in the run's `evals` folder if None, and nowhere if there is no run.
+
+        Raises:
+            RunError: The record cannot be written; the score is printed nevertheless.
+        """
+        score = self._without_trivial(score)
+        record = self.record(kind, score, images, scored)
+        path = output or self.record_path(kind, record)
+        for note in record["notes"]:
+            warn(note)
+        keep_and_show(path, record, None if as_json else _text(record, score))
+
+    def _without_trivial(self, score: Score) -> Score:
+        """Every image of less than five classes is among the five best, also where numbers of classes are left out."""
+        if len(np.unique(self.data.train.label)) >= TOP_FIVE_CLASSES:
+            return score
+        rows = []
+        for row in score.rows:
+            kept, halves = ({k: v for k, v in d.items() if k != "top5"} for d in (row.values, row.half_widths))
+            rows.append(replace(row, values=kept, half_widths=halves))
+        return replace(score, rows=tuple(rows))
+
+    def features(self, index: Index, view: View, name: str) -> Features:
+        """Features of any part of the data, called `name` in messages."""
+        preprocessing = self.preprocessing(view)
+        key = feature_key(self.encoder.digest, index.content_digest, preprocessing, self.arithmetic)
+        features = self._cache.load(key, index) if not self.request.no_cache else None
+        if features is None:
+            with progress(f"features of the {name}", len(index), "images") as advance:
+                features = extract_features(
+                    self.backbone,
+                    index,
+                    preprocessing,
+                    batch_size=self.request.batch_size,
+                    device=self.device,
+                    precision=self.request.precision,
+                    workers=self.request.workers,
+                    advance=advance,
+                )
+            check_features(features, index, name)
+            if not self.request.no_cache:
+                self._cache.store(key, features)
+        self.note_skipped(features.skipped, len(index), name)
+        return features
+
+    def note_skipped(self, skipped: Sequence[str], images: int, name: str) -> None:
+        """Note, once, that some images could not be decoded and are left out; `skipped` has a line for each."""
+        if skipped:
+            note = f"{name}: {len(skipped):,} of {images:,} images left out, {skipped[0]}"
+            self.notes += [] if note in self.notes else [note]
+
+    def part_features(self, index: Index, numbers: NDArray[np.int64], view: View, name: str) -> Features:
+        """Features of some samples of `index`, numbered as there."""
+        features = self.features(index.subset(numbers), view, name)
+        return replace(features, numbers=numbers[features.numbers])
+
+    def crops(self, train: Index, batch_size: int) -> Crops:
+        """Crops to train a classifier on, normalised as the encoder is used to."""
+        encoder = self.encoder
+        return Crops(train, encoder.image_size, encoder.mean, encoder.std, batch_size, self.request.seed)
+
+    def preprocessing(self, view: View) -> Preprocessing:
+        """A view with the normalisation that the encoder was trained with."""
+        return Preprocessing(view, self.encoder.mean, self.encoder.std)
+
+    @property
+    def arithmetic(self) -> str:
+        """Precision and kind of device."""
+        return f"{self.request.precision} on {self.device.type}"
+
+    def work(self, train: Index, test: Index, **identity: Any) -> Work:
+        """A long computation with this encoder, trained on `train` and scored on `test`; `identity` is all else that
+        decides its result, as JSON. It is kept in the run; for other weights where this system keeps caches."""
+        run = self.encoder.run
+        folder = cache_root() / "evals" if run is None else RunFolder(run).evals / "work"
+        common = {
+            "encoder": self.encoder.digest,
+            "train": train.content_digest,
+            "test": test.content_digest,
+            "image_size": self.encoder.image_size,
+            "normalisation": [self.encoder.mean, self.encoder.std],
+            "arithmetic": self.arithmetic,
+            "seed": self.request.seed,
+        }
+        return Work(None if self.request.no_cache else folder, common | identity)
+
+    def record(self, kind: str, score: Score, images: Sequence[str], scored: str) -> dict[str, Any]:
+        """The score with all that it depends on; see `report`."""
+        encoder, data = self.encoder, self.data
+        mean, std = ("/".join(f"{value:g}" for value in values) for values in (encoder.mean, encoder.std))
+        return {
+            "format": FORMAT,
+            "kind": kind,
+            "results": {
+                row.key: row.values | {f"{metric}_half_width": half for metric, half in row.half_widths.items()}
+                for row in score.rows
+            },
+            "details": score.details,
+            "protocol": [
+                *score.protocol,
+                *images,
+                f"{scored.format(encoder.name)}, {self.arithmetic}; mean {mean}, std {std}",
+                *data.protocol,
+            ],
+            "notes": [*self.notes, *score.notes],
+            "seed": self.request.seed,
+            "checkpoint": described_encoder(encoder),
+            "data": {
+                "train": described_data(data.train, data.train_source),
+                "test": described_data(data.test, data.test_source) | {"also_in_training": self._shared},
+                "classes": len(set(data.train.label.tolist())),
+            },
+            "versions": versions(),
+            "command": sys.argv,
+            "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "seconds": round(time.monotonic() - self.began, 3),
+        }
+
+    def record_path(self, kind: str, record: dict[str, Any]) -> Path | None:
+        """A name that is the same for the same encoder, data and protocol, so that a repetition replaces."""
+        if self.encoder.run is None:
+            return None
+        same = [record[key] for key in ("kind", "protocol", "seed")]
+        same += [record["checkpoint"]["digest"], *(record["data"][split]["digest"] for split in ("train", "test"))]
+        short = hashlib.sha256(json.dumps(same).encode()).hexdigest()[:10]
+        return RunFolder(self.encoder.run).evals / f"{kind}-{short}.json"
+
+
+def _labelled_data(encoder: LoadedEncoder, request: Request) -> LabelledData:
+    train_source, test_source, protocol = tuple(request.train_data or ()), tuple(request.data or ()), ""
+    if not train_source:
+        if encoder.run is None:
+            raise EvaluationError(f"{encoder.source} does not say which data it goes with; name it with --train-data")
+        run_data = RunFolder(encoder.run).read()["data"]
+        train_source = tuple(run_data["train"])
+        if not test_source and run_data["val"]:
+            test_source, protocol = tuple(run_data["val"]), "test data: the run's validation data"
+    if not test_source:
+        test_source = sibling_split(train_source)
+        protocol = f"test data: {', '.join(test_source)}, beside the training data"
+    train = _open(train_source)
+    if test_source:
+        named = request.data or not protocol
+        return LabelledData(train, _open(test_source), train_source, test_source, () if named else (protocol,))
+    check_labels(train, "training data")
+    kept, held = stratified_holdout(train.label, _HOLDOUT_SHARE, request.seed)
+    protocol = (
+        f"test data: a stratified {_HOLDOUT_SHARE:.0%} of the labelled data (seed {request.seed}), as there is no "
+        "test split beside it; a run that trained on all of it has seen these images, without their labels"
+    )
+    return LabelledData(train.subset(kept), train.subset(held), train_source, train_source, (protocol,))
+
+
+def _open(source: tuple[str, ...]) -> Index:
+    with progress("reading shard headers", None, "bytes") as advance:
+        return open_data(source, advance)
+
+
+def _cache_folder(encoder: LoadedEncoder) -> Path:
+    """In the run; for other weights where this system keeps caches."""
+    return cache_root() / "features" if encoder.run is None else encoder.run / "features"
+
+
+def _text(record: dict[str, Any], score: Score) -> str:
+    checkpoint, data = record["checkpoint"], record["data"]
+    return "\n".join(
+        [
+            f"{checkpoint['path']} ({checkpoint['backbone']}, weights {checkpoint['digest'][:12]})",
+            f"{data['train']['samples']:,} training and {data['test']['samples']:,} test images of {data['classes']} "
+            "classes",
+            "",
+            score_table(score),
+            "",
+            *record["protocol"],
+        ]
+    )

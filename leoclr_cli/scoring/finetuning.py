@@ -1,0 +1,122 @@
+"""Fine-tuning an encoder for a score: one training on a part of the labels, done once and taken up when stopped."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from leoclr.cli.run.devices import check_backbone
+from leoclr.cli.scoring.evaluation import Evaluation
+from leoclr.cli.terminal import progress
+from leoclr.datasets.shards.index import Index
+from leoclr.evals.classes import IntArray, match_classes
+from leoclr.evals.features.preprocessing import standard_view
+from leoclr.evals.finetuning.finetune import Diverged, Recipe, finetune, network_scores
+from leoclr.evals.finetuning.supervised import Schedule
+from leoclr.evals.tables import METRICS
+
+FINETUNED = "{}, fine-tuned from its weights"  # what of the encoder was scored
+_MANY_IMAGES = 10_000
+FEW_LABELS = 0.015  # up to this share the recipes are those for 1 % of the labels
+
+
+def label_recipe(
+    share: float, images: int, epochs: int | None, backbone_lr: float | None, head_lr: float | None, batch: int
+) -> Recipe:
+    """How a share of the labels, of so many images, is learnt from: the paper's epochs (60 for 1 %, else 30), and
+    otherwise SwAV's recipe (arXiv 2006.09882), which names learning rates for encoder and new layer.
+
+    Its rate of 5 for the new layer is for the 12,811 images of ImageNet's 1 %. On a few hundred, in which an epoch has
+    two steps, it ends at chance (CIFAR-10: 11 % instead of 37 %), so that there it is that of larger shares. What is
+    not None replaces a part of the recipe.
+    """
+    few = share <= FEW_LABELS
+    usual = (0.02 if few else 0.01, 5.0 if few and images >= _MANY_IMAGES else 0.2)
+    return Recipe(
+        Schedule(epochs or (60 if few else 30), "steps", decay=0.2),
+        backbone_lr=usual[0] if backbone_lr is None else backbone_lr,
+        head_lr=usual[1] if head_lr is None else head_lr,
+        batch_size=batch,
+    )
+
+
+def finetuned(
+    evaluation: Evaluation,
+    train: Index,
+    test: Index,
+    recipe: Recipe,
+    what: str,
+) -> dict[str, Any]:
+    """Fine-tune on `train` and score on `test`, unless that is done: top1, top5, mean_per_class, images, seconds,
+    and what of `test` was skipped, which becomes a note.
+
+    Args:
+        what: Name of the training for the progress bar.
+
+    Raises:
+        Diverged: The training did.
+        EvaluationError: Labels are missing, or `test` has a class that `train` has not.
+        RunError: The backbone cannot be trained on such images on this device.
+    """
+    numbers = match_classes(train, test)
+    view = standard_view(evaluation.encoder.image_size)
+    work = evaluation.work(train, test, kind="finetune", recipe=recipe.identity(), view=view.protocol)
+    done = work.result()
+    if done is not None and "diverged" in done:
+        raise Diverged(done["diverged"])
+    if done is None:
+        try:
+            done = work.finish(_measured(evaluation, train, test, numbers, recipe, what, work.state))
+        except Diverged as error:
+            work.finish({"diverged": str(error)})
+            raise
+    tested = "test data" if test is evaluation.data.test else "hold-out"
+    evaluation.note_skipped(done.get("skipped", []), len(test), tested)
+    return done
+
+
+def metrics_of(found: dict[str, Any]) -> dict[str, float]:
+    """The metrics of what `finetuned` returns, and nothing else."""
+    return {metric: found[metric] for metric in METRICS if metric in found}
+
+
+def _measured(
+    evaluation: Evaluation,
+    train: Index,
+    test: Index,
+    numbers: IntArray,
+    recipe: Recipe,
+    what: str,
+    state: Path | None,
+) -> dict[str, Any]:
+    began = time.monotonic()
+    request, crops = evaluation.request, evaluation.crops(train, recipe.batch_size)
+    check_backbone(evaluation.backbone, evaluation.encoder.image_size, request.precision, evaluation.device)
+    options: dict[str, Any] = {
+        "device": evaluation.device,
+        "precision": request.precision,
+        "workers": request.workers,
+    }
+    with progress(what, recipe.schedule.epochs * crops.epoch_images, "images") as advance:
+        network = finetune(
+            evaluation.backbone,
+            evaluation.encoder.backbone.feature_dim,
+            crops,
+            recipe,
+            state=state,
+            advance=advance,
+            **options,
+        )
+    with progress(f"{what}: test", len(test), "images") as advance:
+        scores, skipped = network_scores(
+            network,
+            test,
+            numbers,
+            evaluation.preprocessing(standard_view(evaluation.encoder.image_size)),
+            batch_size=request.batch_size,
+            advance=advance,
+            **options,
+        )
+    seconds = round(time.monotonic() - began, 3)
+    return scores | {"images": len(train), "seconds": seconds, "skipped": list(skipped)}

@@ -1,0 +1,80 @@
+"""The k-NN score of the encoder while it trains. It needs labels for the score alone; training never sees them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from leoclr.backends.networks.backbones import Backbone
+from leoclr.cli.config.settings import Settings
+from leoclr.datasets.errors import DataError
+from leoclr.datasets.randomness import Permutation
+from leoclr.datasets.shards.index import Index
+from leoclr.evals.features.extract import extract_features
+from leoclr.evals.features.preprocessing import Preprocessing, standard_view
+from leoclr.evals.probes.knn import knn_accuracy
+
+_MOST_NEIGHBOURS_FROM = 50_000  # samples of the bank, so that a score stays minutes on ImageNet
+_MOST_QUERIES = 10_000
+_NEIGHBOURS = 200
+_TEMPERATURE = 0.1
+
+
+@dataclass(frozen=True)
+class KnnMonitor:
+    """Scores a backbone on a bank of labelled images and labelled queries."""
+
+    bank: Index
+    queries: Index
+    preprocessing: Preprocessing
+    workers: int
+    protocol: str
+
+    @staticmethod
+    def of(settings: Settings, train: Index, val: Index | None) -> KnnMonitor | None:
+        """The monitor for the data of a run, or None where there are no labels to score with.
+
+        The queries are `val`, the bank is the training data; where that has no labels, `val` is halved.
+        """
+        if val is None or not val.labelled or settings.run.knn_epochs == 0:
+            return None
+        if train.labelled and train.classes == val.classes:
+            bank, queries, source = train, val, "bank from the training data"
+        else:
+            order = Permutation(len(val), 0)(np.arange(len(val)))
+            bank, queries = val.subset(np.sort(order[::2])), val.subset(np.sort(order[1::2]))
+            source = "bank is half of the labelled data"
+        bank, queries = _at_most(bank, _MOST_NEIGHBOURS_FROM), _at_most(queries, _MOST_QUERIES)
+        augmentation = settings.augmentation
+        return KnnMonitor(
+            bank,
+            queries,
+            Preprocessing(standard_view(settings.data.image_size), augmentation.mean, augmentation.std),
+            settings.run.workers,
+            f"k={min(_NEIGHBOURS, len(bank))}, tau={_TEMPERATURE}, {len(queries):,} queries, {len(bank):,} in the "
+            f"bank, {source}",
+        )
+
+    def score(self, backbone: Backbone, device: torch.device) -> float:
+        """Top-1 accuracy in [0, 1]."""
+        found = [
+            extract_features(
+                backbone, index, self.preprocessing, device=device, workers=self.workers, max_bad_share=1.0
+            )  # the run has its own limit for images that cannot be decoded
+            for index in (self.bank, self.queries)
+        ]
+        if empty := [one for one in found if not len(one.numbers)]:
+            raise DataError(f"none of the {len(empty[0].skipped)} images can be decoded; {empty[0].skipped[0]}")
+        (bank, bank_labels), (queries, labels) = (
+            (torch.from_numpy(one.features).to(device), torch.from_numpy(one.labels).to(device)) for one in found
+        )
+        return knn_accuracy(bank, bank_labels, queries, labels, _NEIGHBOURS, _TEMPERATURE)["top1"]
+
+
+def _at_most(index: Index, count: int) -> Index:
+    """A fixed random part of the data where there is more than `count`."""
+    if len(index) <= count:
+        return index
+    return index.subset(np.sort(Permutation(len(index), 1)(np.arange(count))))

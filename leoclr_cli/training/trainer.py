@@ -1,0 +1,305 @@
+"""The training run: read the data, build the method, loop, and lose nothing.
+
+What a step computes depends on the settings and on the number of the step alone: data order, augmentation, the shuffle
+of keys and dropout are drawn from (seed, step). A checkpoint therefore holds tensors and a step number, no generator
+and no position in a stream, and going on from it is the uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shlex
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from leoclr.backends.method import spread
+from leoclr.cli.config.fields import FIELDS, get
+from leoclr.cli.config.settings import Settings
+from leoclr.cli.run.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, prune, step_folder
+from leoclr.cli.run.devices import accelerated, agree, explained
+from leoclr.cli.run.folder import RunFolder
+from leoclr.cli.run.lock import RunLock
+from leoclr.cli.terminal import say, warn
+from leoclr.cli.training import build
+from leoclr.cli.training.bad_images import BadImages, lines_of_all
+from leoclr.cli.training.data import TrainingData
+from leoclr.cli.training.initial_weights import start_from_weights
+from leoclr.cli.training.knn_monitor import KnnMonitor
+from leoclr.cli.training.metrics import MetricsLog, require_trackers, start_trackers
+from leoclr.cli.training.preflight import description, micro_batch, warnings_about
+from leoclr.cli.training.progress_line import ProgressLine
+from leoclr.cli.training.signals import GracefulStop
+from leoclr.cli.training.state import RunState
+from leoclr.cli.training.step import TrainStep
+from leoclr.cli.training.throughput import Clock
+from leoclr.datasets.errors import DataError, EvaluationError, RunError
+from leoclr.datasets.loading.device_feed import Pace
+from leoclr.datasets.loading.loader import Batch
+from leoclr.datasets.views import POLICIES
+
+_COLLAPSED = 0.01  # an untrained ResNet lies around 0.1
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended.
+
+    Attributes:
+        stopped_by: Number of the signal that stopped it, or 0 where it is complete.
+        loss: Mean over the last stretch that was logged; None where no step was left to make.
+        knn: The last k-NN score of this session in [0, 1], or None.
+    """
+
+    run: str
+    checkpoint: str
+    step: int
+    steps: int
+    stopped_by: int
+    loss: float | None
+    knn: float | None
+    images_per_second: float
+    seconds: float
+    bad_images: int
+    labelled: bool
+
+
+def train(settings: Settings, output: Path, preset: str | None, command: list[str], resume: bool) -> TrainResult:
+    """Pre-train an encoder as the settings say, in the run folder `output`.
+
+    Args:
+        preset, command: The preset's name and the command line, for the record.
+        resume: Whether to go on from the run's newest sound checkpoint.
+
+    Raises:
+        LeoclrError: The data, the settings, the device, the run folder or the loss do not allow to go on; what was
+            saved before stays.
+    """
+    require_trackers(settings.run.trackers)
+    try:
+        with contextlib.ExitStack() as stack:
+            accelerator = stack.enter_context(accelerated(settings, output))
+            trainer = Trainer(settings, RunFolder(output), accelerator, resume)
+            if accelerator.is_main_process:
+                stack.enter_context(RunLock(output))  # after all that the settings and the data can be refused for
+            trainer.start(resume, preset, command)
+            return trainer.fit(stack.enter_context(GracefulStop()))
+    except RuntimeError as error:
+        raise explained(error) or error from None
+    except OSError as error:
+        raise RunError(f"the run in {output} cannot go on, but its checkpoints are as they were: {error}") from None
+
+
+class Trainer:
+    """One process's part of a run. `state` and `step` are all that must survive a resume."""
+
+    def __init__(self, settings: Settings, run: RunFolder, accelerator: Accelerator, resume: bool) -> None:
+        recorded = run.read()["settings"] if resume and run.settings_file.exists() else None
+        self.run, self.accelerator = run, accelerator
+        self.main, self.device, self.ranks = accelerator.is_main_process, accelerator.device, accelerator.num_processes
+        self.data = TrainingData(settings, accelerator, recorded)
+        self.settings = settings = self.data.settings
+        self.index, self.plan = self.data.index, self.data.plan
+        micro = micro_batch(settings, self.ranks)
+        self.steps = settings.train.epochs * self.plan.steps_per_epoch
+        self.backend = build.backend(settings, self.device)
+        warmup = round(settings.optimizer.warmup_epochs * self.plan.steps_per_epoch)
+        pairs = POLICIES[settings.views].pairs
+        self.take_step = TrainStep(settings, accelerator, self.backend, pairs, micro, self.steps, warmup)
+        self.optimizer = self.take_step.optimizer
+        self.state = RunState(settings, self.index, self.backend, self.optimizer, accelerator)
+        self.knn = KnnMonitor.of(settings, self.index, self.data.val)
+        self.step, self.collapsed = 0, False
+        self.samples = torch.empty(0, dtype=torch.long)  # of the newest step
+        self.bad = self._bad_images(())
+
+    def start(self, resume: bool, preset: str | None, command: list[str]) -> None:
+        """Load the newest checkpoint, or describe the new run; refuse what would mix two runs in one folder."""
+        newest, damaged = newest_checkpoint(self.run.checkpoints)
+        if newest is not None and not resume:
+            again = f"leoclr train --resume {shlex.quote(str(self.run.path))}"
+            raise RunError(f"{self.run.path} holds a run already; go on with `{again}`, or choose another --output")
+        if newest is None and damaged:
+            raise RunError(f"{damaged[0]}; no checkpoint of {self.run.path} is sound, so choose another --output")
+        if newest is not None:
+            self._load(load_checkpoint(newest))
+        else:
+            weights = start_from_weights(self.backend, self.settings.encoder)
+        if self.main:
+            for line in (*damaged, *warnings_about(self.settings, self.index, self.take_step.micro)):
+                warn(line)
+            if newest is None:
+                about = description(
+                    self.settings, self.index, self.data.val_specs, preset, command, self.device, self.ranks
+                )
+                self.run.write(about | {"weights": weights})
+            else:
+                self.run.moved(self.settings.data.train, self.data.val_specs)
+            self._announce()
+        self.accelerator.wait_for_everyone()
+
+    def fit(self, stop: GracefulStop) -> TrainResult:
+        """Loop over the steps that are left, then save."""
+        began, first = time.monotonic(), self.step
+        saved, saved_at, stopped = first, began, 0
+        clock, pace = Clock(self.step, self.plan.batch_size), Pace(self.device)
+        line = ProgressLine(self.step, self.steps, self.plan.steps_per_epoch, self.plan.batch_size, self.main)
+        loader, losses, bad = self.data.batches(self.step, self.steps), list[Tensor](), list[str]()
+        values: dict[str, float] = {}
+        scored: float | None = None
+        with contextlib.closing(self._log()) as log:
+            while self.step < self.steps:
+                minutes = (time.monotonic() - saved_at) / 60
+                due = minutes >= self.settings.run.checkpoint_minutes
+                stopped, due = agree(self.accelerator, self.step, stop.requested, due)
+                if stopped:
+                    break
+                if self.step > saved and (due or self._keeps(self.step)):
+                    self._settle(losses, bad)
+                    self.save()
+                    saved, saved_at = self.step, time.monotonic()
+                with clock.waiting():
+                    batch = next(loader)
+                bad += batch.bad
+                loss, embeddings = self._train_step(batch)
+                pace.step_taken()
+                losses.append(loss)
+                self.step += 1
+                if self.step % self.plan.steps_per_epoch == 0 or self.step % self.settings.run.log_steps == 0:
+                    values = self._measures(self._settle(losses, bad), embeddings, clock)
+                    losses.clear()
+                    line.show(self.step, values["loss"], values["images_per_second"], values["waiting"])
+                    if self._knn_is_due():
+                        line.finish_line()
+                        values |= self._score()
+                        scored = values.get("knn", scored)
+                    log.write(self.step, values)
+            line.finish_line()
+            if losses:
+                self._settle(losses, bad)
+            checkpoint = self.save()
+            self.accelerator.wait_for_everyone()  # else a launcher takes those that are done for a sign to end the rest
+        seconds = time.monotonic() - began
+        return TrainResult(
+            run=str(self.run.path),
+            checkpoint=str(checkpoint),
+            step=self.step,
+            steps=self.steps,
+            stopped_by=stopped,
+            loss=values.get("loss"),
+            knn=scored,
+            images_per_second=(self.step - first) * self.plan.batch_size / seconds,
+            seconds=seconds,
+            bad_images=len(self.bad),
+            labelled=self.index.labelled,
+        )
+
+    def save(self) -> Path:
+        """Write a checkpoint (first process only: all hold the same) and remove old ones."""
+        if self.main:
+            epoch, bad = self.step / self.plan.steps_per_epoch, self.bad.lines()
+            with self.run.still_there():
+                self.state.save(self.run.checkpoints, self.step, steps=self.steps, epoch=epoch, bad_images=bad)
+                prune(self.run.checkpoints, self.step, self.settings.run.keep, self._keeps)
+        return step_folder(self.run.checkpoints, self.step)
+
+    def _load(self, checkpoint: Checkpoint) -> None:
+        self.state.load(checkpoint)
+        self.step = checkpoint.step
+        self.bad = self._bad_images(checkpoint.state["bad_images"])
+
+    def _train_step(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        self.samples = batch.samples
+        try:
+            return self.take_step(batch.views, self.step)
+        except FloatingPointError:
+            raise self._not_finite() from None
+
+    def _settle(self, losses: list[Tensor], bad: list[str]) -> float:
+        """The mean of the losses over all processes; the bad images of all are counted, and `bad` is emptied.
+
+        Raises:
+            RunError: A loss is not finite, so that nothing is saved or reported that is not.
+            DataError: There are too many bad images.
+        """
+        mean = float(self.accelerator.reduce(torch.stack(losses).mean(), "mean")) if losses else 0.0
+        if not math.isfinite(mean):
+            raise self._not_finite()
+        self.bad.add(lines_of_all(bad, self.accelerator))
+        bad.clear()
+        return mean
+
+    def _not_finite(self) -> RunError:
+        keys = ", ".join(self.index.key(int(number)) for number in self.samples[:8])
+        return RunError(
+            f"the loss or its gradient is not finite at step {self.step}; the last checkpoint is kept. "
+            f"Try a smaller --lr or more warm-up; the batch began with {keys}"
+        )
+
+    def _measures(self, loss: float, embeddings: Tensor, clock: Clock) -> dict[str, float]:
+        deviation, rank = (float(value) for value in spread(embeddings))
+        if deviation < _COLLAPSED and self.main and not self.collapsed:
+            warn(f"the embeddings have collapsed at step {self.step}: standard deviation {deviation:.4f} of 1")
+            self.collapsed = True
+        images_per_second, waiting = clock.read(self.step)
+        return {
+            "epoch": self.step / self.plan.steps_per_epoch,
+            "loss": loss,
+            "lr": float(self.optimizer.param_groups[0]["lr"]),
+            "embedding_std": deviation,
+            "effective_rank": rank,
+            "images_per_second": images_per_second,
+            "waiting": waiting,
+            "bad_images": float(len(self.bad)),
+        }
+
+    def _score(self) -> dict[str, float]:
+        """k-NN accuracy as `knn`, on the first process while the others wait. That there is none ends no run."""
+        assert self.knn is not None
+        found: dict[str, float] = {}
+        if self.main:
+            epoch = self.step // self.plan.steps_per_epoch
+            try:
+                found["knn"] = self.knn.score(self.backend.encoder.backbone, self.device)
+                say(f"epoch {epoch}: k-NN top-1 {found['knn']:.2%} ({self.knn.protocol})")
+            except (DataError, EvaluationError) as error:
+                warn(f"epoch {epoch}: no k-NN score: {error}")
+        self.accelerator.wait_for_everyone()
+        return found
+
+    def _knn_is_due(self) -> bool:
+        epoch, rest = divmod(self.step, self.plan.steps_per_epoch)
+        every = self.settings.run.knn_epochs
+        return self.knn is not None and rest == 0 and (self.step == self.steps or epoch % every == 0)
+
+    def _keeps(self, step: int) -> bool:
+        """Whether the checkpoint of a step is one that is kept for good."""
+        every = self.settings.run.checkpoint_epochs * self.plan.steps_per_epoch
+        return every > 0 and step % every == 0
+
+    def _bad_images(self, known: tuple[str, ...] | list[str]) -> BadImages:
+        limit = self.settings.data.max_bad_samples
+        return BadImages(self.run.path / "bad-images.txt", len(self.index), limit, known, self.main)
+
+    def _log(self) -> MetricsLog:
+        """metrics.jsonl and the trackers; the first process's alone."""
+        if self.settings.run.trackers:
+            start_trackers(self.accelerator, {key: str(get(self.settings, key)) for key in FIELDS})
+        return MetricsLog(self.run.metrics, self.accelerator, self.step)
+
+    def _announce(self) -> None:
+        settings = self.settings
+        processes = f" in {self.ranks} processes" if self.ranks > 1 else ""
+        say(
+            f"{settings.views} views under {settings.backend}, {settings.encoder.backbone} at "
+            f"{settings.data.image_size} px, {settings.train.precision} on {self.device.type}{processes}"
+        )
+        for line in self.data.describe():
+            say(line)
+        if self.step:
+            say(f"going on after step {self.step:,} of {self.steps:,}")
