@@ -5,7 +5,7 @@ else, and the order of samples on (seed, epoch), so any worker, rank or resumed 
 order. The price is a hash per number, about 20 ns, vectorised over a batch.
 
 The hash is the finaliser of MurmurHash3 (64 bit, as in SplitMix64), chained over its inputs. It is not
-cryptographic; it passes as independent uniform noise for shuffling and augmentation (tests/test_randomness.py).
+cryptographic; it passes as independent uniform noise for shuffling and augmentation (tests/loading/test_randomness.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The same views as `augment_pillow`, several times faster: simplejpeg, OpenCV, and torch's resize.
 
 What is drawn is the same (`crop_box` and `draw`), and every operation is Pillow's but for rounding to 8 bits;
-docs/speed.md has the differences, tests/test_fast_augment.py holds them down. Why this way (224 px, one core of an AMD
+docs/speed.md has the differences, tests/images/test_fast_augment.py holds them down. Why this way (224 px, one core of an AMD
 EPYC; Pillow's time in brackets):
 
 - Resize, 0.2 to 0.4 ms (1.3): torch's antialiased bilinear is Pillow's filter in vector instructions, and OpenCV's

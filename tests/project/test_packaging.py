@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FOLDERS = ("leoclr_cli", "backends", "datasets", "evals")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 COMES_WITH = {"botocore": "boto3", "pydantic_core": "pydantic"}  # each asks for a narrow range of the other

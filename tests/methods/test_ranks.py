@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-PROGRAM = Path(__file__).parent / "programs" / "backend_ranks.py"
+PROGRAM = Path(__file__).parents[1] / "programs" / "backend_ranks.py"
 
 
 def run_ranks(folder: Path, world: int) -> list[dict[str, Tensor]]:

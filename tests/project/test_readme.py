@@ -24,7 +24,7 @@ from leoclr.cli.config.fields import FIELDS
 from leoclr.cli.config.resolve import preset_names, resolve
 from leoclr.cli.config.setting_files import read_settings_file
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SMALL = {
     "LEOCLR_DATA__BATCH_SIZE": "8",

@@ -1,5 +1,5 @@
 """What every device computes: once on the processor and, where there is one, once more on a GPU. The last tests are of
-what only a GPU does; `pytest tests/test_devices.py` says which were left out."""
+what only a GPU does; `pytest tests/training/test_devices.py` says which were left out."""
 
 from __future__ import annotations
 
