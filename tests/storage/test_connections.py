@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from leoclr.datasets.errors import DataError
-from leoclr.datasets.storage.http import HttpStorage
 from leoclr.datasets.storage import connections
+from leoclr.datasets.storage.http import HttpStorage
 from leoclr.datasets.storage.retries import Patience
 
 QUICK = Patience(attempts=2, first_wait=0.01, longest_wait=0.02, silence=2, request=4)
