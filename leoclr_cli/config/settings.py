@@ -4,6 +4,8 @@ The tree has two levels: a section and a key (`moco.temperature`), plus two choi
 `views`) and nothing else. It is frozen, and it refuses unknown keys, NaN and wrong types. Where values come from
 (presets, files, environment, flags) is `leoclr.cli.config.resolve`; nothing here reads anything.
 
+The sections of the chosen method and view policy are in the methods' own files; `leoclr.cli.config.plugins` finds them.
+
 The defaults are the paper's ImageNet recipe (LeOCLR, arXiv 2403.06813, section 4): ResNet-50, MoCo-v2's heads,
 queue and augmentations, SGD at 0.03, batch 256. What the paper leaves open says so.
 """
@@ -11,11 +13,33 @@ queue and augmentations, SGD at 0.03, batch 256. What the paper leaves open says
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    FiniteFloat,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
+from leoclr.backends.settings import (
+    Count,
+    Fraction,
+    MethodSettings,
+    NonNegative,
+    Positive,
+    PositiveCount,
+    PositiveFraction,
+    Strict,
+)
+from leoclr.cli.config.plugins import METHODS, VIEWS, method_settings, plugin, plugins, policy_settings
+from leoclr.datasets.errors import SettingsError
 from leoclr.datasets.storage.addresses import WITHOUT_CREDENTIAL, carries_credential
+from leoclr.datasets.views import PolicySettings, ViewPolicy
 
 
 def _plain(text: str) -> str:
@@ -47,24 +71,12 @@ def _going_up(pair: tuple[float, float]) -> tuple[float, float]:
     return pair
 
 
-Fraction = Annotated[FiniteFloat, Field(ge=0, le=1)]
-Positive = Annotated[FiniteFloat, Field(gt=0)]
-PositiveFraction = Annotated[FiniteFloat, Field(gt=0, le=1)]
-NonNegative = Annotated[FiniteFloat, Field(ge=0)]
-Count = Annotated[int, Field(ge=0, lt=2**63)]
-PositiveCount = Annotated[int, Field(ge=1, lt=2**63)]
 Text = Annotated[str, AfterValidator(_plain)]
 TextOrEmpty = Annotated[str, AfterValidator(lambda text: _plain(text) if text else text)]
 Source = Annotated[Text, AfterValidator(_without_credential)]
 Sigma = Annotated[float, Field(gt=0, le=20, allow_inf_nan=False)]  # beyond, the fast blur's weights of 8 bits fail
 PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(_going_up)]
 FractionRange = Annotated[tuple[PositiveFraction, PositiveFraction], AfterValidator(_going_up)]
-
-
-class Strict(BaseModel):
-    """A frozen model that refuses keys it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
 
 class DataSettings(Strict):
@@ -119,6 +131,7 @@ class AugmentationSettings(Strict):
     hue: Annotated[FiniteFloat, Field(ge=0, le=0.5)] = Field(default=0.1, description="Largest turn of the hue circle.")
     grayscale: Fraction = Field(default=0.2, description="Probability of grayscale.")
     blur: Fraction = Field(default=0.5, description="Probability of Gaussian blur.")
+    solarize: Fraction = Field(default=0.0, description="Probability of solarisation: levels from 128 on inverted.")
     blur_sigma: Annotated[tuple[Sigma, Sigma], AfterValidator(_going_up)] = Field(
         default=(0.1, 2.0), description="Standard deviation of the blur, pixels."
     )
@@ -155,32 +168,6 @@ class EncoderSettings(Strict):
     projector_dim: PositiveCount = Field(default=128, description="Dimension of the embedding.")
 
 
-class MoCoSettings(Strict):
-    """Momentum encoder and queue (backend moco)."""
-
-    queue: PositiveCount = Field(default=65536, description="Keys in the queue. MoCo-v2's; the paper gives none.")
-    momentum: Fraction = Field(default=0.999, description="Of the key encoder.")
-    temperature: Positive = Field(default=0.2, description="MoCo-v2's; the paper gives none.")
-    enqueue: Literal["first", "last", "all"] = Field(
-        default="first",
-        description="Which positives' keys enter the queue (LeOCLR: X1's, X2's, both). Open in the paper.",
-    )
-    reduction: Literal["sum", "mean"] = Field(default="sum", description="Over the pairs of an image. Equation 3 sums.")
-    bn_splits: PositiveCount = Field(
-        default=8,
-        description="Groups of the global batch with BatchNorm statistics of their own; at least one for each process.",
-    )
-
-
-class SimCLRSettings(Strict):
-    """One encoder, negatives from the batch (backend simclr)."""
-
-    temperature: Positive = Field(default=0.1, description="SimCLR's on ImageNet; on CIFAR-10 it is 0.5.")
-    reduction: Literal["sum", "mean"] = Field(default="sum", description="Over the pairs of an image. Equation 3 sums.")
-    stop_gradient: bool = Field(default=False, description="Whether positives get no gradient.")
-    sync_batchnorm: bool = Field(default=True, description="BatchNorm statistics over all GPUs (CUDA only).")
-
-
 class OptimizerSettings(Strict):
     """Optimizer and schedule: linear warm-up, then half a cosine to zero."""
 
@@ -189,6 +176,10 @@ class OptimizerSettings(Strict):
         default=0.03, description="Peak learning rate for the batch size as it is: nothing rescales it."
     )
     momentum: Fraction = Field(default=0.9, description="SGD and LARS; AdamW's betas are 0.9 and 0.999.")
+    final_lr: Fraction = Field(default=0.0, description="Share of the peak learning rate that the cosine ends at.")
+    clip: NonNegative = Field(
+        default=0.0, description="Largest norm of the gradient of all parameters together; 0 clips nothing."
+    )
     weight_decay: NonNegative = Field(
         default=1e-4,
         description="SGD and LARS add it to the gradient, AdamW decouples it. AdamW and LARS leave out biases and "
@@ -252,23 +243,82 @@ class RunSettings(Strict):
     )
 
 
-class Settings(Strict):
-    """All settings of `leoclr train`."""
+def _installed(group: str, name: str) -> str:
+    try:
+        names = tuple(plugins(group))
+    except SettingsError as error:
+        raise ValueError(str(error)) from None
+    if name not in names:
+        listed = " or ".join(filter(None, (", ".join(f"'{one}'" for one in names[:-1]), f"'{names[-1]}'")))
+        raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": listed})
+    return name
 
-    backend: Literal["moco", "simclr"] = Field(
-        default="moco", description="Where targets and negatives come from: momentum encoder and queue, or the batch."
+
+Backend = Annotated[str, AfterValidator(lambda name: _installed(METHODS, name))]
+Views = Annotated[str, AfterValidator(lambda name: _installed(VIEWS, name))]
+
+
+class Settings(Strict):
+    """All settings of `leoclr train`.
+
+    Attributes:
+        method: The section of the chosen method; in files and records it has the method's name.
+        policy: The section of the chosen view policy, likewise; None where it has no settings.
+    """
+
+    backend: Backend = Field(
+        default="moco", description="The method: `leoclr method list` shows those that are installed."
     )
-    views: Literal["leoclr", "pairwise", "pairwise-symmetric"] = Field(
-        default="leoclr", description="Which views are pulled together: the original and each crop, or two crops."
+    views: Views = Field(
+        default="leoclr",
+        description="Which views of an image there are, and which are pulled together; by default the method's own.",
     )
     data: DataSettings = DataSettings()
     augmentation: AugmentationSettings = AugmentationSettings()
     encoder: EncoderSettings = EncoderSettings()
-    moco: MoCoSettings = MoCoSettings()
-    simclr: SimCLRSettings = SimCLRSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     train: TrainSettings = TrainSettings()
     run: RunSettings = RunSettings()
+    method: SerializeAsAny[MethodSettings] = Field(default=None, validate_default=False)  # type: ignore[assignment]
+    policy: SerializeAsAny[PolicySettings] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_sections(cls, values: Any) -> Any:
+        """Read the sections of the method and the policy; those of others, which old records hold, are left out."""
+        if not isinstance(values, dict):
+            return values
+        backend = _installed(METHODS, str(values.get("backend", "moco")))
+        views = _installed(VIEWS, str(values.get("views", "leoclr")))
+        others = {one.section for group in (METHODS, VIEWS) for one in plugins(group).values()}
+        kept = {key: value for key, value in values.items() if key not in others}
+        try:
+            section, of_policy = method_settings(backend), policy_settings(views)
+        except SettingsError as error:
+            raise ValueError(str(error)) from None
+        own = values.get("method") or values.get(plugin(METHODS, backend).section, {})
+        kept["method"] = section.model_validate(own)
+        if of_policy is not None:
+            own = values.get("policy") or values.get(plugin(VIEWS, views).section, {})
+            kept["policy"] = of_policy.model_validate(own)
+        return kept
+
+    @property
+    def view_policy(self) -> ViewPolicy:
+        """The views of an image and their pairs."""
+        if self.policy is not None:
+            return self.policy.policy()
+        policy: ViewPolicy = plugin(VIEWS, self.views).load()
+        return policy
+
+    @model_serializer(mode="wrap")
+    def _as_sections(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = handler(self)
+        method, policy = written.pop("method"), written.pop("policy")
+        written[plugin(METHODS, self.backend).section] = method
+        if policy is not None:
+            written[plugin(VIEWS, self.views).section] = policy
+        return written
 
     @model_validator(mode="after")
     def _values_fit_together(self) -> Settings:

@@ -219,14 +219,19 @@ def test_text_is_read_by_the_type_of_the_setting() -> None:
         "LEOCLR_DATA__TRAIN": "{a,b}-{00..09}.tar,c.tar",
         "LEOCLR_RUN__TRACKERS": "",
     }
-    flags = {"data.val": ["x,y.tar", "z.tar"], "simclr.stop_gradient": "YES", "optimizer.lr": "1e-3"}
+    flags = {
+        "data.val": ["x,y.tar", "z.tar"],
+        "simclr.stop_gradient": "YES",
+        "optimizer.lr": "1e-3",
+        "backend": "simclr",
+    }
     settings = layered(environment=environment, flags=flags).settings
     assert settings.train.channels_last is False
     assert settings.augmentation.crop_scale == (0.3, 0.9)
     assert settings.data.train == ("{a,b}-{00..09}.tar", "c.tar")
     assert settings.data.val == ("x,y.tar", "z.tar")
     assert settings.run.trackers == ()
-    assert settings.simclr.stop_gradient is True
+    assert get(settings, "simclr.stop_gradient") is True
     assert settings.optimizer.lr == 1e-3
 
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
+from leoclr.backends.method import Facts
 from leoclr.backends.methods.moco import MoCo
+from leoclr.backends.methods.moco import Settings as MoCoSettings
 from leoclr.backends.networks.backbones import Backbone, build_backbone
-from leoclr.backends.networks.encoder import Encoder
-from leoclr.backends.queue import KeyQueue
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.checkpoint import load_checkpoint, save_checkpoint
 from leoclr.cli.run.encoders import fresh_encoder, load_encoder, write_encoder
@@ -42,8 +42,8 @@ def train_a_little(module: nn.Module) -> None:
 
 @pytest.fixture(scope="module")
 def trained() -> MoCo:
-    backbone = build_backbone("resnet18", "cifar", 8)
-    moco = MoCo(Encoder(backbone, 0, 16), KeyQueue(32, 16, seed=0), momentum=0.9, temperature=0.2, bn_splits=2)
+    facts = Facts(lambda: build_backbone("resnet18", "cifar", 8), projector=(2, 0, 16))
+    moco = MoCo(MoCoSettings(queue=32, momentum=0.9, bn_splits=2), facts)
     train_a_little(moco.encoder)
     return moco
 
