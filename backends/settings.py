@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, ClassVar, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
@@ -48,10 +48,12 @@ class MethodSettings(Strict):
     Attributes:
         default_views: The view policy where `--views` does not say another.
         ignores: Settings that have no effect under this method, such as `encoder.projector_hidden`.
+        small: Values with which `leoclr method check` trains it in seconds: few units, a short queue.
     """
 
     default_views: ClassVar[str] = "pairwise"
     ignores: ClassVar[tuple[str, ...]] = ()
+    small: ClassVar[Mapping[str, Any]] = {}
 
     def problems(self, facts: RunFacts) -> Iterator[str]:
         """Why such a run is refused, a line for each reason, with what would be right."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -37,6 +37,7 @@ class Settings(MethodSettings):
     """Momentum encoder and queue (backend moco)."""
 
     default_views: ClassVar[str] = "leoclr"
+    small: ClassVar[Mapping[str, Any]] = {"queue": 16, "bn_splits": 2}
 
     queue: PositiveCount = Field(
         default=65536, description="Keys in the queue; MoCo-v2's value, as the paper states none."

@@ -61,7 +61,7 @@ def bench(
     for line in resolved.warnings:
         warn(line)
 
-    from leoclr.cli.benchmark.images import photo_like
+    from leoclr.datasets.packing.photo_like import photo_like
     from leoclr.cli.benchmark.measure import Bench
 
     settings = resolved.settings
