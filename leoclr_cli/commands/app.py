@@ -13,6 +13,7 @@ from leoclr.cli.commands import bench as bench_command
 from leoclr.cli.commands import check as check_command
 from leoclr.cli.commands import embed as embed_command
 from leoclr.cli.commands import export as export_command
+from leoclr.cli.commands import method as method_command
 from leoclr.cli.commands import quickstart as quickstart_command
 from leoclr.cli.commands import report as report_command
 from leoclr.cli.commands import reproduce as reproduce_command
@@ -72,6 +73,7 @@ app.command(cls=LeoclrCommand, short_help="Draw images as the model sees them.")
 app.command(cls=LeoclrCommand)(train_command.train)
 app.command(cls=LeoclrCommand, short_help="Measure the speed of training on this machine.")(bench_command.bench)
 app.command("show-config", cls=LeoclrCommand)(config_command.show_config)
+app.add_typer(method_command.app, name="method", short_help="Methods: list, write a new one, check one.")
 app.add_typer(eval_commands.app, name="eval", short_help="Score an encoder.")
 app.command(cls=LeoclrCommand, short_help="Tell of runs on one HTML page.")(report_command.report)
 app.command(cls=LeoclrCommand, short_help="Write the features of images.")(embed_command.embed)

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Annotated, Any, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
@@ -22,6 +22,7 @@ from leoclr.cli.config.settings import Settings
 from leoclr.datasets.errors import SettingsError
 from leoclr.datasets.storage.addresses import redacted
 
+_CHOSEN_FROM = {"backend": METHODS, "views": VIEWS}
 _FREE = ("method", "policy")  # fields of Settings that stand for a section of another name
 
 
@@ -129,6 +130,13 @@ def replaced(settings: Settings, values: Mapping[str, Any]) -> Settings:
     return Settings.model_validate(tree)
 
 
+def choices(key: str) -> tuple[str, ...]:
+    """The words that a setting takes; none where it takes more than a list of words."""
+    if key in _CHOSEN_FROM:
+        return tuple(plugins(_CHOSEN_FROM[key]))
+    return tuple(choice for choice in get_args(all_fields()[key].annotation) if isinstance(choice, str))
+
+
 def nested(values: dict[str, Any]) -> dict[str, Any]:
     """`{"optimizer.lr": 1}` as `{"optimizer": {"lr": 1}}`."""
     tree: dict[str, Any] = {}
@@ -164,7 +172,7 @@ def from_text(key: str, text: str | Iterable[str]) -> Any:
         BadValue
     """
     value: Any = text
-    if _is_list(key):
+    if is_list(key):
         value = split_list(text) if isinstance(text, str) else tuple(text)
     try:
         return _adapter(key).validate_python(value)
@@ -230,8 +238,14 @@ def _adapter(key: str) -> TypeAdapter[Any]:
     return TypeAdapter(annotated, config=ConfigDict(allow_inf_nan=False))
 
 
-def _is_list(key: str) -> bool:
+def is_list(key: str) -> bool:
+    """Whether a setting is a list."""
     return get_origin(all_fields()[key].annotation) is tuple
+
+
+def is_switch(key: str) -> bool:
+    """Whether a setting is true or false."""
+    return all_fields()[key].annotation is bool
 
 
 def _in_words(error: ErrorDetails) -> str:

@@ -137,7 +137,9 @@ def _two_processes(settings: Settings, folder: Path) -> str:
             scale = max(1.0, float(value.double().abs().max())) if value.numel() else 1.0
             if not difference <= _TOLERANCE * scale:
                 raise _Failure(f"{name} differs by {difference:.2e} in process {rank} of 2")
-    return f"{len(alone)} losses, gradients and states within {_TOLERANCE:.0e} (float64, BatchNorm by running statistics)"
+    return (
+        f"{len(alone)} losses, gradients and states within {_TOLERANCE:.0e} (float64, BatchNorm by running statistics)"
+    )
 
 
 def _in_processes(settings: Settings, target: Path) -> list[dict[str, Tensor]]:
@@ -160,7 +162,9 @@ def _in_processes(settings: Settings, target: Path) -> list[dict[str, Tensor]]:
             child.stdin.close()
         codes = [child.wait(timeout=_SECONDS) for child in children]
     except subprocess.TimeoutExpired:
-        raise _Failure(f"two processes do not end within {_SECONDS} s: one waits for an exchange the other skips") from None
+        raise _Failure(
+            f"two processes do not end within {_SECONDS} s: one waits for an exchange the other skips"
+        ) from None
     finally:
         for child in children:
             child.kill()
@@ -186,7 +190,9 @@ def _resume(settings: Settings, folder: Path) -> str:
         one, other = (load_file(end / file) for end in ends)
         different = [name for name, value in one.items() if not torch.equal(value, other[name])]
         if different:
-            raise _Failure(f"{_some(different)} in {file} differs after a resume: keep state in buffers, draw from now.step")
+            raise _Failure(
+                f"{_some(different)} in {file} differs after a resume: keep state in buffers, draw from now.step"
+            )
     return f"{whole.steps} steps, stopped after {again.steps - (whole.steps - int(half.name[5:]))}: the same bits"
 
 
