@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from leoclr.backends.networks.encoder import contrastive_encoder
-from leoclr.cli.config.settings import EncoderSettings, Settings
+from leoclr.cli.config.sections import EncoderSettings
+from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.checkpoint import load_checkpoint, step_folder
 from leoclr.cli.run.encoders import load_encoder
 from leoclr.datasets.shards.index import Index

@@ -43,11 +43,13 @@ class ViewPolicy:
     Attributes:
         views: By name. The order numbers them, and with it their random draws.
         pairs: (anchor, positive) names. The anchor gets the gradient; each anchor is pulled to its positives only.
+        summary: What it is, in a line.
     """
 
     name: str
     views: Mapping[str, View]
     pairs: Pairs
+    summary: str = ""
 
 
 class PolicySettings(BaseModel):
@@ -61,11 +63,22 @@ class PolicySettings(BaseModel):
         raise NotImplementedError
 
 
-# The two crops are pulled to the original and never to each other (LeOCLR, section 3, equation 3).
-LEOCLR = ViewPolicy("leoclr", {"x": View("whole"), "x1": View(), "x2": View()}, (("x", "x1"), ("x", "x2")))
-# What MoCo and SimCLR do; MoCo's is asymmetric: the second crop is always the key.
-PAIRWISE = ViewPolicy("pairwise", {"x1": View(), "x2": View()}, (("x1", "x2"),))
-PAIRWISE_SYMMETRIC = ViewPolicy("pairwise-symmetric", {"x1": View(), "x2": View()}, (("x1", "x2"), ("x2", "x1")))
+# LeOCLR, section 3, equation 3.
+LEOCLR = ViewPolicy(
+    "leoclr",
+    {"x": View("whole"), "x1": View(), "x2": View()},
+    (("x", "x1"), ("x", "x2")),
+    "Two crops, each pulled to the uncropped original and never to each other.",
+)
+PAIRWISE = ViewPolicy(
+    "pairwise", {"x1": View(), "x2": View()}, (("x1", "x2"),), "Two crops, the first pulled to the second (MoCo-v2)."
+)
+PAIRWISE_SYMMETRIC = ViewPolicy(
+    "pairwise-symmetric",
+    {"x1": View(), "x2": View()},
+    (("x1", "x2"), ("x2", "x1")),
+    "Two crops, each pulled to the other.",
+)
 
 POLICIES: Mapping[str, ViewPolicy] = MappingProxyType(
     {policy.name: policy for policy in (LEOCLR, PAIRWISE, PAIRWISE_SYMMETRIC)}

@@ -61,7 +61,10 @@ class Plugin:
         return Path(found.origin) if found is not None and found.origin and found.origin.endswith(".py") else None
 
     def summary(self) -> str:
-        """The first line of its file's documentation, or of its own where the file has none."""
+        """What it is, in a line: a policy's own words, or the first line of the method's file."""
+        if self.entry.group == VIEWS:
+            loaded = self.load()
+            return loaded.summary if isinstance(loaded, ViewPolicy) else str(loaded.__doc__).partition("\n")[0]
         source = self.source()
         if source is None:
             return ""

@@ -43,7 +43,7 @@ def two_steps(settings: Settings) -> dict[str, Tensor]:
         for phase in range(method.phases):
             found |= _phase(settings, method, model, optimizer, now._replace(phase=phase))
     state = {name: value for name, value in method.state_dict().items() if name not in method.per_rank}
-    return found | {f"state after {STEPS} steps: {name}": value.clone() for name, value in state.items()}
+    return found | {f"state after {STEPS} steps: {name}": value.contiguous().clone() for name, value in state.items()}
 
 
 def _phase(
@@ -56,7 +56,7 @@ def _phase(
         dist.all_reduce(loss)
     place = f"step {now.step}, phase {now.phase}"
     gradients = {
-        f"gradient in {place}: {name}": parameter.grad.clone()
+        f"gradient in {place}: {name}": parameter.grad.contiguous().clone()
         for name, parameter in method.named_parameters()
         if parameter.grad is not None
     }

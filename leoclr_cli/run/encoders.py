@@ -15,7 +15,7 @@ from torch import Tensor
 from leoclr.backends.networks.backbones import Backbone, build_backbone
 from leoclr.backends.settings import Strict
 from leoclr.backends.weights import weights_digest
-from leoclr.cli.config.settings import AugmentationSettings, DataSettings, EncoderSettings
+from leoclr.cli.config.sections import AugmentationSettings, DataSettings, EncoderSettings
 from leoclr.cli.run.checkpoint import load_checkpoint
 from leoclr.cli.run.folder import RunFolder, resolve_checkpoint
 from leoclr.cli.run.foreign_weights import Architecture, deduce, fit, listing, read_safetensors, read_torch_file

@@ -9,7 +9,8 @@ from leoclr.backends.networks.backbones import Backbone, build_backbone
 from leoclr.backends.networks.encoder import Encoder
 from leoclr.backends.networks.memory_format import keep_short_rows_contiguous
 from leoclr.cli.config.plugins import import_method
-from leoclr.cli.config.settings import EncoderSettings, Settings
+from leoclr.cli.config.sections import EncoderSettings
+from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.devices import check_backbone
 from leoclr.datasets.errors import SettingsError
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from leoclr.backends.method import Method
-from leoclr.cli.config.settings import EncoderSettings
+from leoclr.cli.config.sections import EncoderSettings
 from leoclr.cli.run.encoders import load_encoder
 from leoclr.datasets.errors import SettingsError
 from leoclr.datasets.shards.locate import absolute

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from leoclr.backends.method import Method, ParameterGroup, Progress
 from leoclr.backends.optimizers import LARS
-from leoclr.cli.config.settings import OptimizerSettings
+from leoclr.cli.config.sections import OptimizerSettings
 
 
 def learning_rate(step: int, steps: int, warmup_steps: int, peak: float, final: float = 0.0) -> float:

@@ -12,7 +12,7 @@ from torch import nn
 
 from leoclr.backends.method import Method, ParameterGroup, Progress
 from leoclr.backends.optimizers import LARS
-from leoclr.cli.config.settings import OptimizerSettings
+from leoclr.cli.config.sections import OptimizerSettings
 from leoclr.cli.training.optimizers import (
     build_optimizer,
     drop_frozen_gradients,
