@@ -29,5 +29,6 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
 def _cell(row: Row, metric: str) -> str:
     if metric not in row.values:
         return ""
-    interval = f" +/- {100 * row.half_widths[metric]:.2f}" if metric in row.half_widths else ""
-    return f"{100 * row.values[metric]:.2f}{interval}"
+    halves = ((row.half_widths, "draws"), (row.image_half_widths, "images"))
+    intervals = [f"+/- {100 * half[metric]:.2f} ({over})" for half, over in halves if metric in half]
+    return " ".join([f"{100 * row.values[metric]:.2f}", *intervals])

@@ -132,8 +132,11 @@ class Evaluation:
             return score
         rows = []
         for row in score.rows:
-            kept, halves = ({k: v for k, v in d.items() if k != "top5"} for d in (row.values, row.half_widths))
-            rows.append(replace(row, values=kept, half_widths=halves))
+            kept, halves, image_halves = (
+                {k: v for k, v in d.items() if k != "top5"}
+                for d in (row.values, row.half_widths, row.image_half_widths)
+            )
+            rows.append(replace(row, values=kept, half_widths=halves, image_half_widths=image_halves))
         return replace(score, rows=tuple(rows))
 
     def features(self, index: Index, view: View, name: str) -> Features:
@@ -208,7 +211,9 @@ class Evaluation:
             "format": FORMAT,
             "kind": kind,
             "results": {
-                row.key: row.values | {f"{metric}_half_width": half for metric, half in row.half_widths.items()}
+                row.key: row.values
+                | {f"{metric}_half_width": half for metric, half in row.half_widths.items()}
+                | {f"{metric}_image_half_width": half for metric, half in row.image_half_widths.items()}
                 for row in score.rows
             },
             "details": score.details,
@@ -259,7 +264,7 @@ def _labelled_data(encoder: LoadedEncoder, request: Request) -> LabelledData:
         named = request.data or not protocol
         return LabelledData(train, _open(test_source), train_source, test_source, () if named else (protocol,))
     check_labels(train, "training data")
-    kept, held = stratified_holdout(train.label, _HOLDOUT_SHARE, request.seed)
+    kept, held = stratified_holdout(train.label, _HOLDOUT_SHARE, request.seed, "test split")
     protocol = (
         f"test data: a stratified {_HOLDOUT_SHARE:.0%} of the labelled data (seed {request.seed}), as there is no "
         "test split beside it; a run that trained on all of it has seen these images, without their labels"

@@ -12,7 +12,7 @@ from leoclr.cli.terminal import progress
 from leoclr.datasets.shards.index import Index
 from leoclr.evals.classes import IntArray, match_classes
 from leoclr.evals.features.preprocessing import standard_view
-from leoclr.evals.finetuning.finetune import Diverged, Recipe, finetune, network_scores
+from leoclr.evals.finetuning.finetune import Diverged, Recipe, finetune, network_predictions
 from leoclr.evals.finetuning.supervised import Schedule
 from leoclr.evals.tables import METRICS
 
@@ -61,7 +61,9 @@ def finetuned(
     """
     numbers = match_classes(train, test)
     view = standard_view(evaluation.encoder.image_size)
-    work = evaluation.work(train, test, kind="finetune", recipe=recipe.identity(), view=view.protocol)
+    work = evaluation.work(
+        train, test, kind="finetune", recipe=recipe.identity(), view=view.protocol, batches="all images"
+    )
     done = work.result()
     if done is not None and "diverged" in done:
         raise Diverged(done["diverged"])
@@ -98,7 +100,7 @@ def _measured(
         "precision": request.precision,
         "workers": request.workers,
     }
-    with progress(what, recipe.schedule.epochs * crops.epoch_images, "images") as advance:
+    with progress(what, recipe.schedule.epochs * len(train), "images") as advance:
         network = finetune(
             evaluation.backbone,
             evaluation.encoder.backbone.feature_dim,
@@ -109,7 +111,7 @@ def _measured(
             **options,
         )
     with progress(f"{what}: test", len(test), "images") as advance:
-        scores, skipped = network_scores(
+        found, outputs = network_predictions(
             network,
             test,
             numbers,
@@ -119,4 +121,5 @@ def _measured(
             **options,
         )
     seconds = round(time.monotonic() - began, 3)
-    return scores | {"images": len(train), "seconds": seconds, "skipped": list(skipped)}
+    metrics = found.accuracies() | {"mean_per_class": found.mean_per_class()}
+    return metrics | {"images": len(train), "seconds": seconds, "skipped": list(outputs.skipped)}

@@ -20,14 +20,14 @@ from leoclr.datasets.errors import RunError
 from leoclr.datasets.files import atomic_path
 from leoclr.evals.features.preprocessing import CentreCrop
 from leoclr.evals.probes.linear import GRID, Normalisation
-from leoclr.evals.robustness import CURVE_SHARES, RandomCrop, square_part
-from leoclr.evals.scores import ProbeKind, Row, Score, robustness_score
+from leoclr.evals.robustness import CURVE_SHARES, RandomCrop, cut_share, square_part
+from leoclr.evals.robustness_score import Part, ProbeKind, robustness_score
+from leoclr.evals.scores import Row, Score
 from leoclr.evals.tables import score_table
 
-_PART = "part_"
 _SCORED = "pooled features of {}, before the projector"
-_SUBTITLE = "top-1 in per cent on centre and random crops of the test images, 95 % intervals over crop seeds"
-_CURVE_SUBTITLE = "centre crop minus random square parts of a fixed share of the area; bands: 95 % over crop seeds"
+_SUBTITLE = "top-1 in per cent on centre and random crops of the test images, 95 % intervals over draws of the crops"
+_CURVE_SUBTITLE = "centre crop minus random square parts of a fixed share of the area; bands: 95 % over draws"
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class Crops:
 
     Attributes:
         scale: Range of the share of the area that a random crop keeps.
-        seeds: How often all crops are drawn.
+        draws: How often all crops are drawn.
         curve: Whether square parts of fixed shares are tested too.
         chunk: Similarities that k-NN holds at a time.
     """
 
     scale: tuple[float, float]
-    seeds: int
+    draws: int
     curve: bool
     probe: ProbeKind
     normalise: Normalisation
@@ -110,18 +110,23 @@ def _measure_and_keep(request: Request, crops: Crops, name: str) -> Measured:
 
 def _measure(evaluation: Evaluation, crops: Crops) -> tuple[Score, list[str]]:
     size, seed = evaluation.encoder.image_size, evaluation.request.seed
-    centre, seeds = CentreCrop(size), range(seed, seed + crops.seeds)
-    views = [RandomCrop(size, draw, crops.scale) for draw in seeds]
+    centre, draws = CentreCrop(size), range(crops.draws)
+    views = [RandomCrop(size, seed, draw, crops.scale) for draw in draws]
     shares = CURVE_SHARES if crops.curve else ()
     train, test = evaluation.train_features(centre), evaluation.test_features(centre)
     cropped = [evaluation.test_features(view) for view in views]
-    curve = {
+    curve = [
         # Of the whole area there is one part only.
-        share: [
-            evaluation.test_features(square_part(size, draw, share)) for draw in (seeds if share < 1 else seeds[:1])
-        ]
+        Part(
+            share,
+            cut_share(size, share),
+            [
+                evaluation.test_features(square_part(size, seed, draw, share))
+                for draw in (draws if share < 1 else draws[:1])
+            ],
+        )
         for share in shares
-    }
+    ]
     with progress(f"{crops.probe} probe", len(GRID) + 1 if crops.probe == "linear" else None, "fits") as advance:
         score = robustness_score(
             train,
@@ -135,9 +140,10 @@ def _measure(evaluation: Evaluation, crops: Crops) -> tuple[Score, list[str]]:
             chunk=crops.chunk,
             advance=advance,
         )
-    images = [f"centre: {centre.protocol}", f"random: {views[0].protocol} to {views[-1].seed}"]
-    if shares:
-        images.append(f"square parts: {square_part(size, seed, shares[0]).protocol} to {views[-1].seed}, and so on")
+    last = f" to {views[-1].draw}" if len(views) > 1 else ""
+    images = [f"centre: {centre.protocol}", f"random: {views[0].protocol}{last}"]
+    if curve:
+        images.append(f"square parts: {square_part(size, seed, 0, curve[0].share).protocol}{last}, and so on")
     return score, images
 
 
@@ -165,10 +171,7 @@ def _differences(measured: Sequence[Measured]) -> list[str]:
 def _text(measured: Sequence[Measured]) -> str:
     rows = []
     for one in measured:
-        rows += [
-            Row(f"{one.name} {row.key}", f"{one.name}, {row.label}", row.values, row.half_widths)
-            for row in one.score.rows
-        ]
+        rows += [replace(row, key=f"{one.name} {row.key}", label=f"{one.name}, {row.label}") for row in one.score.rows]
     first = measured[0].record
     return "\n".join([score_table(Score(tuple(rows), (), {})), "", *first["protocol"]])
 
@@ -186,7 +189,8 @@ def _curve_chart(measured: Sequence[Measured]) -> Image.Image:
     lines = []
     for one in measured:
         centre = one.row("centre").values["top1"]
-        parts = {float(row.key.removeprefix(_PART)): row for row in one.score.rows if row.key.startswith(_PART)}
+        cut = one.score.details["parts"]
+        parts = {cut[row.key]: row for row in one.score.rows if row.key in cut}
         drops = tuple(100 * (centre - row.values["top1"]) for row in parts.values())
         halves = tuple(_percent(row) or 0.0 for row in parts.values())
         lines.append(Line(one.name, tuple(parts), drops, halves if any(halves) else ()))

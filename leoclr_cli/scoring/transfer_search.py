@@ -83,6 +83,7 @@ def by_linear_probe(evaluation: Evaluation, name: str, metric: str) -> Score:
             train,
             test,
             grid=REGULARISATIONS,
+            metric="mean_per_class" if metric == "mean_per_class" else "top1",
             seed=evaluation.request.seed,
             solver="device" if evaluation.device.type == "cuda" else "scikit-learn",
             device=evaluation.device,

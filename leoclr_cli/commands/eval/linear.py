@@ -108,9 +108,15 @@ def _by_sgd(evaluation: Evaluation, view: View, rates: list[float], epochs: int,
         held = evaluation.part_features(crops.index, numbers, view, "hold-out of the training data")
     test = evaluation.test_features(view)
     work = evaluation.work(
-        crops.index, evaluation.data.test, kind="linear-sgd", rates=rates, epochs=epochs, batch=batch
+        crops.index,
+        evaluation.data.test,
+        kind="linear-sgd",
+        rates=rates,
+        epochs=epochs,
+        batch=batch,
+        batches="all images",
     )
-    with progress("linear probe", epochs * crops.epoch_images, "images") as advance:
+    with progress("linear probe", epochs * len(crops.index), "images") as advance:
         probe = fit_sgd_probe(
             evaluation.backbone,
             crops,
