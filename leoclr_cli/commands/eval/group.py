@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from leoclr.cli.commands.eval import compare as eval_compare_command
 from leoclr.cli.commands.eval import detection as eval_detection_command
 from leoclr.cli.commands.eval import knn as eval_knn_command
 from leoclr.cli.commands.eval import label_curve as eval_label_curve_command
@@ -37,3 +38,4 @@ app.command("label-curve", cls=LeoclrCommand, short_help="Fine-tune with more an
 )
 app.command(cls=LeoclrCommand, short_help="Train on another data set.")(eval_transfer_command.transfer)
 app.command(cls=LeoclrCommand, short_help="Fine-tune a detector on boxes.")(eval_detection_command.detection)
+app.command(cls=LeoclrCommand, short_help="Compare two files of predictions.")(eval_compare_command.compare)
