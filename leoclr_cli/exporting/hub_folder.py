@@ -57,7 +57,8 @@ class HubFolder(Target):
     def preprocessing(self, path: Path) -> Transform:
         import timm
 
-        transform: Transform = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=_cfg(path)))
+        data: Any = timm.data
+        transform: Transform = data.create_transform(**data.resolve_data_config(pretrained_cfg=_cfg(path)))
         return transform
 
     def usage(self, path: Path) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,17 +73,23 @@ def photographs(folder: Path) -> list[Path]:
     return paths
 
 
-def make_run(folder: Path, data: Path | None = None, **encoder: object) -> Path:
+def make_run(folder: Path, data: Path | None = None, **encoder: Any) -> Path:
     """A run of ResNet-18 at 96 px whose BatchNorm has seen images."""
     told = {"backbone": "resnet18", **encoder}
     content = {"data": {"image_size": 96}, "encoder": told, "augmentation": {"mean": (0.4, 0.5, 0.6)}}
     settings = Settings.model_validate(content).model_dump(mode="json")
     run = RunFolder(folder)
-    about = {"train": [str(data)] if data else [], "val": [], "digest": "a" * 64, "samples": 20, "classes": ["x", "y"]}
+    about: dict[str, Any] = {
+        "train": [str(data)] if data else [],
+        "val": [],
+        "digest": "a" * 64,
+        "samples": 20,
+        "classes": ["x", "y"],
+    }
     run.write({"settings": settings, "data": about, "versions": {"torch": "2"}, "command": ["leoclr", "/secret/x"]})
     run.metrics.write_text("".join(json.dumps({"epoch": n / 2, "loss": 7 - n}) + "\n" for n in range(5)))
     torch.manual_seed(0)
-    backbone = build_backbone("resnet18", str(encoder.get("stem", "imagenet")), int(str(encoder.get("width", 64))))
+    backbone = build_backbone("resnet18", encoder.get("stem", "imagenet"), encoder.get("width", 64))
     backbone(torch.randn(4, 3, 64, 64))
     model = {f"encoder.backbone.{key}": value for key, value in backbone.state_dict().items()}
     save_checkpoint(run.checkpoints, 7, {"model": model}, {"settings": settings})
@@ -199,7 +206,7 @@ def test_a_clone_of_a_repository_keeps_its_other_files(tmp_path: Path) -> None:
         ({"width": 8}, "no resnet18 with width 8 from a config.json; export --format safetensors or onnx"),
     ],
 )
-def test_what_timm_cannot_build_is_refused(tmp_path: Path, encoder: dict[str, object], said: str) -> None:
+def test_what_timm_cannot_build_is_refused(tmp_path: Path, encoder: dict[str, Any], said: str) -> None:
     loaded = load_encoder(make_run(tmp_path / "run", **encoder))
     with pytest.raises(CheckpointError, match=said):
         export_encoder(loaded, ExportFormat.hf, tmp_path / "folder")
