@@ -109,7 +109,8 @@ def eight_bits(image: Stored, levels: Levels | None) -> Image.Image:
 def _between(numbers: NDArray[Any], levels: Levels) -> NDArray[np.uint8]:
     low, high = levels
     share = (np.nan_to_num(numbers.astype(np.float64), nan=low) - low) / (high - low)
-    return np.rint(share.clip(0, 1) * 255).astype(np.uint8)
+    scaled: NDArray[np.uint8] = np.rint(share.clip(0, 1) * 255).astype(np.uint8)
+    return scaled
 
 
 def _scaled(numbers: NDArray[Any], depth: int | tuple[int, ...]) -> NDArray[np.uint8]:
