@@ -179,7 +179,7 @@ class Evaluation:
         """Build the record of a score, keep it and show it; the record, and where it lies if anywhere.
 
         Raises:
-            RunError: The record, or the file of predictions, cannot be written; the score is printed nevertheless.
+            NotKept, RunError: The record, or the file of predictions, cannot be written; the score is printed.
         """
         record = self.record(kind, score, images, scored)
         path = outputs.record or path_in_run(record, self.encoder.run)

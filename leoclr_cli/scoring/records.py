@@ -16,7 +16,7 @@ from leoclr.cli.run.encoders import LoadedEncoder
 from leoclr.cli.run.folder import RunFolder
 from leoclr.cli.run.versions import versions
 from leoclr.cli.terminal import print_json, say, warn
-from leoclr.datasets.errors import RunError
+from leoclr.datasets.errors import NotKept, RunError
 from leoclr.datasets.files import write_atomic
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.locate import absolute
@@ -80,17 +80,17 @@ def kept(record: Mapping[str, Any], path: Path | None) -> Iterator[None]:
     a figure. What cannot be written is shown nevertheless.
 
     Raises:
-        RunError: It could not be written; after the block.
+        NotKept: It could not be written; after the block.
     """
-    problem = None
+    problem = ""
     try:
         if path is not None:
             write_record(path, record)
     except RunError as error:
-        problem = error
+        problem = str(error)
     yield
-    if problem is not None:
-        raise problem
+    if problem:
+        raise NotKept(problem)
     if path is not None:
         say(f"written to {path}")
 
