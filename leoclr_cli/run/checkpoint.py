@@ -134,7 +134,7 @@ def newest_sound(folder: Path) -> tuple[Sound | None, list[str]]:
 
     The first is None where there is no sound checkpoint.
     """
-    passed_over = []
+    passed_over: list[str] = []
     for _, path in reversed(_step_folders(folder)):
         try:
             return verify(path), passed_over
