@@ -25,6 +25,7 @@ def compare(
       leoclr eval knn runs/leoclr --predictions leoclr.csv
       leoclr eval knn runs/baseline --predictions baseline.csv
       leoclr eval compare leoclr.csv baseline.csv
+      leoclr eval compare leoclr.csv baseline.csv --json
     """
     from dataclasses import asdict
 
