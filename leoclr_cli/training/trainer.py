@@ -20,7 +20,7 @@ from torch import Tensor
 from leoclr.backends.method import spread
 from leoclr.cli.config.fields import FIELDS, get
 from leoclr.cli.config.settings import Settings
-from leoclr.cli.run.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, prune, step_folder
+from leoclr.cli.run.checkpoint import Checkpoint, newest_sound, prune, step_folder
 from leoclr.cli.run.devices import accelerated, agree, explained
 from leoclr.cli.run.folder import RunFolder
 from leoclr.cli.run.lock import RunLock
@@ -97,14 +97,14 @@ class Trainer:
 
     def start(self, resume: bool, preset: str | None, command: list[str]) -> None:
         """Load the newest checkpoint, or describe the new run; refuse what would mix two runs in one folder."""
-        newest, damaged = newest_checkpoint(self.run.checkpoints)
+        newest, damaged = newest_sound(self.run.checkpoints)
         if newest is not None and not resume:
             again = f"leoclr train --resume {shlex.quote(str(self.run.path))}"
             raise RunError(f"{self.run.path} holds a run already; go on with `{again}`, or choose another --output")
         if newest is None and damaged:
             raise RunError(f"{damaged[0]}; no checkpoint of {self.run.path} is sound, so choose another --output")
         if newest is not None:
-            self._load(load_checkpoint(newest))
+            self._load(newest.load())
         else:
             weights = start_from_weights(self.backend, self.settings.encoder)
         if self.main:
