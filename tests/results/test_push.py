@@ -18,7 +18,6 @@ from leoclr.cli.commands.app import main
 from leoclr.cli.exporting.push import push_folder
 from leoclr.datasets.errors import RunError
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's own
 
 
@@ -43,7 +42,8 @@ class Answers(BaseHTTPRequestHandler):
     server: Hub
 
     def do_GET(self) -> None:
-        self.answer({"sha": "0" * 40, "id": "me/encoder", "siblings": []} if "/revision/" in self.path else {}, 200)
+        known = {"sha": "0" * 40, "id": "me/encoder", "siblings": []}
+        self.answer(known if "/revision/" in self.path else {}, 401 if self.server.refuse else 200)
 
     def do_POST(self) -> None:
         body = self.body()
