@@ -122,8 +122,8 @@ class Trainer:
 
     def fit(self, stop: GracefulStop) -> TrainResult:
         """Loop over the steps that are left, then save."""
-        began, first = time.monotonic(), self.step
-        saved, saved_at, stopped = first, began, 0
+        began = time.monotonic()
+        saved, saved_at, stopped = self.step, began, 0
         clock, pace = Clock(self.step, self.plan.batch_size), Pace(self.device)
         line = ProgressLine(self.step, self.steps, self.plan.steps_per_epoch, self.plan.batch_size, self.main)
         loader, losses, bad = self.data.batches(self.step, self.steps), list[Tensor](), list[str]()
@@ -138,7 +138,8 @@ class Trainer:
                     break
                 if self.step > saved and (due or self._keeps(self.step)):
                     self._settle(losses, bad)
-                    self.save()
+                    with clock.paused():
+                        self.save()
                     saved, saved_at = self.step, time.monotonic()
                 with clock.waiting():
                     batch = next(loader)
@@ -153,12 +154,14 @@ class Trainer:
                     line.show(self.step, values["loss"], values["images_per_second"], values["waiting"])
                     if self._knn_is_due():
                         line.finish_line()
-                        values |= self._score()
+                        with clock.paused():
+                            values |= self._score()
                         scored = values.get("knn", scored)
                     log.write(self.step, values)
             line.finish_line()
             if losses:
                 self._settle(losses, bad)
+            images_per_second = clock.mean(self.step)
             checkpoint = self.save()
             self.accelerator.wait_for_everyone()  # else a launcher takes those that are done for a sign to end the rest
         seconds = time.monotonic() - began
@@ -170,7 +173,7 @@ class Trainer:
             stopped_by=stopped,
             loss=values.get("loss"),
             knn=scored,
-            images_per_second=(self.step - first) * self.plan.batch_size / seconds,
+            images_per_second=images_per_second,
             seconds=seconds,
             bad_images=len(self.bad),
             labelled=self.index.labelled,
