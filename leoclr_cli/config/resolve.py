@@ -35,6 +35,7 @@ from leoclr.cli.config.fields import (
     variables,
 )
 from leoclr.cli.config.plugins import METHODS, VIEWS, method_settings, plugin, plugins
+from leoclr.cli.config.sections import LEAST_WIDTH
 from leoclr.cli.config.setting_files import read_settings_file
 from leoclr.cli.config.settings import Settings
 from leoclr.datasets.errors import SettingsError
@@ -141,6 +142,7 @@ def resolve(
         _raise(list(_conflicts(error, layers.origins)))
         raise
     origins = {key: layers.origins[key] for key in keys_of(settings)}
+    _raise(list(_unsafe(settings, origins)))
     return Resolved(settings, origins, tuple(_without_effect(settings, layers)))
 
 
@@ -238,6 +240,13 @@ def _conflicts(error: ValidationError, origins: Mapping[str, str]) -> Iterator[s
         for line in detail["msg"].removeprefix("Value error, ").splitlines():
             keys = [key for key in re.findall(r"[a-z_]+\.[a-z_]+", line) if key in all_fields() and key in origins]
             yield f"{line} ({', '.join(f'{key}: {origins[key]}' for key in keys)})"
+
+
+def _unsafe(settings: Settings, origins: Mapping[str, str]) -> Iterator[str]:
+    """What a new run may not have and an old one, which is resumed or read, keeps."""
+    key, width = "encoder.width", settings.encoder.width
+    if width < LEAST_WIDTH and origins[key] != "run":
+        yield f"{key} ({origins[key]}): must be at least {LEAST_WIDTH}, got {width}: torch corrupts memory below"
 
 
 def _without_effect(settings: Settings, layers: _Layers) -> Iterator[str]:

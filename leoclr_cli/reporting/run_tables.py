@@ -19,14 +19,16 @@ def chip(colour: int, name: str) -> Html:
     return element("span", element("i", class_=f"swatch bg{colour}"), name, class_="chip")
 
 
+def has_effect(key: str, settings: Mapping[str, str]) -> bool:
+    """Whether a setting is of all runs, or of the run's own method or views: older records hold those of others too."""
+    own = {settings.get(choice, "").strip('"').replace("-", "_") for choice in ("backend", "views")}
+    section = key.partition(".")[0]
+    return section in own or section not in plugin_sections()
+
+
 def settings_tables(runs: Sequence[ReportedRun], defaults: Mapping[str, str]) -> Html:
     """What differs, between the runs or from the defaults, for all to see; everything, folded away."""
-    used = {str(run.settings.get(choice)).replace("-", "_") for run in runs for choice in ("backend", "views")}
-    keys = [
-        key
-        for key in dict.fromkeys(key for run in runs for key in run.settings)
-        if key.partition(".")[0] not in plugin_sections() or key.partition(".")[0] in used  # others have no effect
-    ]
+    keys = list(dict.fromkeys(key for run in runs for key in run.settings if has_effect(key, run.settings)))
     if len(runs) > 1:
         told = [key for key in keys if len({run.settings.get(key) for run in runs}) > 1]
         heading = "What differs between the runs"

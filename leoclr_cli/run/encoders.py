@@ -16,11 +16,12 @@ from leoclr.backends.networks.backbones import Backbone, build_backbone
 from leoclr.backends.settings import Strict
 from leoclr.backends.weights import weights_digest
 from leoclr.cli.config.sections import AugmentationSettings, DataSettings, EncoderSettings
-from leoclr.cli.run.checkpoint import load_checkpoint
-from leoclr.cli.run.folder import RunFolder, resolve_checkpoint
+from leoclr.cli.run.checkpoint import Sound
+from leoclr.cli.run.folder import RunFolder, find_checkpoint
 from leoclr.cli.run.foreign_weights import Architecture, deduce, fit, listing, read_safetensors, read_torch_file
 from leoclr.cli.terminal import say
 from leoclr.datasets.errors import CheckpointError
+from leoclr.evals.features.preprocessing import ResizeRule, standard_rule
 
 _USUAL_PLACE = "encoder.backbone"  # of the backbone in checkpoints that do not say
 _HEADER = "leoclr"
@@ -52,6 +53,11 @@ class LoadedEncoder:
     source: str
     run: Path | None
 
+    @property
+    def resize(self) -> ResizeRule:
+        """How a test image becomes the square that the encoder is fed with."""
+        return standard_rule(self.image_size)
+
 
 class Header(Strict):
     """What an exported safetensors file says of itself, as JSON in its metadata."""
@@ -64,6 +70,7 @@ class Header(Strict):
     image_size: int
     mean: Triple
     std: Triple
+    resize: ResizeRule | None = None  # for other programs; files before version 0.2 do not say
 
 
 @dataclass(frozen=True)
@@ -84,10 +91,10 @@ def load_encoder(path: Path | None, backbone: str | None = None) -> LoadedEncode
         CheckpointError: It is missing, damaged, pickles more than tensors, or does not fit its architecture (the
             keys are listed). Nothing is loaded in part.
     """
-    source = resolve_checkpoint(path)
-    loaded = _from_checkpoint(source) if source.is_dir() else _from_file(source, backbone)
+    found = find_checkpoint(path)
+    loaded = _from_checkpoint(found) if isinstance(found, Sound) else _from_file(found, backbone)
     if backbone is not None and backbone != loaded.name:
-        raise CheckpointError(f"{source} says itself that it is {loaded.name}, not {backbone}")
+        raise CheckpointError(f"{loaded.source} says itself that it is {loaded.name}, not {backbone}")
     return loaded
 
 
@@ -98,9 +105,9 @@ def fresh_encoder(like: LoadedEncoder, seed: int) -> LoadedEncoder:
     return _finished(_build(architecture, seed), architecture, preprocessing, f"untrained, seed {seed}", None)
 
 
-def write_encoder(encoder: LoadedEncoder, path: Path) -> None:
-    """Write a safetensors file that `load_encoder` reads; its tensors have the names of the library's model."""
-    header = Header(
+def header_of(encoder: LoadedEncoder) -> Header:
+    """What an exported file says of itself."""
+    return Header(
         version=version("leoclr-cli"),
         digest=encoder.digest,
         backbone=encoder.name,
@@ -109,9 +116,19 @@ def write_encoder(encoder: LoadedEncoder, path: Path) -> None:
         image_size=encoder.image_size,
         mean=encoder.mean,
         std=encoder.std,
+        resize=encoder.resize,
     )
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.backbone.state_dict().items()}
-    save_file(tensors, path, metadata={_HEADER: header.model_dump_json()})
+
+
+def write_encoder(encoder: LoadedEncoder, path: Path) -> None:
+    """Write a safetensors file that `load_encoder` reads; its tensors have the names of the library's model."""
+    # One key alone: safetensors writes several in any order, and the same encoder is to give the same bytes.
+    save_file(plain_tensors(encoder), path, metadata={_HEADER: header_of(encoder).model_dump_json()})
+
+
+def plain_tensors(encoder: LoadedEncoder) -> dict[str, Tensor]:
+    """The weights on the CPU, contiguous."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.backbone.state_dict().items()}
 
 
 def read_encoder(path: Path) -> LoadedEncoder:
@@ -124,8 +141,8 @@ def read_encoder(path: Path) -> LoadedEncoder:
     return _from_exported(path, tensors, metadata)
 
 
-def _from_checkpoint(path: Path) -> LoadedEncoder:
-    checkpoint = load_checkpoint(path, groups=("model",))
+def _from_checkpoint(sound: Sound) -> LoadedEncoder:
+    path, checkpoint = sound.path, sound.load(groups=("model",))
     try:
         recorded = checkpoint.state["settings"]  # the method itself need not be installed
         encoder = EncoderSettings.model_validate(recorded["encoder"])
