@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import shlex
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from leoclr.datasets.packing.pack import PackedSplit
 
 _MEGABYTE = 1_000_000
+_USUAL_BATCH = 256
 _NAMED_SKIPPED = 10  # unreadable images that are named on the terminal; --json names all
 
 
@@ -125,7 +125,7 @@ def shard(
     else:
         _print_table(splits)
     _say_skipped(splits)
-    console.say(f"next: leoclr train --data {shlex.quote(str(out))}")
+    console.suggest(("train", *_to_train_on(out, splits)))
 
 
 def _levels(text: str | None) -> tuple[float, float] | None:
@@ -139,6 +139,18 @@ def _levels(text: str | None) -> tuple[float, float] | None:
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise DataError(f"--levels {text}: expected the numbers for black and white, such as 0:4095 or -1000:400")
     return low, high
+
+
+def _to_train_on(out: Path, splits: Sequence[PackedSplit]) -> list[str]:
+    """Flags of `leoclr train` for what was packed. Fewer images than the usual batch need a smaller one."""
+    packed = {split.split: split for split in splits}
+    name, split = next((name, packed[name]) for name in ("train", "unlabeled", *packed) if name in packed)
+    flags = ["--data", str(out if name == "train" else out / name)]
+    if split.images >= _USUAL_BATCH:
+        return flags
+    batch = 1 << (split.images.bit_length() - 1) if split.images else 1
+    few = ["--set", "moco.bn_splits=1"] if batch < 16 else []  # else its eight groups would be of one image each
+    return [*flags, "--batch-size", str(batch), *few]
 
 
 def _shard_name(name: str | None, source: str) -> str:

@@ -72,6 +72,7 @@ def description(
             "digest": index.digest,
             "samples": len(index),
             "classes": list(index.classes),
+            "labelled": index.labelled,
         },
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": command,
