@@ -14,12 +14,21 @@ def accuracies(scores_MC: Tensor, labels_M: Tensor) -> dict[str, float]:
     Equal scores are ranked by class number, lowest first, so that the result does not depend on a sort's habits.
     `top5` is left out below five classes.
     """
+    return shares(ranks(scores_MC, labels_M), scores_MC.shape[1])
+
+
+def ranks(scores_MC: Tensor, labels_M: Tensor) -> Tensor:
+    """How many classes are ahead of the true one, shape `(M,)`."""
     own_M1 = scores_MC.gather(1, labels_M[:, None])
     lower_class_MC = torch.arange(scores_MC.shape[1], device=scores_MC.device) < labels_M[:, None]
     ahead_MC = (scores_MC > own_M1) | ((scores_MC == own_M1) & lower_class_MC)
-    rank_M = ahead_MC.sum(dim=1)
+    return ahead_MC.sum(dim=1)
+
+
+def shares(rank_M: Tensor, class_count: int) -> dict[str, float]:
+    """The accuracies that such ranks mean."""
     result = {"top1": (rank_M < 1).double().mean().item()}
-    if scores_MC.shape[1] >= TOP_FIVE_CLASSES:
+    if class_count >= TOP_FIVE_CLASSES:
         result["top5"] = (rank_M < TOP_FIVE_CLASSES).double().mean().item()
     return result
 

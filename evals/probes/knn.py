@@ -6,11 +6,12 @@ R rows (test samples) and P columns (training samples).
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from leoclr.evals.accuracy import accuracies
+from leoclr.evals.accuracy import ranks, shares
 
 WEIGHTED_K = 200
 TEMPERATURE = 0.1
@@ -35,18 +36,27 @@ def knn_accuracy(
 
     Args:
         train_features, test_features: Shapes `(N, D)` and `(M, D)`, not yet normalised, on one device.
-        train_labels, test_labels: Class numbers from 0; every test class occurs in training.
+        train_labels, test_labels: Class numbers from 0, of any size: memory follows the number of those that occur.
         k: Neighbours that vote; all of the training samples where there are fewer.
         temperature: A neighbour's vote weighs exp(similarity / temperature); None counts every vote as one.
-        chunk: Similarities (4 bytes each) that are held at a time.
+        chunk: Similarities, or votes, that are held at a time, 4 bytes each.
 
     Returns:
         `top1` and, from five classes on, `top5`, each in [0, 1].
     """
     similarity_MK, neighbour_MK = nearest(train_features, test_features, k, chunk)
-    class_count = int(max(train_labels.max(), test_labels.max())) + 1
-    scores_MC = votes(similarity_MK, train_labels[neighbour_MK], class_count, temperature)
-    return accuracies(scores_MC, test_labels)
+    occurring_C = torch.from_numpy(np.unique(torch.cat([train_labels, test_labels]).cpu().numpy()))
+    occurring_C = occurring_C.to(train_labels.device)
+    labels_MK = torch.searchsorted(occurring_C, train_labels)[neighbour_MK]
+    test_numbers_M = torch.searchsorted(occurring_C, test_labels)
+    rows = max(1, chunk // len(occurring_C))
+    found = []
+    for start in range(0, len(test_numbers_M), rows):
+        part = slice(start, start + rows)
+        scores_RC = votes(similarity_MK[part], labels_MK[part], len(occurring_C), temperature)
+        found.append(ranks(scores_RC, test_numbers_M[part]))
+    rank_M = torch.cat(found)
+    return shares(rank_M, len(occurring_C))
 
 
 def votes(similarity_MK: Tensor, labels_MK: Tensor, class_count: int, temperature: float | None) -> Tensor:

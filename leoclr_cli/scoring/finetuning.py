@@ -10,7 +10,7 @@ from leoclr.cli.run.devices import check_backbone
 from leoclr.cli.scoring.evaluation import Evaluation
 from leoclr.cli.terminal import progress
 from leoclr.datasets.shards.index import Index
-from leoclr.evals.classes import IntArray, match_classes
+from leoclr.evals.classes import Numbering, match_classes
 from leoclr.evals.features.preprocessing import standard_view
 from leoclr.evals.finetuning.finetune import Diverged, Recipe, finetune, network_scores
 from leoclr.evals.finetuning.supervised import Schedule
@@ -85,7 +85,7 @@ def _measured(
     evaluation: Evaluation,
     train: Index,
     test: Index,
-    numbers: IntArray,
+    numbers: Numbering,
     recipe: Recipe,
     what: str,
     state: Path | None,

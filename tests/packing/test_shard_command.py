@@ -180,7 +180,7 @@ def test_index_of_shards_that_webdataset_wrote() -> None:
     assert found.classes == ("ant", "bee", "cat")
     assert all(entry.sha256 for entry in found.shards)
     table, _ = run("index", "web")
-    assert table == "web/web.index.json: 10 images, 3 classes, 3 shards\n"
+    assert table == "web/web.index.json: 10 images, 3 classes, 3 shards\n    classes: ant, bee, cat\n"
     assert Index.load(Path("web/web.index.json")).classes == ("ant", "bee", "cat")  # which the shards do not hold
 
 
