@@ -3,7 +3,8 @@
 LeoclrError
 ├── SettingsError      a value, key or file of the settings
 ├── DataError          shards, index or images
-│   └── BadImage       one image that cannot be decoded, or must not be
+│   ├── BadImage       one image that cannot be decoded, or must not be
+│   └── Missing        nothing at a path or address
 ├── CheckpointError    a checkpoint or exported file
 ├── EvaluationError    labels or features that a score cannot be computed from
 └── RunError           the run cannot start or go on (device, disk, lock, NaN)
@@ -27,6 +28,10 @@ class DataError(LeoclrError):
 
 class BadImage(DataError):
     """One image cannot be decoded, or is refused (format, size). Skipped and counted up to a limit."""
+
+
+class Missing(DataError):
+    """There is nothing at this path or address."""
 
 
 class CheckpointError(LeoclrError):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from leoclr.datasets.errors import BadImage, DataError
+from leoclr.datasets.errors import BadImage, DataError, Missing
 from leoclr.datasets.files import ignore
 from leoclr.datasets.images.decode import MAX_BYTES, decode_image, too_long
 from leoclr.datasets.shards.index import Index
@@ -20,7 +20,7 @@ from leoclr.datasets.shards.reader import SampleReader
 from leoclr.datasets.shards.scan import index_file
 from leoclr.datasets.storage.addresses import is_remote
 from leoclr.datasets.storage.block_cache import BlockCache, CachedStorage
-from leoclr.datasets.storage.opening import LocalFile, Missing, Storage, as_file
+from leoclr.datasets.storage.opening import LocalFile, Storage, as_file
 
 REFUSED = "train refuses to start and names the shard"
 STOPS = "train stops when it reads the changed part"

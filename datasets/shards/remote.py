@@ -16,14 +16,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from leoclr.datasets.errors import DataError
+from leoclr.datasets.errors import DataError, Missing
 from leoclr.datasets.files import write_atomic
 from leoclr.datasets.shards.index import COLUMNS_SUFFIX, SUFFIX, Index, common_name, concatenate
 from leoclr.datasets.shards.index_format import columns_path, read_json
 from leoclr.datasets.shards.scan import index_file, joined
 from leoclr.datasets.storage.addresses import folder_of, name_of
 from leoclr.datasets.storage.block_cache import BlockCache, CachedStorage
-from leoclr.datasets.storage.opening import Missing, as_file, open_storage
+from leoclr.datasets.storage.opening import as_file, open_storage
 from leoclr.datasets.storage.retries import Patience
 
 AT_THE_START = Patience(attempts=4)  # a wrong host name should not take minutes to be told

@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator
 from http.client import HTTPResponse, responses
 from urllib.parse import urlsplit
 
-from leoclr.datasets.errors import DataError
+from leoclr.datasets.errors import DataError, Missing
 from leoclr.datasets.storage.addresses import shown
 from leoclr.datasets.storage.connections import get
-from leoclr.datasets.storage.opening import Missing
 from leoclr.datasets.storage.retries import Patience, TryAgain, read_resuming
 
 _CHUNK = 1 << 18

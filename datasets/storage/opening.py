@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
-from leoclr.datasets.errors import DataError
+from leoclr.datasets.errors import DataError, Missing
 from leoclr.datasets.storage.addresses import is_remote, scheme_of
 from leoclr.datasets.storage.retries import Patience
 
@@ -15,10 +15,6 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 _BUFFER = 1 << 16
-
-
-class Missing(DataError):
-    """There is nothing at this address."""
 
 
 class Storage(Protocol):

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from leoclr.cli.commands import flags
-from leoclr.cli.config.resolve import resolve
-from leoclr.cli.terminal import print_json, progress, warn
+from leoclr.cli.commands.flags import settings_of, with_settings
+from leoclr.cli.config.flags import Given
+from leoclr.cli.terminal import print_json, progress
 
 _IMAGES = 192
 
 
+@with_settings(
+    *("--data", "--preset", "--config", "--backend", "--views", "--backbone", "--batch-size", "--device"),
+    *("--precision", "--compile", "--workers", "--set"),
+)
 def bench(
-    data: flags.Data = None,
-    preset: flags.Preset = None,
-    config: flags.Config = None,
-    backend: flags.Backend = None,
-    views: flags.Views = None,
-    backbone: flags.Backbone = None,
-    batch_size: flags.BatchSize = None,
-    device: flags.Device = None,
-    precision: flags.Precision = None,
-    compile: flags.Compile = None,
-    workers: flags.Workers = None,
-    assignments: flags.Assignments = None,
+    given: Given,
     seconds: Annotated[
         float, typer.Option(min=1, max=3600, metavar="N", help="About how long the measurements may take.")
     ] = 30.0,
@@ -45,26 +38,11 @@ def bench(
       leoclr bench --data shards --preset cifar10
       leoclr bench --data shards --workers 8 --precision bf16 --json
     """
-    given = flags.given_flags(
-        backend=backend,
-        views=views,
-        data=data,
-        batch_size=batch_size,
-        backbone=backbone,
-        precision=precision,
-        compile=compile,
-        device=device,
-        workers=workers,
-        assignments=[*(assignments or ()), "run.trackers="],
-    )
-    resolved = resolve(preset, config, os.environ, given.values, flag_names=given.names)
-    for line in resolved.warnings:
-        warn(line)
+    settings = settings_of(replace(given, values={**given.values, "run.trackers": ""}))
 
     from leoclr.cli.benchmark.images import photo_like
     from leoclr.cli.benchmark.measure import Bench
 
-    settings = resolved.settings
     with tempfile.TemporaryDirectory() as folder, progress("measuring", None, "parts") as advance:
         if not settings.data.train:
             made = photo_like(Path(folder), _IMAGES, settings.data.image_size)

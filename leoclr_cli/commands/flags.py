@@ -1,132 +1,72 @@
-"""The flags that stand for settings. `leoclr train` and `leoclr show-config` share them.
-
-The values stay text here: the layers read them by the setting's type, like variables, so that every wrong value is
-answered alike and all of them at once.
-"""
+"""The flags for settings as options of a command."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, get_args
+from typing import Annotated, Any
 
 import typer
 
-from leoclr.cli.config.fields import FIELDS
-from leoclr.datasets.errors import SettingsError
+from leoclr.cli.config.fields import FIELDS, choices
+from leoclr.cli.config.flags import CONFIG, FLAGS, PRESET, SET, Flag, Given
+from leoclr.cli.config.settings import Settings
+from leoclr.cli.options import with_shared
+from leoclr.cli.terminal import warn
 
-FLAGS = {
-    "backend": "--backend",
-    "views": "--views",
-    "data.train": "--data",
-    "data.val": "--val-data",
-    "data.batch_size": "--batch-size",
-    "encoder.backbone": "--backbone",
-    "optimizer.lr": "--lr",
-    "train.epochs": "--epochs",
-    "train.seed": "--seed",
-    "train.precision": "--precision",
-    "train.compile": "--compile",
-    "run.device": "--device",
-    "run.workers": "--workers",
+_LAYERS = {
+    PRESET: (
+        "preset",
+        str,
+        typer.Option(PRESET, metavar="NAME", help="A recipe to start from; `leoclr show-config --presets` lists them."),
+    ),
+    CONFIG: ("config", Path, typer.Option(CONFIG, metavar="FILE", help="Settings in a .toml, .yaml or .json file.")),
+    SET: (
+        "assignments",
+        list[str],
+        typer.Option(SET, metavar="KEY=VALUE", help="Any other setting, e.g. moco.queue=4096. Repeatable."),
+    ),
 }
 
 
-def _flag(key: str, metavar: str = "") -> Any:
-    choices = "|".join(str(choice) for choice in get_args(FIELDS[key].annotation) if isinstance(choice, str))
-    return typer.Option(FLAGS[key], metavar=metavar or choices, help=FIELDS[key].description, show_default=False)
+def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Let a command whose first parameter is a `Given` take flags for settings.
 
-
-Backend = Annotated[str | None, _flag("backend")]
-Views = Annotated[str | None, _flag("views")]
-Data = Annotated[list[str] | None, _flag("data.train", "SHARDS")]
-ValData = Annotated[list[str] | None, _flag("data.val", "SHARDS")]
-BatchSize = Annotated[str | None, _flag("data.batch_size", "N")]
-Backbone = Annotated[str | None, _flag("encoder.backbone", "NAME")]
-LearningRate = Annotated[str | None, _flag("optimizer.lr", "NUMBER")]
-Epochs = Annotated[str | None, _flag("train.epochs", "N")]
-Seed = Annotated[str | None, _flag("train.seed", "N")]
-Precision = Annotated[str | None, _flag("train.precision")]
-Compile = Annotated[
-    bool | None,
-    typer.Option("--compile/--no-compile", help=FIELDS["train.compile"].description, show_default=False),
-]
-Device = Annotated[str | None, _flag("run.device", "NAME")]
-Workers = Annotated[str | None, _flag("run.workers", "N")]
-Assignments = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, e.g. moco.queue=4096. Repeatable."),
-]
-Preset = Annotated[
-    str | None,
-    typer.Option("--preset", metavar="NAME", help="A recipe to start from; `leoclr show-config --presets` lists them."),
-]
-Config = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", help="Settings in a .toml, .yaml or .json file.")
-]
-
-
-def keys_of(arguments: Sequence[str]) -> set[str]:
-    """The settings that a command line sets."""
-    keys = {flag: key for key, flag in FLAGS.items()}
-    found = {keys.get(word.partition("=")[0], "") for word in arguments}
-    values = [value for word, value in pairwise(arguments) if word == "--set"]
-    values += [word.removeprefix("--set=") for word in arguments if word.startswith("--set=")]
-    return (found | {value.partition("=")[0] for value in values}) - {""}
-
-
-class GivenFlags(NamedTuple):
-    """What the flags say, by dotted key, and the flag that says it, for `layers.resolve`."""
-
-    values: dict[str, str | Sequence[str]]
-    names: dict[str, str]
-
-
-def given_flags(
-    *,
-    backend: str | None = None,
-    views: str | None = None,
-    data: list[str] | None = None,
-    val_data: list[str] | None = None,
-    batch_size: str | None = None,
-    backbone: str | None = None,
-    lr: str | None = None,
-    epochs: str | None = None,
-    seed: str | None = None,
-    precision: str | None = None,
-    compile: bool | None = None,
-    device: str | None = None,
-    workers: str | None = None,
-    assignments: list[str] | None = None,
-) -> GivenFlags:
-    """Gather the flags that were given; None and an empty list are flags that were not.
-
-    Raises:
-        SettingsError: An assignment is not KEY=VALUE, or a setting is given by two flags.
+    Args:
+        names: The flags that it takes; without any it takes all of them.
     """
-    values: dict[str, str | Sequence[str] | None] = {
-        "backend": backend,
-        "views": views,
-        "data.train": data,
-        "data.val": val_data,
-        "data.batch_size": batch_size,
-        "encoder.backbone": backbone,
-        "optimizer.lr": lr,
-        "train.epochs": epochs,
-        "train.seed": seed,
-        "train.precision": precision,
-        "train.compile": None if compile is None else str(compile).lower(),
-        "run.device": device,
-        "run.workers": workers,
-    }
-    given = GivenFlags({key: value for key, value in values.items() if value not in (None, [])}, dict(FLAGS))
-    for assignment in assignments or ():
-        key, equals, text = assignment.partition("=")
-        if not equals:
-            raise SettingsError(f"--set {assignment}: must be KEY=VALUE, such as --set moco.queue=4096")
-        if key in given.values:
-            raise SettingsError(f"--set {key}: given before, by {given.names[key]}")
-        given.values[key] = text
-        given.names[key] = f"--set {key}"
-    return given
+    unknown = set(names) - {flag.name for flag in FLAGS} - _LAYERS.keys()
+    assert not unknown, unknown
+    flags = {flag.parameter: flag.name for flag in FLAGS if not names or flag.name in names}
+    shared = [_parameter(flag.parameter, *_option(flag)) for flag in FLAGS if flag.name in flags.values()]
+    shared += [_parameter(*layer) for name, layer in _LAYERS.items() if not names or name in names]
+
+    def gather(**options: Any) -> Given:
+        given = {flags[name]: value for name, value in options.items() if name in flags}
+        return Given.of(given, options.get("assignments") or (), options.get("preset"), options.get("config"))
+
+    return with_shared(shared, gather)
+
+
+def settings_of(given: Given) -> Settings:
+    """The settings that were asked for. What was set without effect is said in a warning."""
+    resolved = given.resolve()
+    for line in resolved.warnings:
+        warn(line)
+    return resolved.settings
+
+
+def _parameter(name: str, kind: Any, option: Any) -> inspect.Parameter:
+    annotation = Annotated[kind | None, option]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _option(flag: Flag) -> tuple[Any, Any]:
+    """Type and declaration; the choices are those that the settings have as the command is called."""
+    about = FIELDS[flag.key].description
+    if flag.is_switch:
+        return bool, typer.Option(f"{flag.name}/{flag.off}", help=about, show_default=False)
+    metavar = flag.metavar or "|".join(choices(flag.key))
+    kind = list[str] if flag.takes_many else str
+    return kind, typer.Option(flag.name, metavar=metavar, help=about, show_default=False)

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from leoclr.cli.commands import flags
-from leoclr.cli.config.resolve import resolve
+from leoclr.cli.commands.flags import settings_of, with_settings
+from leoclr.cli.config.flags import Given
 from leoclr.cli.terminal import print_json
 
 PRESET = "quickstart"
 
 
+@with_settings("--epochs", "--seed")
 def quickstart(
+    given: Given,
     output: Annotated[Path, typer.Option("--output", metavar="FOLDER", help="Where everything goes.")] = Path(
         "quickstart"
     ),
-    epochs: flags.Epochs = None,
-    seed: flags.Seed = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """See all of it work in a few minutes: pack, pre-train, score, draw and export, on images that need no download.
@@ -35,12 +35,11 @@ def quickstart(
       leoclr quickstart
       leoclr quickstart --output first --epochs 20
     """
-    given = flags.given_flags(epochs=epochs, seed=seed)
-    resolved = resolve(PRESET, None, os.environ, given.values, flag_names=given.names)
+    settings = settings_of(replace(given, preset=PRESET))
 
     from leoclr.cli.quickstart.walkthrough import Quickstart
 
-    work = Quickstart(output, resolved.settings, PRESET, sys.argv)
+    work = Quickstart(output, settings, PRESET, sys.argv)
     if stopped_by := work.pretrain():
         raise typer.Exit(128 + stopped_by)
     outcome = work.report()

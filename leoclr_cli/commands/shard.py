@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
-from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,8 +16,7 @@ from leoclr.cli import terminal as console
 from leoclr.datasets.errors import DataError
 
 if TYPE_CHECKING:
-    from leoclr.datasets.packing.pack import PackedSplit, Recipe
-    from leoclr.datasets.packing.sources import Source
+    from leoclr.datasets.packing.pack import PackedSplit
 
 _MEGABYTE = 1_000_000
 _NAMED_SKIPPED = 10  # unreadable images that are named on the terminal; --json names all
@@ -100,6 +98,7 @@ def shard(
     if quality is not None and format is None and shortest_side is None:
         raise DataError("--quality needs --format or --shortest-side: without them images keep their bytes")
 
+    from leoclr.cli.packing import pack_source
     from leoclr.datasets.packing.encoding import Encoding
     from leoclr.datasets.packing.pack import Recipe
 
@@ -118,44 +117,6 @@ def shard(
         _print_table(splits)
     _say_skipped(splits)
     console.say(f"next: leoclr train --data {shlex.quote(str(out))}")
-
-
-def pack_source(
-    source: str,
-    out: Path,
-    recipe: Recipe,
-    val: float | None = None,
-    root: Path | None = None,
-    download: bool = False,
-    overwrite: bool = False,
-) -> list[PackedSplit]:
-    """Pack a source into `out` with progress bars; `out` holds everything or nothing of it."""
-    from leoclr.datasets.packing.arrangement import SPLITS, arrange, hold_out
-    from leoclr.datasets.packing.pack import pack
-    from leoclr.datasets.packing.sources import open_source
-    from leoclr.datasets.packing.staging import staged
-
-    with staged(out, recipe.name, SPLITS, overwrite) as staging, ExitStack() as stack:
-        archive_bytes = os.path.getsize(source) if os.path.isfile(source) else None
-        with console.progress(f"listing {source}", archive_bytes, "bytes") as advance:
-            opened = stack.enter_context(open_source(source, staging, root, download, advance))
-            collection = arrange(opened)
-        _say_passed_over(opened)
-        if val is not None:
-            collection = hold_out(collection, val, recipe.seed)
-        with console.progress("packing", len(collection), "images") as advance:
-            return pack(opened, collection, staging, recipe, advance)
-
-
-def _say_passed_over(source: Source) -> None:
-    """What is not packed although it lies there: nobody should miss a camera's HEIC files only after the training."""
-    if source.other_files:
-        most = sorted(source.other_files.items(), key=lambda item: (-item[1], item[0]))[:_NAMED_SKIPPED]
-        kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in most)
-        console.warn(f"passed over {source.other_files.total():,} files that are no images by their suffix: {kinds}")
-    if source.repeated:
-        shown = ", ".join(source.repeated[:_NAMED_SKIPPED])
-        console.warn(f"passed over {len(source.repeated):,} folders that links lead to a second time: {shown}")
 
 
 def _shard_name(name: str | None, source: str) -> str:

@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
 
 from leoclr.cli import terminal as console
-from leoclr.cli.commands import flags
+from leoclr.cli.commands.flags import with_settings
 from leoclr.cli.config.fields import FIELDS, get
-from leoclr.cli.config.resolve import Resolved, describe_presets, resolve
+from leoclr.cli.config.flags import Given
+from leoclr.cli.config.resolve import Resolved, describe_presets
 from leoclr.cli.config.setting_files import to_toml, toml_value
 from leoclr.datasets.errors import SettingsError
 
 
+@with_settings()
 def show_config(
-    preset: flags.Preset = None,
-    config: flags.Config = None,
-    backend: flags.Backend = None,
-    views: flags.Views = None,
-    data: flags.Data = None,
-    val_data: flags.ValData = None,
-    epochs: flags.Epochs = None,
-    batch_size: flags.BatchSize = None,
-    lr: flags.LearningRate = None,
-    backbone: flags.Backbone = None,
-    seed: flags.Seed = None,
-    precision: flags.Precision = None,
-    compile: flags.Compile = None,
-    device: flags.Device = None,
-    workers: flags.Workers = None,
-    assignments: flags.Assignments = None,
+    given: Given,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: settings, origins, warnings.")] = False,
     as_toml: Annotated[bool, typer.Option("--toml", help="Print a file that --config accepts.")] = False,
     presets: Annotated[bool, typer.Option("--presets", help="List the presets instead.")] = False,
@@ -52,23 +38,7 @@ def show_config(
     if presets:
         _print_presets(as_json)
         return
-    given = flags.given_flags(
-        backend=backend,
-        views=views,
-        data=data,
-        val_data=val_data,
-        batch_size=batch_size,
-        backbone=backbone,
-        lr=lr,
-        epochs=epochs,
-        seed=seed,
-        precision=precision,
-        compile=compile,
-        device=device,
-        workers=workers,
-        assignments=assignments,
-    )
-    resolved = resolve(preset, config, os.environ, given.values, flag_names=given.names)
+    resolved = given.resolve()
     for warning in resolved.warnings:
         console.warn(warning)
     if as_json:

@@ -6,32 +6,26 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from leoclr.cli.commands import flags
-from leoclr.cli.config.resolve import Resolved, differences, resolve
+from leoclr.cli.commands.flags import with_settings
+from leoclr.cli.config.fields import from_text
+from leoclr.cli.config.flags import Given
+from leoclr.cli.config.resolve import Resolved, differences
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.terminal import print_json, say, warn
 from leoclr.cli.training.progress_line import duration
 from leoclr.datasets.errors import DataError, RunError, SettingsError
 
 
+@with_settings()
 def train(
-    data: flags.Data = None,
-    backend: flags.Backend = None,
-    views: flags.Views = None,
-    val_data: flags.ValData = None,
-    preset: flags.Preset = None,
-    config: flags.Config = None,
-    epochs: flags.Epochs = None,
-    batch_size: flags.BatchSize = None,
-    lr: flags.LearningRate = None,
-    backbone: flags.Backbone = None,
-    assignments: flags.Assignments = None,
+    given: Given,
     output: Annotated[
         Path | None,
         typer.Option("--output", metavar="RUN", help="The run folder; by default a new one in runs/."),
@@ -39,11 +33,6 @@ def train(
     resume: Annotated[
         Path | None, typer.Option("--resume", metavar="RUN", help="Go on with the run in this folder.")
     ] = None,
-    device: flags.Device = None,
-    precision: flags.Precision = None,
-    compile: flags.Compile = None,
-    workers: flags.Workers = None,
-    seed: flags.Seed = None,
     num_processes: Annotated[
         int, typer.Option("--num-processes", min=1, metavar="N", help="Processes on this machine, one for each GPU.")
     ] = 1,
@@ -64,24 +53,8 @@ def train(
       leoclr train --preset cifar10 --views pairwise --data shards/cifar10 --epochs 100 --set moco.queue=8192
       leoclr train --resume runs/leoclr
     """
-    given = flags.given_flags(
-        backend=backend,
-        views=views,
-        data=data,
-        val_data=val_data,
-        batch_size=batch_size,
-        backbone=backbone,
-        lr=lr,
-        epochs=epochs,
-        seed=seed,
-        precision=precision,
-        compile=compile,
-        device=device,
-        workers=workers,
-        assignments=assignments,
-    )
-    base = _settings_of(resume, None if val_data else data) if resume is not None else None
-    resolved = resolve(preset, config, os.environ, given.values, base, given.names)
+    base = _settings_of(resume, given) if resume is not None else None
+    resolved = given.resolve(base)
     run = _run_folder(resolved, output, resume, base)
     _refuse_bad_data(resolved.settings, resume)
     weights = resolved.settings.encoder.weights
@@ -109,7 +82,7 @@ def train(
 
     from leoclr.cli.training.trainer import train as run_training
 
-    result = run_training(resolved.settings, run, preset, sys.argv, resume=resume is not None)
+    result = run_training(resolved.settings, run, given.preset, sys.argv, resume=resume is not None)
     try:
         if main:
             _report(asdict(result), json_output)
@@ -118,22 +91,21 @@ def train(
             raise typer.Exit(128 + result.stopped_by)
 
 
-def _beside(moved: list[str], val: list[str]) -> list[str]:
+def _beside(moved: str | Sequence[str], val: list[str]) -> list[str]:
     """Validation data beside the training data that is named anew, where the run's own has gone."""
     from leoclr.datasets.shards.locate import check_specs, sibling_split
 
     try:
         check_specs(val)
     except DataError:
-        return list(sibling_split(moved))
+        return list(sibling_split(from_text("data.train", moved)))
     return []
 
 
-def _settings_of(run: Path, moved: list[str] | None) -> Settings:
+def _settings_of(run: Path, given: Given) -> Settings:
     """The settings that the run to resume was started with.
 
-    Args:
-        moved: The training data where it is named anew. Validation data that is gone is then looked for beside it.
+    Where the training data is named anew and the validation data is not, that is looked for beside it.
     """
     from pydantic import ValidationError
 
@@ -141,7 +113,8 @@ def _settings_of(run: Path, moved: list[str] | None) -> Settings:
 
     description = RunFolder(run).read()
     try:
-        if moved and (beside := _beside(moved, description["data"]["val"])):
+        moved = "data.train" in given.values and "data.val" not in given.values
+        if moved and (beside := _beside(given.values["data.train"], description["data"]["val"])):
             description["data"]["val"] = beside
         settings = Settings.model_validate(description["settings"])
         return settings.model_copy(

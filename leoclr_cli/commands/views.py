@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from leoclr.cli import terminal as console
-from leoclr.cli.commands import flags
-from leoclr.cli.config.resolve import resolve
+from leoclr.cli.commands.flags import settings_of, with_settings
+from leoclr.cli.config.flags import Given
 from leoclr.datasets.errors import BadImage, DataError, RunError, SettingsError
 
 if TYPE_CHECKING:
@@ -20,7 +19,9 @@ if TYPE_CHECKING:
 _MAX_ROWS = 64  # 64 rows of the usual size make a picture of 16,000 lines
 
 
+@with_settings("--preset", "--config", "--views", "--seed", "--set")
 def views(
+    given: Given,
     images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files, shards or their index.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", dir_okay=False, metavar="FILE", help="The picture, a .png.")
@@ -34,11 +35,6 @@ def views(
     size: Annotated[
         int, typer.Option(min=64, max=1024, metavar="PIXELS", help="Side of a view in the picture, in pixels.")
     ] = 224,
-    preset: flags.Preset = None,
-    config: flags.Config = None,
-    views: flags.Views = None,
-    seed: flags.Seed = None,
-    assignments: flags.Assignments = None,
 ) -> None:
     """Draw images as the model sees them: the original with its crop boxes, and every view beside it.
 
@@ -53,11 +49,7 @@ def views(
     """
     if output.suffix.lower() != ".png":
         raise SettingsError(f"-o {output}: the picture is a PNG file; give a name that ends in .png")
-    given = flags.given_flags(views=views, seed=seed, assignments=assignments)
-    resolved = resolve(preset, config, os.environ, given.values, flag_names=given.names)
-    for warning in resolved.warnings:
-        console.warn(warning)
-    settings = resolved.settings
+    settings = settings_of(given)
 
     from leoclr.cli.plotting.pictures import views_picture
     from leoclr.cli.training.augmentation import augmentation_spec

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterable
 from functools import cache
-from typing import Annotated, Any, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
@@ -49,6 +49,11 @@ def get(settings: Settings, key: str) -> Any:
     return value
 
 
+def choices(key: str) -> tuple[str, ...]:
+    """The words that a setting takes; none where it takes more than a list of words."""
+    return tuple(choice for choice in get_args(FIELDS[key].annotation) if isinstance(choice, str))
+
+
 def nested(values: dict[str, Any]) -> dict[str, Any]:
     """`{"optimizer.lr": 1}` as `{"optimizer": {"lr": 1}}`."""
     tree: dict[str, Any] = {}
@@ -84,7 +89,7 @@ def from_text(key: str, text: str | Iterable[str]) -> Any:
         BadValue
     """
     value: Any = text
-    if _is_list(key):
+    if is_list(key):
         value = split_list(text) if isinstance(text, str) else tuple(text)
     try:
         return _adapter(key).validate_python(value)
@@ -150,8 +155,14 @@ def _adapter(key: str) -> TypeAdapter[Any]:
     return TypeAdapter(annotated, config=ConfigDict(allow_inf_nan=False))
 
 
-def _is_list(key: str) -> bool:
+def is_list(key: str) -> bool:
+    """Whether a setting is a list."""
     return get_origin(FIELDS[key].annotation) is tuple
+
+
+def is_switch(key: str) -> bool:
+    """Whether a setting is true or false."""
+    return FIELDS[key].annotation is bool
 
 
 def _in_words(error: ErrorDetails) -> str:

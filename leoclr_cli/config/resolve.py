@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -22,6 +22,7 @@ from leoclr.cli.config.fields import (
     VARIABLE_PREFIX,
     VARIABLES,
     BadValue,
+    choices,
     from_file,
     from_text,
     get,
@@ -227,7 +228,7 @@ def _conflicts(error: ValidationError, origins: Mapping[str, str]) -> Iterator[s
 
 def _without_effect(settings: Settings, layers: _Layers) -> Iterator[str]:
     """One line for each value that somebody set to something else and that nothing reads."""
-    others = set(get_args(FIELDS["backend"].annotation)) - {settings.backend}
+    others = set(choices("backend")) - {settings.backend}
     for key in FIELDS:
         if key in layers.changed and key.partition(".")[0] in others:
             yield f"{key} ({layers.origins[key]}) has no effect: the backend is {settings.backend}"

@@ -21,11 +21,11 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from leoclr.cli.commands.shard import pack_source
 from leoclr.cli.config.resolve import differences
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.exporting.export import ExportReport, export_encoder
 from leoclr.cli.exporting.formats import ExportFormat
+from leoclr.cli.packing import pack_source
 from leoclr.cli.plotting.pictures import neighbours_picture, views_picture
 from leoclr.cli.quickstart.comparison import FITS, Line, of_encoder, of_pixels, score, table
 from leoclr.cli.quickstart.digits import write_digits

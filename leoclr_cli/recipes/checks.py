@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
 from pathlib import Path
 
+from leoclr.cli.config.flags import parse_flags
 from leoclr.cli.recipes.steps import Plan
 from leoclr.cli.scoring.transfer_data import REPORTED
 from leoclr.datasets.errors import DataError, SettingsError
@@ -25,26 +23,16 @@ def check_names(plan: Plan) -> None:
 
 def check_settings(plan: Plan) -> None:
     """Raise SettingsError where a pre-training would be refused its settings, or a change applies to none of them."""
-    units = [unit for unit in plan.units() if unit.seed == plan.seeds[0]]
-    for change in plan.changes:
-        if not any(change in unit.changes() for unit in units):
-            raise SettingsError(f"--set {change}: the recipe sets it for each of its methods itself")
-    for unit in units:
-        if problem := _refusal(("show-config", *unit.settings_flags())):  # which reads what `leoclr train` reads
-            raise SettingsError(f"{unit.method}: {problem}")
-
-
-def _refusal(command: Sequence[str]) -> str:
-    """What a command says as it refuses; "" where it does not."""
-    from leoclr.cli.commands.app import main
-
-    with redirect_stdout(StringIO()), redirect_stderr(StringIO()) as errors:
+    applied = set[str]()
+    for unit in (unit for unit in plan.units() if unit.seed == plan.seeds[0]):
         try:
-            main(command)
-        except SystemExit as ended:
-            said = errors.getvalue().strip()
-            return said.removeprefix("error: ").rpartition("\nError: ")[2] if ended.code else ""
-    return ""
+            parse_flags(unit.settings_flags()).resolve()
+            applied.update(unit.changes())
+        except SettingsError as error:
+            raise SettingsError(f"{unit.method}: {error}") from None
+    for change in plan.changes:
+        if change not in applied:
+            raise SettingsError(f"--set {change}: the recipe sets it for each of its methods itself")
 
 
 def check_data(plan: Plan) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from leoclr.cli.commands.flags import keys_of
+from leoclr.cli.config.flags import parse_flags
 from leoclr.cli.recipes.definition import Column, Recipe
 from leoclr.datasets.errors import RunError, SettingsError
 from leoclr.datasets.files import write_atomic
@@ -112,7 +112,7 @@ class Unit:
 
     def changes(self) -> tuple[str, ...]:
         """The plan's, but for settings that the recipe sets here: what it compares must stay apart."""
-        own = keys_of(self.recipe_flags())
+        own = parse_flags(self.recipe_flags()).values
         return tuple(change for change in self.plan.changes if change.partition("=")[0] not in own)
 
     def settings_flags(self) -> tuple[str, ...]:

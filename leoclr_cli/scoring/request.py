@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from functools import wraps
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Literal
 
 import typer
+
+from leoclr.cli.options import with_fields
 
 SIMILARITIES_PER_MIB = 2**18
 
@@ -128,32 +128,5 @@ class Request:
 
 
 def with_request(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Let a command whose first parameter is a `Request` be called with the fields of that instead, each with the
-    option that its annotation declares, before the command's own options.
-
-    Args:
-        without: Fields that the command does not offer and that keep their default.
-    """
-    shared = [field for field in fields(Request) if field.name not in without]
-
-    def expand(command: Callable[..., None]) -> Callable[..., None]:
-        hints = get_type_hints(Request, include_extras=True) | get_type_hints(command, include_extras=True)
-        own = list(inspect.signature(command).parameters.values())[1:]
-        parameters = [
-            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default) for field in shared
-        ] + own
-
-        @wraps(command)
-        def expanded(**options: Any) -> None:
-            asked = {field.name: options.pop(field.name) for field in shared}
-            command(Request(**asked), **options)
-
-        annotated = [
-            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[parameter.name])
-            for parameter in parameters
-        ]
-        expanded.__signature__ = inspect.Signature(annotated)  # type: ignore[attr-defined]  # what typer reads
-        expanded.__annotations__ = {parameter.name: parameter.annotation for parameter in annotated}
-        return expanded
-
-    return expand
+    """Let a command whose first parameter is a `Request` take its fields as options instead, but for `without`."""
+    return with_fields(Request, *without)

@@ -55,7 +55,7 @@ def _pack(name: str, folder: Path, root: Path, download: bool) -> None:
     """Pack one of torchvision's data sets, unless that is done: the folder holds all of it or nothing."""
     if any((folder / "train").glob("*.index.json")):
         return
-    from leoclr.cli.commands.shard import pack_source
+    from leoclr.cli.packing import pack_source
     from leoclr.datasets.packing.pack import Recipe
 
     pack_source(name, folder, Recipe(name), root=root, download=download)

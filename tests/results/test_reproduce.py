@@ -238,7 +238,7 @@ def test_mistakes_are_told_before_anything_runs(
     [
         ('"--set", "moco.reduction=median"', "LeOCLR: --set moco.reduction: must be 'sum' or 'mean', got 'median'"),
         ('"--backbon", "resnet18"', "LeOCLR: --backbon: no such flag; did you mean --backbone?"),
-        ('"--set"', "LeOCLR: Got unexpected extra argument"),
+        ('"--set"', "LeOCLR: --set: needs a value"),
     ],
 )
 def test_a_wrong_setting_of_the_last_method_is_told_before_the_first_one_runs(

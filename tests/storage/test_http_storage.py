@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from leoclr.cli.commands.app import main
-from leoclr.datasets.errors import DataError
+from leoclr.datasets.errors import DataError, Missing
 from leoclr.datasets.storage.addresses import check_address, shown
 from leoclr.datasets.storage.http import HttpStorage
-from leoclr.datasets.storage.opening import Missing, as_file, open_storage
+from leoclr.datasets.storage.opening import as_file, open_storage
 from leoclr.datasets.storage.retries import Patience
 
 QUICK = Patience(attempts=3, first_wait=0.01, longest_wait=0.05, silence=0.4, request=0.8)

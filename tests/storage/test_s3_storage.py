@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from leoclr.datasets.errors import DataError
+from leoclr.datasets.errors import DataError, Missing
 from leoclr.datasets.shards.locate import open_data
 from leoclr.datasets.shards.reader import SampleReader
 from leoclr.datasets.storage.block_cache import BlockCache
-from leoclr.datasets.storage.opening import Missing
 from leoclr.datasets.storage.retries import Patience
 from leoclr.datasets.storage.s3 import open_s3
 
