@@ -27,7 +27,6 @@ from leoclr.datasets.shards.index_format import COLUMNS, columns_path, map_colum
 from leoclr.datasets.shards.index_format import COLUMNS_SUFFIX as COLUMNS_SUFFIX
 from leoclr.datasets.shards.index_format import SUFFIX as SUFFIX
 from leoclr.datasets.shards.labels import NO_LABEL as NO_LABEL
-from leoclr.datasets.shards.labels import renumbered, union_of
 from leoclr.datasets.shards.sample_members import BY_SUFFIX, RECORDED, Members
 from leoclr.datasets.storage.addresses import is_remote
 from leoclr.datasets.storage.block_cache import BlockCache
@@ -148,6 +147,13 @@ class Index:
             return None
         mine, theirs = ((index.length.astype(np.uint64) << np.uint64(32)) | index.crc for index in (self, other))
         return int(np.isin(mine, theirs).sum())
+
+    def copies(self) -> int:
+        """How many samples have the same bytes as an earlier one, going by length and CRC-32; 0 where the index lacks
+        checksums."""
+        if not self.crc.all():
+            return 0
+        return len(self) - len(np.unique((self.length.astype(np.uint64) << np.uint64(32)) | self.crc))
 
     def subset(self, numbers: NDArray[np.int64]) -> Index:
         """The index of some samples, in the order given; shards stay as they are."""
@@ -289,38 +295,3 @@ def common_name(names: Sequence[str]) -> str:
 def shard_names(path: Path) -> list[str]:
     """The file names of the shards that an index file lists, without reading its columns."""
     return [shard.name for shard in read_json(path).shards]
-
-
-def concatenate(indexes: Sequence[Index]) -> Index:
-    """One index out of several, in the order given.
-
-    Classes are the same where their names are the same; where names differ, all of them together are the classes.
-    Numbers of a data set without names are taken for numbers of those names as far as that can be: where names differ,
-    or there are too few, they are no labels.
-    """
-    if len(indexes) == 1:
-        return indexes[0]
-    names = {index.classes for index in indexes if index.classes}
-    classes = union_of(names)
-    labels = [_labels_among(index, classes, numbers_mean_names=len(names) == 1) for index in indexes]
-    shard_starts = np.cumsum([0] + [len(index.shards) for index in indexes])
-    key_starts = np.cumsum([0] + [len(index.key_bytes) for index in indexes])
-    return Index(
-        shards=tuple(shard for index in indexes for shard in index.shards),
-        shard=np.concatenate([i.shard + np.int32(start) for i, start in zip(indexes, shard_starts, strict=False)]),
-        offset=np.concatenate([index.offset for index in indexes]),
-        length=np.concatenate([index.length for index in indexes]),
-        label=np.concatenate(labels),
-        crc=np.concatenate([index.crc for index in indexes]),
-        key_bytes=np.concatenate([index.key_bytes for index in indexes]),
-        key_end=np.concatenate([i.key_end + start for i, start in zip(indexes, key_starts, strict=False)]),
-        classes=classes,
-        cache=next((index.cache for index in indexes if index.cache), None),
-    )
-
-
-def _labels_among(index: Index, classes: tuple[str, ...], numbers_mean_names: bool) -> NDArray[np.int64]:
-    if index.classes or not classes:
-        return renumbered(index.label, index.classes, classes)
-    known = index.label < (len(classes) if numbers_mean_names else 0)
-    return np.where(known, index.label, NO_LABEL)

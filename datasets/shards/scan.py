@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from leoclr.datasets.errors import DataError
 from leoclr.datasets.files import crc_of, ignore, sha256_file
 from leoclr.datasets.images.decode import IMAGE_SUFFIXES
-from leoclr.datasets.shards.index import NO_CRC, NO_LABEL, Index, Shard, concatenate
+from leoclr.datasets.shards.concatenation import concatenate
+from leoclr.datasets.shards.index import NO_CRC, NO_LABEL, Index, Shard
 from leoclr.datasets.shards.labels import MAX_NAMES, renumbered
 from leoclr.datasets.shards.sample_members import BY_SUFFIX, LABEL_SUFFIX, Members
 from leoclr.datasets.shards.tar import REFUSED_IN_NAMES, Member, members

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from leoclr.datasets.errors import DataError
-from leoclr.datasets.shards.index import Index, concatenate
+from leoclr.datasets.shards.concatenation import concatenate
+from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.reader import SampleReader
 from leoclr.datasets.shards.scan import build_index
 
