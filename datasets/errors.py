@@ -8,6 +8,7 @@ LeoclrError
 ├── CheckpointError    a checkpoint or exported file
 ├── EvaluationError    labels or features that a score cannot be computed from
 └── RunError           the run cannot start or go on (device, disk, lock, NaN)
+    └── NotKept        a result was printed, and cannot be written
 
 The message says what, where, and what would be right. It stands here, in the lowest layer, because every layer
 raises some of it. Mistakes of ours are `assert`s or built-in exceptions, and keep their traceback.
@@ -44,3 +45,7 @@ class EvaluationError(LeoclrError):
 
 class RunError(LeoclrError):
     """The run cannot start or cannot go on: device, disk, lock, or a loss that is not finite."""
+
+
+class NotKept(RunError):
+    """A result was printed, but cannot be written to its file."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
+import stat
 import sys
 import uuid
 import zlib
@@ -36,11 +38,27 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def new_file_mode(folder: Path) -> int:
+    """The mode that `open` gives a new file in `folder`: as the umask, or the folder's default ACL, says.
+
+    Libraries that write through private temporary files (safetensors) leave 0600, which no colleague can read. A probe
+    file tells the mode: asking for the umask would change it for all threads of the process.
+    """
+    probe = folder / f".{uuid.uuid4().hex}.tmp"
+    descriptor = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(descriptor).st_mode)
+    finally:
+        os.close(descriptor)
+        probe.unlink()
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; what lies there becomes `path` when the block ends well.
 
-    When the block raises, also by Ctrl-C, the temporary file is removed and `path` stays as it was.
+    When the block raises, also by Ctrl-C, the temporary file is removed and `path` stays as it was. The file gets the
+    mode of any new file there, whatever wrote it.
 
     Raises:
         IsADirectoryError: `path` is a folder.
@@ -50,6 +68,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary
+        temporary.chmod(new_file_mode(path.parent))
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -57,6 +76,37 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+@contextmanager
+def filled_folder(folder: Path) -> Iterator[Path]:
+    """Yield a hidden folder inside `folder`, made where there is none; when the block ends well its files move into
+    `folder` one by one, each replacing the file of its name. Other files there stay: it may be a clone of a repository.
+
+    When the block raises, `folder` is as it was.
+
+    Raises:
+        OSError: `folder` is a file, or cannot be written to.
+    """
+    there = folder.exists()
+    folder.mkdir(exist_ok=True)
+    temporary = folder / f".{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        temporary.mkdir()
+        yield temporary
+        mode = new_file_mode(folder)
+        for file in sorted(temporary.iterdir()):
+            file.chmod(mode)
+            with file.open("rb+") as written:
+                os.fsync(written.fileno())
+            os.replace(file, folder / file.name)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if not there:
+            folder.rmdir()
+        raise
+    temporary.rmdir()
+    fsync_folder(folder)
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -103,6 +103,7 @@ def _made(collection: Collection, selection: Selection, recipe: Recipe) -> dict[
         "shortest_side": recipe.encoding.shortest_side,
         "format": recipe.encoding.format,
         "quality": recipe.encoding.quality,
+        "levels": list(recipe.encoding.levels) if recipe.encoding.levels else None,
         "seed": recipe.seed,
     }
     return {name: value for name, value in made.items() if value is not None}

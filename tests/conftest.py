@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -10,12 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import webdataset
 from PIL import Image
 
 from leoclr.cli.config.resolve import resolve
 from leoclr.cli.config.settings import Settings
 from leoclr.datasets.shards.scan import build_index
+
+if not torch.cuda.is_available():  # the GPU's kernels run on the processor; to be said before Triton is imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 MakeShards = Callable[..., Path]
 MakeTinted = Callable[..., Path]

@@ -12,8 +12,9 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from leoclr.backends.networks.batchnorm_groups import Running, group_batch_norm
 
 
 class SplitBatchNorm2d(nn.BatchNorm2d):
@@ -28,19 +29,7 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         """Normalise; the batch must be a multiple of `splits`."""
         if not self.training or self.splits == 1:
             return super().forward(input)
-        assert self.running_mean is not None and self.running_var is not None
-        assert self.momentum is not None and self.num_batches_tracked is not None
-        means = self.running_mean.repeat(self.splits, 1)
-        variances = self.running_var.repeat(self.splits, 1)
-        groups = [
-            F.batch_norm(group, mean, variance, self.weight, self.bias, True, self.momentum, self.eps)
-            for group, mean, variance in zip(input.chunk(self.splits), means, variances, strict=True)
-        ]
-        with torch.no_grad():
-            self.running_mean.copy_(means.mean(dim=0))
-            self.running_var.copy_(variances.mean(dim=0))
-            self.num_batches_tracked.add_(1)
-        return torch.cat(groups)
+        return _split(self, input, self.splits, updates=1)
 
 
 def has_batch_norm(module: nn.Module) -> bool:
@@ -51,7 +40,7 @@ def has_batch_norm(module: nn.Module) -> bool:
 def split_batch_norm(module: nn.Module, splits: int) -> None:
     """Replace every BatchNorm2d inside `module` by one in splits, with the same parameters and names.
 
-    One of a class of its own, as timm's with an activation in it, stays and takes the groups one after another.
+    One of a class of its own, as timm's with an activation in it, stays and becomes a subclass of its class.
     """
     if splits == 1:
         return
@@ -67,18 +56,39 @@ def split_batch_norm(module: nn.Module, splits: int) -> None:
             split_batch_norm(child, splits)
 
 
+def _split(layer: nn.BatchNorm2d, input: Tensor, splits: int, updates: int) -> Tensor:
+    assert layer.running_mean is not None and layer.running_var is not None
+    assert layer.momentum is not None and layer.num_batches_tracked is not None
+    running = Running(layer.running_mean, layer.running_var, layer.num_batches_tracked, layer.momentum, updates)
+    return group_batch_norm(input, layer.weight, layer.bias, running, splits, layer.eps)
+
+
 def _call_in_splits(layer: nn.BatchNorm2d, splits: int) -> None:
+    """Its running statistics move once for each group, by a part of its momentum."""
     kind = type(layer)
+    only_activates = _is_timms(layer)
 
     class Split(kind):  # type: ignore[valid-type, misc]
         def forward(self, input: Tensor) -> Tensor:
             if not self.training:
                 return super().forward(input)  # type: ignore[no-any-return]
+            if only_activates:
+                return cast(Tensor, self.act(_split(self, input, splits, updates=splits)))
             return torch.cat([super(Split, self).forward(group) for group in input.chunk(splits)])
 
     layer.__class__ = Split
     if layer.momentum is not None:
-        layer.momentum /= splits  # the running statistics move once for each group
+        layer.momentum /= splits
+
+
+def _is_timms(layer: nn.BatchNorm2d) -> bool:
+    """Whether the layer is BatchNorm and then an activation: timm's BatchNormAct2d, without the rarer drop layer."""
+    try:
+        from timm.layers.norm_act import BatchNormAct2d
+    except ImportError:
+        return False
+    plain = layer.momentum is not None and layer.track_running_stats
+    return type(layer) is BatchNormAct2d and isinstance(layer.drop, nn.Identity) and plain
 
 
 def sync_batch_norm(module: nn.Module) -> nn.Module:

@@ -4,7 +4,7 @@ One answer for every input, whatever the file is called:
 - Formats are an allowlist, so that no parser outside it runs (EPS would start Ghostscript).
 - The pixel count is checked from the header, before anything is allocated.
 - Orientation from EXIF is applied; of an animation the first frame is taken.
-- 16-bit grey is scaled to 8 bits (Pillow's own conversion clips it to white); transparency is laid on white.
+- Samples of other depths become 8 bits by what the file declares, see `samples`; transparency is laid on white.
 
 `decode_pixels` gives the same answer faster for most JPEGs. Whatever is not plain it leaves to Pillow, so that Pillow
 alone decides what is refused.
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from leoclr.datasets.errors import BadImage
+from leoclr.datasets.images.samples import Levels, eight_bits, has_levels, stored
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")  # Pillow opens MPO as JPEG
 IMAGE_SUFFIXES = frozenset(
@@ -46,19 +47,22 @@ _REDUCTIONS = (8, 4, 2)  # those that libjpeg-turbo computes in vector instructi
 Decoded = TypeVar("Decoded")
 
 
-def decode_image(data: bytes) -> Image.Image:
+def decode_image(data: bytes, levels: Levels | None = None) -> Image.Image:
     """Decode one image. May be called from several threads.
 
     Args:
         data: The encoded file, at most 256 MiB.
+        levels: Which numbers become black and white in images of more than 8 bits a sample; by default what the file
+            declares.
 
     Returns:
         An image in mode RGB.
 
     Raises:
-        BadImage: It is not one of `FORMATS`, has more than 2**26 pixels, or is damaged.
+        BadImage: It is not one of `FORMATS`, has more than 2**26 pixels, is damaged, or holds numbers without a range
+            (signed, of 32 bits, floating point) where there are no `levels`.
     """
-    return _guarded(data, lambda opened: _to_rgb(_upright(opened)))
+    return _guarded(data, lambda opened: _rgb(opened, data, levels))
 
 
 def decode_pixels(data: bytes, spare: Callable[[int, int], float] | None = None) -> NDArray[np.uint8]:
@@ -72,10 +76,15 @@ def decode_pixels(data: bytes, spare: Callable[[int, int], float] | None = None)
 
     def decode(opened: Image.Image) -> NDArray[np.uint8]:
         if opened.format != "JPEG":
-            return _pixels(opened)
+            return _pixels(opened, data)
         return _jpeg_pixels(opened, data, 1.0 if spare is None else spare(*opened.size))
 
     return _guarded(data, decode)
+
+
+def depends_on_levels(data: bytes) -> bool:
+    """Whether `decode_image` would look at `levels`: an image of more than 8 bits a sample. Raises BadImage."""
+    return _guarded(data, lambda opened: has_levels(opened, data))
 
 
 def too_long(length: int) -> str:
@@ -101,7 +110,7 @@ def _guarded(data: bytes, decode: Callable[[Image.Image], Decoded]) -> Decoded:
     except MemoryError:
         raise BadImage("the image needs more memory than there is") from None
     except Exception as error:  # Pillow's parsers raise nearly every built-in exception on damaged input
-        raise BadImage(f"the image cannot be decoded ({_reason(error)})") from error
+        raise BadImage(f"the image cannot be decoded ({_reason(error, data)})") from error
 
 
 def _jpeg_pixels(opened: Image.Image, data: bytes, spare: float) -> NDArray[np.uint8]:
@@ -114,14 +123,21 @@ def _jpeg_pixels(opened: Image.Image, data: bytes, spare: float) -> NDArray[np.u
                 data, min_height=height, min_width=width, min_factor=factor
             )
         except ValueError:  # also for damage that Pillow puts up with
-            return _pixels(opened)
+            return _pixels(opened, data)
         if pixels.shape == (height, width, 3):
             return pixels
-    return _pixels(opened)
+    return _pixels(opened, data)
 
 
-def _pixels(opened: Image.Image) -> NDArray[np.uint8]:
-    return np.array(_to_rgb(_upright(opened)))  # a copy, because torch wants to be allowed to write
+def _pixels(opened: Image.Image, data: bytes) -> NDArray[np.uint8]:
+    return np.array(_rgb(opened, data, None))  # a copy, because torch wants to be allowed to write
+
+
+def _rgb(opened: Image.Image, data: bytes, levels: Levels | None) -> Image.Image:
+    numbers = stored(opened, data, levels)
+    opened.load()  # before its orientation is looked up: a PNG may hold it behind the pixels
+    image = opened if numbers is None else eight_bits(numbers, levels)
+    return _to_rgb(_upright(image, _orientation(opened)))
 
 
 def _ignore_pillow_warnings() -> None:
@@ -134,18 +150,13 @@ def _ignore_pillow_warnings() -> None:
         warnings.filterwarnings("ignore", module=_PILLOW_MODULES)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF data ask for; as it is where they are damaged.
+def _upright(image: Image.Image, orientation: Any) -> Image.Image:
+    """The image turned as its EXIF data ask for.
 
     Not by ImageOps.exif_transpose, which writes the other tags anew and fails where one is odd.
     """
-    image.load()
-    turn = _TURNS.get(_orientation(image))
-    if turn is None:
-        return image
-    turned = image.transpose(turn)
-    turned.info.pop("exif", None)
-    return turned
+    turn = _TURNS.get(orientation)
+    return image if turn is None else image.transpose(turn)
 
 
 def _orientation(image: Image.Image) -> Any:
@@ -158,13 +169,6 @@ def _orientation(image: Image.Image) -> Any:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        levels = np.asarray(image)
-        if image.mode == "I":
-            levels = levels.clip(0, 65535)
-        return Image.fromarray((levels >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise BadImage("floating-point images have no defined range; convert them to 8 bits first")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -172,7 +176,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, data: bytes) -> str:
+    if isinstance(error, UnidentifiedImageError) and data[:4] in (b"II*\0", b"MM\0*"):
+        return "a damaged TIFF, or of a kind that is not read: store 8 or 16 unsigned bits, grey or RGB"
     if isinstance(error, UnidentifiedImageError):
         return "not a " + ", ".join(FORMATS[:4]) + " or other known image"
     text = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -9,7 +9,8 @@ from typing import Literal
 from PIL import Image
 
 from leoclr.datasets.errors import BadImage
-from leoclr.datasets.images.decode import FORMATS, decode_image
+from leoclr.datasets.images.decode import FORMATS, decode_image, depends_on_levels
+from leoclr.datasets.images.samples import Levels
 
 DEFAULT_QUALITY = 90
 _USUAL_SUFFIX = {"jpeg": "jpg", "jpe": "jpg", "jfif": "jpg", "tiff": "tif"}
@@ -33,29 +34,32 @@ _PILLOW_NAME = {"jpg": "JPEG", "webp": "WEBP", "png": "PNG"}
 class Encoding:
     """How images are stored.
 
-    An image keeps its bytes unless it is larger than `shortest_side`, is not in `format`, or is in `format` and a
-    `quality` was asked for.
+    An image keeps its bytes unless it is larger than `shortest_side`, is not in `format`, is in `format` and a
+    `quality` was asked for, or has more than 8 bits a sample and `levels` were given.
 
     Attributes:
         shortest_side: Pixels of the shortest side of a larger image, with bicubic resampling; never enlarges.
         format: What every image becomes. None: a changed PNG, BMP, GIF, TIFF or PPM is stored as PNG, a WebP as
             WebP, and all others as JPEG.
         quality: Of JPEG and WebP, 1 to 100; `DEFAULT_QUALITY` where None.
+        levels: Which numbers become black and white in images of more than 8 bits a sample, or with a sign.
     """
 
     shortest_side: int | None = None
     format: Literal["jpg", "webp"] | None = None
     quality: int | None = None
+    levels: Levels | None = None
 
     def apply(self, data: bytes, suffix: str) -> tuple[bytes, str]:
         """The bytes to store, and the suffix of what they are, whatever `suffix` the file had. BadImage unless the
         image can be decoded in full."""
-        image = decode_image(data)
+        image = decode_image(data, self.levels)
         suffix = _true_suffix(data, suffix)
         limit = self.shortest_side or min(image.size)
         shrinks = min(image.size) > limit
         recodes = self.format is not None and (self.format != suffix or self.quality is not None)
-        if not shrinks and not recodes:
+        windowed = self.levels is not None and depends_on_levels(data)
+        if not shrinks and not recodes and not windowed:
             return data, suffix
         if shrinks:
             image = _shrink(image, limit)

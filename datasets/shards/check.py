@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from leoclr.datasets.errors import BadImage, DataError, Missing
 from leoclr.datasets.files import ignore
@@ -25,13 +26,17 @@ from leoclr.datasets.storage.opening import LocalFile, Storage, as_file
 REFUSED = "train refuses to start and names the shard"
 STOPS = "train stops when it reads the changed part"
 SKIPPED = "train puts another image in its place, up to data.max_bad_samples"
+USED = "train uses it as it is"
 _IN_FLIGHT = 64
+_FEW_VALUES = 16  # of 256: what 12 bits look like in a file that declares 16
+_OUTLIERS = 0.001  # share of the pixels, at either end
 _PIECE = 1 << 25  # bytes of a shard that are in memory at a time
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with a shard or an image in it, and what `leoclr train` would do."""
+    """What is wrong with a shard or an image in it, and what `leoclr train` would do; no fault but a warning where that
+    is `USED`."""
 
     shard: str
     what: str
@@ -120,6 +125,7 @@ def _compare_members(index: Index, number: int, storage: Storage) -> Fault | Non
 def _undecodable(index: Index, number: int, advance: Callable[[int], None]) -> Iterator[Fault]:
     """One fault for each image that cannot be decoded. Pillow decodes outside Python's lock, so threads serve."""
     reader, path = SampleReader(index), index.shards[number].path
+    flat, first_flat = 0, ""
     first, last = np.searchsorted(index.shard, [number, number + 1])
     with ThreadPoolExecutor() as pool:
         for samples in _groups(index, int(first), int(last)):
@@ -133,11 +139,18 @@ def _undecodable(index: Index, number: int, advance: Callable[[int], None]) -> I
             except DataError as error:
                 yield Fault(path, str(error).removeprefix(f"{path}: "), STOPS)
                 break
-            for sample, problem in zip(samples, pool.map(_problem, encoded), strict=True):
+            for sample, (problem, values) in zip(samples, pool.map(_look, encoded), strict=True):
                 advance(1)
                 if problem is not None:
                     yield Fault(path, f"{index.key(sample)}: {problem}", SKIPPED)
+                elif values is not None:
+                    flat += 1
+                    first_flat = first_flat or f"{index.key(sample)}, {values[0]} to {values[1]} of 255"
     reader.close()
+    if flat:
+        yield Fault(
+            path, f"{flat:,} {'image is' if flat == 1 else 'images are'} almost one value (first: {first_flat})", USED
+        )
 
 
 def _groups(index: Index, first: int, last: int) -> Iterator[range]:
@@ -152,9 +165,17 @@ def _groups(index: Index, first: int, last: int) -> Iterator[range]:
         start = stop
 
 
-def _problem(encoded: bytes) -> str | None:
+def _look(encoded: bytes) -> tuple[str | None, tuple[int, int] | None]:
+    """What is wrong with an image; and its lowest and highest value, where they are close together."""
     try:
-        decode_image(encoded)
+        return None, _few_values(decode_image(encoded))
     except BadImage as error:
-        return str(error)
-    return None
+        return str(error), None
+
+
+def _few_values(image: Image.Image) -> tuple[int, int] | None:
+    """The lowest and highest value where those of each channel lie within 16 of 256, but for a few outliers."""
+    counts = np.array(image.histogram()).reshape(3, 256)
+    within = counts.cumsum(axis=1) / max(1, image.width * image.height)
+    lowest, highest = (within > _OUTLIERS).argmax(axis=1), (within >= 1 - _OUTLIERS).argmax(axis=1)
+    return (int(lowest.min()), int(highest.max())) if (highest - lowest < _FEW_VALUES).all() else None

@@ -7,7 +7,7 @@ in `leoclr.evals.robustness`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,29 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
+class ResizeRule:
+    """How an image of any size becomes the square that the encoder sees, in words that other programs act on.
+
+    Attributes:
+        filter: Pillow's bicubic filter, which averages over the pixels it drops (`antialias`).
+        mode: "short side" keeps the proportions, "squash" makes a square.
+        size: The short side, or the square's side, after resizing, in pixels.
+        crop: Side of the square that is cut out of the centre, in pixels.
+    """
+
+    mode: Literal["short side", "squash"]
+    size: int
+    crop: int
+    filter: Literal["bicubic"] = "bicubic"
+    antialias: bool = True
+
+    def __str__(self) -> str:
+        resized = f"short side to {self.size} px" if self.mode == "short side" else f"{self.size} x {self.size} px"
+        cut = f", centre crop {self.crop} px" if self.crop != self.size or self.mode == "short side" else ""
+        return f"{resized}, {self.filter} with antialiasing{cut}"
+
+
+@dataclass(frozen=True)
 class CentreCrop:
     """ImageNet's test view, at any size: short side to 256/224 of the size, then the centre. The same pixels as
     torchvision's Resize (bicubic, on Pillow images) and CenterCrop."""
@@ -96,6 +119,13 @@ class WholeImage:
 def standard_view(image_size: int) -> View:
     """The view in which scores are reported: whole small images (CIFAR's 32 px), the centre crop of larger ones."""
     return WholeImage(image_size) if image_size <= SMALL_IMAGE else CentreCrop(image_size)
+
+
+def standard_rule(image_size: int) -> ResizeRule:
+    """What `standard_view` does."""
+    if image_size <= SMALL_IMAGE:
+        return ResizeRule("squash", image_size, image_size)
+    return ResizeRule("short side", resized_side(image_size), image_size)
 
 
 def resized_side(image_size: int) -> int:

@@ -1,36 +1,36 @@
-"""The command `leoclr`: which commands there are, and how errors end. Everything heavy is imported by a command when it
-runs, so that `--help` answers at once."""
+"""The command `leoclr`: which commands there are."""
 
 from __future__ import annotations
 
-import errno
+import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from leoclr.cli.commands import bench as bench_command
-from leoclr.cli.commands import check as check_command
-from leoclr.cli.commands import embed as embed_command
-from leoclr.cli.commands import export as export_command
-from leoclr.cli.commands import quickstart as quickstart_command
-from leoclr.cli.commands import report as report_command
-from leoclr.cli.commands import reproduce as reproduce_command
-from leoclr.cli.commands import shard as shard_command
-from leoclr.cli.commands import show_config as config_command
-from leoclr.cli.commands import train as train_command
-from leoclr.cli.commands import views as views_command
-from leoclr.cli.commands.eval import group as eval_commands
-from leoclr.cli.commands.parsing import LeoclrCommand
-from leoclr.cli.terminal import say
-from leoclr.datasets.errors import LeoclrError
-from leoclr.datasets.storage.addresses import redacted
+from leoclr.cli.commands.errors import exit_code
+from leoclr.cli.commands.lazy import Entry, group_of
 
-USER_ERROR = 2
+COMMANDS = {
+    "quickstart": Entry("leoclr.cli.commands.quickstart:quickstart", "See all of it work in a few minutes."),
+    "shard": Entry("leoclr.cli.commands.shard:shard", "Pack images into shards."),
+    "index": Entry("leoclr.cli.commands.shard:index", "Index shards that other tools wrote."),
+    "check": Entry("leoclr.cli.commands.check:check", "Verify shards against their index."),
+    "views": Entry("leoclr.cli.commands.views:views", "Draw images as the model sees them."),
+    "train": Entry("leoclr.cli.commands.train:train", "Pre-train an encoder on shards."),
+    "bench": Entry("leoclr.cli.commands.bench:bench", "Measure the speed of training on this machine."),
+    "show-config": Entry("leoclr.cli.commands.show_config:show_config", "Show every setting with its origin."),
+    "eval": Entry("leoclr.cli.commands.eval.group:app", "Score an encoder."),
+    "report": Entry("leoclr.cli.commands.report:report", "Tell of runs on one HTML page."),
+    "embed": Entry("leoclr.cli.commands.embed:embed", "Write the features of images."),
+    "reproduce": Entry("leoclr.cli.commands.reproduce:reproduce", "Run an experiment of the paper."),
+    "ablate": Entry("leoclr.cli.commands.reproduce:ablate_app", "Pre-train again with parts left out."),
+    "export": Entry("leoclr.cli.commands.export:export", "Take the weights to another program."),
+}
 
 app = typer.Typer(
     name="leoclr",
-    no_args_is_help=True,
+    cls=group_of(COMMANDS),
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -64,33 +64,12 @@ def leoclr(
     """
 
 
-app.command(cls=LeoclrCommand, short_help="See all of it work in a few minutes.")(quickstart_command.quickstart)
-app.command(cls=LeoclrCommand, short_help="Pack images into shards.")(shard_command.shard)
-app.command(cls=LeoclrCommand, short_help="Index shards that other tools wrote.")(shard_command.index)
-app.command(cls=LeoclrCommand, short_help="Verify shards against their index.")(check_command.check)
-app.command(cls=LeoclrCommand, short_help="Draw images as the model sees them.")(views_command.views)
-app.command(cls=LeoclrCommand)(train_command.train)
-app.command(cls=LeoclrCommand, short_help="Measure the speed of training on this machine.")(bench_command.bench)
-app.command("show-config", cls=LeoclrCommand)(config_command.show_config)
-app.add_typer(eval_commands.app, name="eval", short_help="Score an encoder.")
-app.command(cls=LeoclrCommand, short_help="Tell of runs on one HTML page.")(report_command.report)
-app.command(cls=LeoclrCommand, short_help="Write the features of images.")(embed_command.embed)
-app.command(cls=LeoclrCommand, short_help="Run an experiment of the paper.")(reproduce_command.reproduce)
-app.add_typer(reproduce_command.ablate_app, name="ablate", short_help="Pre-train again with parts left out.")
-app.command(cls=LeoclrCommand, short_help="Take the weights to another program.")(export_command.export)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0, or 2 after one line on stderr for a user's error, or 130 after Ctrl-C."""
-    try:
-        app(args=arguments)
-    except LeoclrError as error:
-        say(f"error: {redacted(str(error))}")
-        raise SystemExit(USER_ERROR) from None
-    except BrokenPipeError:
-        raise  # typer's affair: it ends without a word, as Unix tools do
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EIO):
-            raise
-        say(f"error: {error.filename or 'the output cannot be written'}: {error.strerror}")
-        raise SystemExit(USER_ERROR) from None
+    """Run the command line and exit with the code of the table in docs/commands.md.
+
+    Args:
+        arguments: Those of the process if None.
+    """
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    command: Any = typer.main.get_command(app)
+    raise SystemExit(exit_code(lambda: command.main(words, "leoclr", standalone_mode=False), "--json" in words))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -10,6 +11,7 @@ from leoclr.cli.config.resolve import resolve
 from leoclr.cli.terminal import print_json, progress, warn
 
 _FAULTY = 1
+_SHOWN = 10  # shards whose warnings are printed; --json has all
 
 
 def check(
@@ -30,7 +32,7 @@ def check(
       leoclr check shards/
       leoclr check 'shards/imagenet-{000..999}.tar' --no-decode
     """
-    from leoclr.datasets.shards.check import SKIPPED, Fault, check_shard
+    from leoclr.datasets.shards.check import SKIPPED, USED, Fault, check_shard
     from leoclr.datasets.shards.description import as_json as described
     from leoclr.datasets.shards.description import class_line, contents, remarks
     from leoclr.datasets.shards.locate import indexed_data, with_all_splits
@@ -51,14 +53,21 @@ def check(
             for number in range(len(index.shards)):
                 faults += check_shard(index, number, decode, advance)
         shards, samples = shards + len(index.shards), samples + len(index)
+    warnings = [fault for fault in faults if fault.consequence == USED]
+    faults = [fault for fault in faults if fault.consequence != USED]
     skipped = sum(fault.consequence == SKIPPED for fault in faults)
     share = resolve(None, None, {}, {}).settings.data.max_bad_samples
     if json_output:
-        listed = [{"shard": fault.shard, "what": fault.what, "consequence": fault.consequence} for fault in faults]
-        print_json({"shards": shards, "samples": samples, "decoded": decode, "data": found, "faults": listed})
+        report = {"shards": shards, "samples": samples, "decoded": decode, "data": found}
+        print_json(report | {"faults": [asdict(fault) for fault in faults], "warnings": [asdict(w) for w in warnings]})
     else:
         for fault in faults:
             print(f"{fault.shard}: {fault.what}\n    -> {fault.consequence}")
+        for fault in warnings[:_SHOWN]:
+            print(f"warning: {fault.shard}: {fault.what}")
+        if warnings:
+            more = f" ({len(warnings):,} shards have such)" if len(warnings) > _SHOWN else ""
+            print(f"    -> {USED}; where 16 bits hold fewer, `leoclr shard --levels LOW:HIGH` says the range{more}")
         if skipped:
             print(f"{skipped:,} images cannot be used: {skipped / samples:.2%}; train stops above {share:.2%}")
         decoded = ", every image decoded" if decode and not faults else ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +11,7 @@ import typer
 
 from leoclr.cli import terminal as console
 from leoclr.cli.exporting.formats import ExportFormat
+from leoclr.datasets.errors import SettingsError
 
 if TYPE_CHECKING:
     from leoclr.cli.exporting.export import ExportReport
@@ -28,32 +31,43 @@ def export(
         typer.Option(
             "--output",
             "-o",
-            dir_okay=False,
-            metavar="FILE",
-            help="File to write; export/BACKBONE.SUFFIX in the run if not given.",
+            metavar="PATH",
+            help="File to write, or folder for hf; in the run's export folder if not given.",
         ),
     ] = None,
     backbone: Annotated[
         str | None,
         typer.Option("--backbone", metavar="NAME", help="Architecture of a state dict that does not tell it."),
     ] = None,
+    license: Annotated[
+        str | None, typer.Option("--license", metavar="ID", help="Licence in the model card (hf), e.g. cc-by-4.0.")
+    ] = None,
+    no_views: Annotated[
+        bool, typer.Option("--no-views", help="Leave views of training images out of the model card (hf).")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Export the encoder, without projector, and compare the file's features with the original's.
 
-    A file whose features differ by more than 1e-5 (of the largest, where that is above 1) is not kept.
+    A file whose features differ by more than 1e-5 (of the largest, where that is above 1) is not kept. `hf` is a
+    folder for timm and transformers, as the Hugging Face hub holds it.
 
     \b
     Examples:
+      leoclr export --format hf -o my-encoder
       leoclr export --format torchvision
       leoclr export runs/first --format onnx -o encoder.onnx
       leoclr export moco_v2_800ep_pretrain.pth.tar --format safetensors
     """
     from leoclr.cli.exporting.export import export_encoder
+    from leoclr.cli.exporting.target import ExportOptions
     from leoclr.cli.run.encoders import load_encoder
 
+    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license):
+        raise SettingsError(f"--license {license}: must be an identifier such as apache-2.0, cc-by-4.0 or other")
     encoder = load_encoder(checkpoint, backbone)
-    report = export_encoder(encoder, format, output or default_path(encoder.name, encoder.run, format))
+    path = output or default_path(encoder.name, encoder.run, format)
+    report = export_encoder(encoder, format, path, ExportOptions(license, not no_views))
     if as_json:
         console.print_json(_as_json(encoder, report))
     else:
@@ -70,8 +84,10 @@ def _as_json(encoder: LoadedEncoder, report: ExportReport) -> dict[str, object]:
     return {
         "path": str(report.path),
         "format": str(report.format),
-        "bytes": report.path.stat().st_size,
+        "files": [str(file) for file in report.files],
+        "bytes": report.bytes,
         "largest_difference": report.largest_difference,
+        "preprocessing_difference": report.preprocessing_difference,
         "source": encoder.source,
         "backbone": encoder.name,
         "stem": encoder.stem,
@@ -80,20 +96,24 @@ def _as_json(encoder: LoadedEncoder, report: ExportReport) -> dict[str, object]:
         "image_size": encoder.image_size,
         "mean": encoder.mean,
         "std": encoder.std,
+        "resize": asdict(encoder.resize),
         "digest": encoder.digest,
         "usage": report.usage,
     }
 
 
 def _print_text(encoder: LoadedEncoder, report: ExportReport) -> None:
-    size, megabytes = encoder.image_size, report.path.stat().st_size / 1e6
+    size, megabytes = encoder.image_size, report.bytes / 1e6
     rows = {
         "wrote": f"{report.path} ({megabytes:.1f} MB)",
         "from": encoder.source,
         "backbone": f"{encoder.name}, {encoder.stem} stem, {encoder.backbone.feature_dim} features",
         "input": f"n x 3 x {size} x {size}, (pixels / 255 - mean) / std; mean {encoder.mean}, std {encoder.std}",
+        "resizing": str(encoder.resize),
         "largest difference": f"{report.largest_difference:.1e} between this file's features and the original's",
     }
+    if report.preprocessing_difference is not None:
+        rows["preprocessing"] = f"{report.preprocessing_difference:.1e} between the library's pixels and the original's"
     for name, value in rows.items():
         print(f"{name:<18}  {value}")
     print()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from leoclr.cli.commands.parsing import LeoclrCommand
+from leoclr.cli.commands.lazy import Entry, group_of
 from leoclr.datasets.errors import RunError, SettingsError
 
 if TYPE_CHECKING:
@@ -21,7 +21,11 @@ Examples:
   leoclr ablate augmentations --on cifar10 --data shards/cifar10 --scale 0.25
 """
 
-ablate_app = typer.Typer(help=_HELP, no_args_is_help=True)
+ablate_app = typer.Typer(
+    help=_HELP,
+    rich_markup_mode=None,
+    cls=group_of({"augmentations": Entry(f"{__name__}:augmentations", "Remove augmentations one after another.")}),
+)
 
 Data = Annotated[
     list[str] | None,
@@ -112,7 +116,6 @@ def reproduce(
     )
 
 
-@ablate_app.command(cls=LeoclrCommand, short_help="Remove augmentations one after another.")
 def augmentations(
     data: Data = None,
     output: Output = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -84,6 +85,14 @@ def shard(
         str | None,
         typer.Option(metavar="NAME", help="Encoding of file names that are not UTF-8, as in old zips, such as gbk."),
     ] = None,
+    levels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOW:HIGH",
+            help="Numbers that become black and white in images of more than 8 bits, stored with 8; default: what "
+            "the file declares.",
+        ),
+    ] = None,
     val: Annotated[
         float | None,
         typer.Option(
@@ -152,7 +161,7 @@ def shard(
     recipe = Recipe(
         name=name,
         shard_bytes=round(shard_size * _MEGABYTE),
-        encoding=Encoding(shortest_side, format.value if format else None, quality),
+        encoding=Encoding(shortest_side, format.value if format else None, quality, _levels(levels)),
         seed=seed,
         workers=workers or os.cpu_count() or 1,
         max_bad=max_bad,
@@ -164,6 +173,19 @@ def shard(
         _print_table(splits)
     _say_skipped(splits)
     console.say(f"next: leoclr train --data {shlex.quote(str(out))}")
+
+
+def _levels(text: str | None) -> tuple[float, float] | None:
+    """The two numbers of LOW:HIGH."""
+    if text is None:
+        return None
+    try:
+        low, high = (float(part) for part in text.split(":"))
+    except ValueError:
+        low, high = 0.0, 0.0
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise DataError(f"--levels {text}: expected the numbers for black and white, such as 0:4095 or -1000:400")
+    return low, high
 
 
 def _shard_name(name: str | None, source: str) -> str:

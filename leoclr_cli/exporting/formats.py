@@ -8,6 +8,7 @@ from enum import StrEnum
 class ExportFormat(StrEnum):
     """What --format takes."""
 
+    hf = "hf"
     torchvision = "torchvision"
     timm = "timm"
     safetensors = "safetensors"
@@ -15,8 +16,19 @@ class ExportFormat(StrEnum):
     detectron2 = "detectron2"
 
     @property
+    def is_folder(self) -> bool:
+        """Whether a folder is written, and not a file."""
+        return self is ExportFormat.hf
+
+    @property
     def suffix(self) -> str:
-        """Of the file's name."""
-        if self is ExportFormat.detectron2:
-            return ".detectron2.pth"
-        return ".pth" if self in (ExportFormat.torchvision, ExportFormat.timm) else f".{self}"
+        """Of the file's or folder's name; no two formats share one."""
+        return _SUFFIXES.get(self, f".{self}")
+
+
+_SUFFIXES = {
+    ExportFormat.hf: "-hf",
+    ExportFormat.torchvision: ".pth",
+    ExportFormat.timm: ".timm.pth",
+    ExportFormat.detectron2: ".detectron2.pth",
+}

@@ -104,12 +104,19 @@ def _open(run: ReportedRun, specs: object, name: str) -> Index | None:
         return None
 
 
-def _views(run: ReportedRun, index: Index) -> Image.Image | None:
+def anonymous_views(run: ReportedRun) -> Image.Image | None:
+    """What the model sees of some training images, without the names of their files; None where the data has gone."""
+    train = _open(run, run.part("data").get("train"), "training data")
+    return _views(run, train, named=False) if train is not None else None
+
+
+def _views(run: ReportedRun, index: Index, named: bool = True) -> Image.Image | None:
     try:
         settings = Settings.model_validate(run.part("settings"))
         reader = SampleReader(index)
         numbers = range(min(_PICTURED, len(index)))
-        images, names = [reader.image(number) for number in numbers], [index.key(number) for number in numbers]
+        images = [reader.image(number) for number in numbers]
+        names = [index.key(number) if named else f"image {number + 1}" for number in numbers]
         spec = augmentation_spec(settings)
         return views_picture(images, names, spec, POLICIES[settings.views], settings.train.seed, size=160)
     except (LeoclrError, ValidationError) as error:

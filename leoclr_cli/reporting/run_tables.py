@@ -12,7 +12,7 @@ from leoclr.evals.tables import METRICS
 
 _HALF_WIDTH = "_half_width"
 _METRICS = METRICS | {"ap50": "AP50 %", "ap": "AP %", "ap75": "AP75 %"}
-_BACKENDS = get_args(Settings.model_fields["backend"].annotation)  # each has a section of its name
+BACKENDS = get_args(Settings.model_fields["backend"].annotation)  # each has a section of its name
 
 
 def chip(colour: int, name: str) -> Html:
@@ -26,7 +26,7 @@ def settings_tables(runs: Sequence[ReportedRun], defaults: Mapping[str, str]) ->
     keys = [
         key
         for key in dict.fromkeys(key for run in runs for key in run.settings)
-        if key.partition(".")[0] not in _BACKENDS or key.partition(".")[0] in used  # others have no effect
+        if key.partition(".")[0] not in BACKENDS or key.partition(".")[0] in used  # others have no effect
     ]
     if len(runs) > 1:
         told = [key for key in keys if len({run.settings.get(key) for run in runs}) > 1]

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from leoclr.datasets.errors import CheckpointError
-from leoclr.datasets.files import fsync_folder, sha256_file
+from leoclr.datasets.files import fsync_folder, new_file_mode, sha256_file
 
 JSON = bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"] | None
 
@@ -221,9 +221,10 @@ def _new_folder(target: Path) -> Iterator[Path]:
 
 
 def _seal(folder: Path, step: int) -> None:
-    """Sync every file to the disk, then write the manifest that makes the folder a checkpoint."""
-    entries = {}
+    """Give every file the usual mode and sync it, then write the manifest that makes the folder a checkpoint."""
+    entries, mode = {}, new_file_mode(folder)
     for path in sorted(folder.iterdir()):
+        path.chmod(mode)  # safetensors leaves 0600
         _fsync_file(path)
         entries[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
     manifest = folder / MANIFEST

@@ -20,6 +20,7 @@ from leoclr.cli.run.folder import RunFolder, resolve_checkpoint
 from leoclr.cli.run.foreign_weights import Architecture, deduce, fit, listing, read_safetensors, read_torch_file
 from leoclr.cli.terminal import say
 from leoclr.datasets.errors import CheckpointError
+from leoclr.evals.features.preprocessing import ResizeRule, standard_rule
 
 _PREFIX = "encoder.backbone."
 _HEADER = "leoclr"
@@ -51,6 +52,11 @@ class LoadedEncoder:
     source: str
     run: Path | None
 
+    @property
+    def resize(self) -> ResizeRule:
+        """How a test image becomes the square that the encoder is fed with."""
+        return standard_rule(self.image_size)
+
 
 class Header(Strict):
     """What an exported safetensors file says of itself, as JSON in its metadata."""
@@ -63,6 +69,7 @@ class Header(Strict):
     image_size: int
     mean: Triple
     std: Triple
+    resize: ResizeRule | None = None  # for other programs; files before version 0.2 do not say
 
 
 @dataclass(frozen=True)
@@ -97,9 +104,9 @@ def fresh_encoder(like: LoadedEncoder, seed: int) -> LoadedEncoder:
     return _finished(_build(architecture, seed), architecture, preprocessing, f"untrained, seed {seed}", None)
 
 
-def write_encoder(encoder: LoadedEncoder, path: Path) -> None:
-    """Write a safetensors file that `load_encoder` reads; its tensors have the names of the library's model."""
-    header = Header(
+def header_of(encoder: LoadedEncoder) -> Header:
+    """What an exported file says of itself."""
+    return Header(
         version=version("leoclr-cli"),
         digest=encoder.digest,
         backbone=encoder.name,
@@ -108,9 +115,19 @@ def write_encoder(encoder: LoadedEncoder, path: Path) -> None:
         image_size=encoder.image_size,
         mean=encoder.mean,
         std=encoder.std,
+        resize=encoder.resize,
     )
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.backbone.state_dict().items()}
-    save_file(tensors, path, metadata={_HEADER: header.model_dump_json()})
+
+
+def write_encoder(encoder: LoadedEncoder, path: Path) -> None:
+    """Write a safetensors file that `load_encoder` reads; its tensors have the names of the library's model."""
+    # One key alone: safetensors writes several in any order, and the same encoder is to give the same bytes.
+    save_file(plain_tensors(encoder), path, metadata={_HEADER: header_of(encoder).model_dump_json()})
+
+
+def plain_tensors(encoder: LoadedEncoder) -> dict[str, Tensor]:
+    """The weights on the CPU, contiguous."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.backbone.state_dict().items()}
 
 
 def read_encoder(path: Path) -> LoadedEncoder:

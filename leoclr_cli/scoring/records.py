@@ -10,7 +10,7 @@ from typing import Any
 
 from leoclr.cli.run.encoders import LoadedEncoder
 from leoclr.cli.terminal import print_json, say
-from leoclr.datasets.errors import RunError
+from leoclr.datasets.errors import NotKept, RunError
 from leoclr.datasets.files import write_atomic
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.locate import absolute
@@ -47,19 +47,19 @@ def keep_and_show(path: Path | None, record: Mapping[str, Any], text: str | None
     a pipe whose reader has gone must not lose a figure; what cannot be written is printed nevertheless.
 
     Raises:
-        RunError: It cannot be written.
+        NotKept: It cannot be written.
     """
-    problem = None
+    problem = ""
     if path is not None:
         try:
             write_record(path, record)
         except RunError as error:
-            problem = error
+            problem = str(error)
     if text is None:
         print_json(record)
     else:
         print(text)
-    if problem is not None:
-        raise problem
+    if problem:
+        raise NotKept(problem)
     if path is not None:
         say(f"written to {path}")

@@ -11,7 +11,6 @@ import contextlib
 import math
 import shlex
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -34,6 +33,7 @@ from leoclr.cli.training.knn_monitor import KnnMonitor
 from leoclr.cli.training.metrics import MetricsLog, require_trackers, start_trackers
 from leoclr.cli.training.preflight import description, micro_batch, warnings_about
 from leoclr.cli.training.progress_line import ProgressLine
+from leoclr.cli.training.result import TrainResult
 from leoclr.cli.training.signals import GracefulStop
 from leoclr.cli.training.state import RunState
 from leoclr.cli.training.step import TrainStep
@@ -44,29 +44,6 @@ from leoclr.datasets.loading.loader import Batch
 from leoclr.datasets.views import POLICIES
 
 _COLLAPSED = 0.01  # an untrained ResNet lies around 0.1
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """How a run ended.
-
-    Attributes:
-        stopped_by: Number of the signal that stopped it, or 0 where it is complete.
-        loss: Mean over the last stretch that was logged; None where no step was left to make.
-        knn: The last k-NN score of this session in [0, 1], or None.
-    """
-
-    run: str
-    checkpoint: str
-    step: int
-    steps: int
-    stopped_by: int
-    loss: float | None
-    knn: float | None
-    images_per_second: float
-    seconds: float
-    bad_images: int
-    labelled: bool
 
 
 def train(settings: Settings, output: Path, preset: str | None, command: list[str], resume: bool) -> TrainResult:

@@ -140,6 +140,25 @@ def test_mistakes_are_one_line_and_leave_nothing(arguments: list[str], message: 
     assert sorted(Path().rglob("*")) == before
 
 
+def test_levels_make_8_bits_of_more() -> None:
+    Path("scans").mkdir()
+    numbers = np.linspace(-1000, 3000, 256).astype(np.int32).reshape(16, 16)
+    Image.fromarray(numbers).save("scans/signed.tif")
+    Path("scans/plain.png").write_bytes(encoded(0))
+    assert "skipped" in run("shard", "scans", "refused")[1]
+    run("shard", "scans", "out", "--levels", "-1000:400")
+    with tarfile.open("out/scans-000000.tar") as tar:
+        members = {Path(member.name).stem: tar.extractfile(member) for member in tar if "." in member.name}
+        assert members["plain"] is not None and members["plain"].read() == encoded(0)
+        assert members["signed"] is not None
+        stored = np.asarray(Image.open(io.BytesIO(members["signed"].read())).convert("L"))
+    expected = ((numbers + 1000) / 1400).clip(0, 1) * 255
+    np.testing.assert_allclose(stored, expected, atol=0.51)
+    for wrong in ("4095", "5:5", "9:1", "a:b", "0:nan"):
+        with pytest.raises(DataError, match="such as 0:4095"):
+            run("shard", "scans", "wrong", "--levels", wrong)
+
+
 def test_a_killed_packing_leaves_no_shard_and_the_next_one_works() -> None:
     write_images("images", 150, side=128)
     code = "import typer; from leoclr.cli.commands.shard import shard; typer.run(shard)"

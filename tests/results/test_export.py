@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torchvision
 import typer
+from safetensors import safe_open
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -21,11 +23,13 @@ from leoclr.cli.commands.parsing import LeoclrCommand
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.exporting.export import TOLERANCE, export_encoder
 from leoclr.cli.exporting.formats import ExportFormat
-from leoclr.cli.exporting.targets import Network, Safetensors
+from leoclr.cli.exporting.state_dicts import Safetensors
+from leoclr.cli.exporting.target import Network
 from leoclr.cli.run.checkpoint import save_checkpoint
 from leoclr.cli.run.encoders import LoadedEncoder, load_encoder
 from leoclr.cli.run.folder import RunFolder
 from leoclr.datasets.errors import CheckpointError, SettingsError
+from leoclr.evals.features.preprocessing import standard_rule
 
 app = typer.Typer()
 app.command(cls=LeoclrCommand)(export)
@@ -84,7 +88,8 @@ def test_the_printed_lines_open_each_file_in_another_process_and_give_the_same_f
     tmp_path: Path, cifar_encoder: LoadedEncoder
 ) -> None:
     script = IMPORTS
-    formats = [format for format in ExportFormat if format != ExportFormat.detectron2]  # which is not on PyPI
+    # Detectron2 is not on PyPI; tests/results/test_hub_folder.py holds hf to more than this.
+    formats = [format for format in ExportFormat if format not in (ExportFormat.detectron2, ExportFormat.hf)]
     for format in sorted(formats, key=lambda format: format == ExportFormat.safetensors):  # it imports leoclr
         report = export_encoder(cifar_encoder, format, tmp_path / f"{format}{format.suffix}")
         assert report.largest_difference <= TOLERANCE
@@ -104,7 +109,7 @@ def test_the_printed_lines_open_each_file_in_another_process_and_give_the_same_f
 def test_resnet50_loads_into_the_librarys_own_model(tmp_path: Path, format: ExportFormat) -> None:
     encoder = load_weights(tmp_path, trained_weights("resnet50"))
     report = export_encoder(encoder, format, default_path(encoder.name, tmp_path, format))
-    assert report.path == tmp_path / "export" / "resnet50.pth"
+    assert report.path == tmp_path / "export" / f"resnet50{format.suffix}"
     assert report.largest_difference <= TOLERANCE
     assert len(report.usage) == 2
     assert load_encoder(report.path).digest == encoder.digest
@@ -223,6 +228,28 @@ def test_the_command_exports_the_newest_run_into_itself(run: Path, monkeypatch: 
     assert str(path) in result.stdout
     assert "largest difference  0.0e+00" in result.stdout
     assert load_encoder(path).digest == load_encoder(run).digest
+
+
+def test_no_two_formats_share_a_file(tmp_path: Path) -> None:
+    assert len({default_path("resnet50", tmp_path, format) for format in ExportFormat}) == len(ExportFormat)
+
+
+def test_files_have_the_mode_that_the_umask_says(run: Path, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        path = export_encoder(load_encoder(run), ExportFormat.safetensors, tmp_path / "encoder.safetensors").path
+        checkpoint = save_checkpoint(tmp_path / "checkpoints", 1, {"model": {"weight": torch.zeros(2)}}, {})
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in (path, *checkpoint.iterdir())} == {0o640}
+
+
+def test_a_file_says_how_images_are_resized(run: Path, tmp_path: Path) -> None:
+    path = export_encoder(load_encoder(run), ExportFormat.safetensors, tmp_path / "encoder.safetensors").path
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["leoclr"])
+    assert header["resize"] == {"mode": "squash", "size": 32, "crop": 32, "filter": "bicubic", "antialias": True}
+    assert load_encoder(path).resize == standard_rule(32)
 
 
 def test_the_command_prints_nothing_but_json_when_asked(run: Path, tmp_path: Path) -> None:

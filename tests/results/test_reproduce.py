@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from leoclr.cli.commands.app import main
-from leoclr.cli.commands.eval.group import app as eval_app
+from leoclr.cli.commands.eval.group import COMMANDS
 from leoclr.cli.recipes.definition import Recipe, load_recipe, names
 from leoclr.cli.recipes.results import _elsewhere, _elsewhere_in, _places, cells, forward_passes, half_width
 from leoclr.cli.recipes.steps import Plan
@@ -92,10 +92,7 @@ def reproduce(*arguments: str | Path) -> int:
 @pytest.mark.parametrize("name", names())
 def test_every_recipe_is_made_of_commands_that_exist(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = load_recipe(name)
-    commands = {command.name for command in eval_app.registered_commands} | {
-        command.callback.__name__.replace("_", "-") for command in eval_app.registered_commands if command.callback
-    }
-    assert all(column.command[0] in commands for column in recipe.columns)
+    assert all(column.command[0] in COMMANDS for column in recipe.columns)
     plan = Plan(recipe, Path("out"), {name: f"shards/{name}" for name in recipe.data}, scale=0.01, seeds=recipe.seeds)
     for unit in plan.units():
         with pytest.raises(SystemExit, match="0"):  # which reads the same flags, and needs no data

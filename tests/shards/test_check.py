@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.request import Request, urlopen
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from leoclr.cli.commands.app import main
 from leoclr.datasets.errors import DataError
@@ -49,7 +51,7 @@ def flip(path: Path, position: int) -> None:
 def test_sound_shards_have_no_faults(make_shards: MakeShards, capsys: pytest.CaptureFixture[str]) -> None:
     code, report = check(capsys, str(indexed(make_shards((5, 7)))))
     data = report.pop("data")[0]  # type: ignore[index]
-    assert (code, report) == (0, {"shards": 2, "samples": 12, "decoded": True, "faults": []})
+    assert (code, report) == (0, {"shards": 2, "samples": 12, "decoded": True, "faults": [], "warnings": []})
     assert (data["images"], data["without_label"], data["class_names"]) == (12, 0, ["0", "1", "2", "3"])
 
 
@@ -70,6 +72,23 @@ def test_each_fault_is_found_and_its_consequence_told(
     assert all(word in what for word, (_, what, _) in zip(whats, found, strict=True))
     consequences = ["refuses to start", "refuses to start", "stops when", "another image"]
     assert all(word in consequence for word, (_, _, consequence) in zip(consequences, found, strict=True))
+
+
+def test_images_of_almost_one_value_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """12 bits in a file that declares 16, with a few hot pixels, beside a picture and a real 16 bits."""
+    generator = np.random.default_rng(0)
+    for name, most in (("dark", 4095), ("full", 65535)):
+        numbers = generator.integers(0, most + 1, (64, 64)).astype(np.uint16)
+        numbers[0, :2] = 65535
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(numbers).save(tmp_path / "images" / f"{name}.png")
+    with pytest.raises(SystemExit, match="0"):
+        main(["shard", str(tmp_path / "images"), str(tmp_path / "shards")])
+    code, report = check(capsys, str(tmp_path / "shards"))
+    assert (code, report["faults"]) == (0, [])
+    warnings = report["warnings"]
+    assert isinstance(warnings, list)
+    assert [warning["what"] for warning in warnings] == ["1 image is almost one value (first: dark, 0 to 15 of 255)"]
 
 
 def test_without_checksums_the_members_are_compared(

@@ -19,9 +19,9 @@ from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from leoclr.cli.run.folder import RunFolder
 from leoclr.cli.training import trainer as training
+from leoclr.cli.training.result import TrainResult
 from leoclr.cli.training.signals import GracefulStop
 from leoclr.cli.training.step import TrainStep
-from leoclr.cli.training.trainer import TrainResult
 from leoclr.datasets.errors import DataError, LeoclrError, RunError
 from leoclr.datasets.shards.scan import build_index
 

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from leoclr.cli.commands.eval import detection as eval_detection_command
-from leoclr.cli.commands.eval import knn as eval_knn_command
-from leoclr.cli.commands.eval import label_curve as eval_label_curve_command
-from leoclr.cli.commands.eval import linear as eval_linear_command
-from leoclr.cli.commands.eval import robustness as eval_robustness_command
-from leoclr.cli.commands.eval import semisup as eval_semisup_command
-from leoclr.cli.commands.eval import transfer as eval_transfer_command
-from leoclr.cli.commands.parsing import LeoclrCommand
+from leoclr.cli.commands.lazy import Entry, group_of
 
 _HELP = """Score an encoder: k-NN, linear probes, robustness to cropping, fine-tuning.
 
@@ -24,16 +17,16 @@ Examples:
   leoclr eval robustness --crop random
 """
 
-app = typer.Typer(help=_HELP, no_args_is_help=True)
+COMMANDS = {
+    "knn": Entry("leoclr.cli.commands.eval.knn:knn", "Classify images by their neighbours."),
+    "linear": Entry("leoclr.cli.commands.eval.linear:linear", "Train a linear classifier on the frozen encoder."),
+    "robustness": Entry("leoclr.cli.commands.eval.robustness:robustness", "What random crops cost."),
+    "semisup": Entry("leoclr.cli.commands.eval.semisup:semisup", "Fine-tune with a part of the labels."),
+    "label-curve": Entry(
+        "leoclr.cli.commands.eval.label_curve:label_curve", "Fine-tune with more and more of the labels."
+    ),
+    "transfer": Entry("leoclr.cli.commands.eval.transfer:transfer", "Train on another data set."),
+    "detection": Entry("leoclr.cli.commands.eval.detection:detection", "Fine-tune a detector on boxes."),
+}
 
-app.command(cls=LeoclrCommand, short_help="Classify images by their neighbours.")(eval_knn_command.knn)
-app.command(cls=LeoclrCommand, short_help="Train a linear classifier on the frozen encoder.")(
-    eval_linear_command.linear
-)
-app.command(cls=LeoclrCommand, short_help="What random crops cost.")(eval_robustness_command.robustness)
-app.command(cls=LeoclrCommand, short_help="Fine-tune with a part of the labels.")(eval_semisup_command.semisup)
-app.command("label-curve", cls=LeoclrCommand, short_help="Fine-tune with more and more of the labels.")(
-    eval_label_curve_command.label_curve
-)
-app.command(cls=LeoclrCommand, short_help="Train on another data set.")(eval_transfer_command.transfer)
-app.command(cls=LeoclrCommand, short_help="Fine-tune a detector on boxes.")(eval_detection_command.detection)
+app = typer.Typer(help=_HELP, cls=group_of(COMMANDS), rich_markup_mode=None)

@@ -1,0 +1,177 @@
+"""BatchNorm of S contiguous groups of a batch in one call: `group_batch_norm`.
+
+What computes it depends on where the images are; the results are those of BatchNorm on each group, one after another:
+
+- On a GPU with Triton, two kernels for each direction, whatever S is (`batchnorm_triton`).
+- Elsewhere torch's own kernel on each group, bit for bit, which writes into slices of one output.
+- Under torch.compile the plain formula, which the compiler fuses with what is around it.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_KERNEL_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Running(NamedTuple):
+    """Running statistics, which training moves in place.
+
+    Attributes:
+        mean, var: Shape `(channels,)`.
+        batches: Number of updates so far, int64, a scalar.
+        momentum: Of an update.
+        updates: An update is made with the mean over the statistics of S / `updates` groups, in order; S must be a
+            multiple of it.
+    """
+
+    mean: Tensor
+    var: Tensor
+    batches: Tensor
+    momentum: float
+    updates: int = 1
+
+
+def group_batch_norm(
+    images: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running, groups: int, eps: float
+) -> Tensor:
+    """Normalise each of `groups` contiguous parts of the batch by its own mean and variance, over images and pixels.
+
+    Statistics are float32 at least, whatever autocast made of the images.
+
+    Args:
+        images: `(n, channels, height, width)`, n a multiple of `groups`.
+        weight, bias: Shape `(channels,)`, or None.
+
+    Returns:
+        As `images` in shape and dtype.
+
+    Raises:
+        ValueError: A group has one value per channel, which has no variance.
+    """
+    assert len(images) % groups == 0, "groups of one batch have one size"
+    if len(images) // groups * images.shape[2] * images.shape[3] == 1:
+        raise ValueError(f"Expected more than 1 value per channel when training, got {groups} groups of {images.shape}")
+    if torch.compiler.is_compiling():
+        return _formula(images, weight, bias, running, groups, eps)
+    return _GroupBatchNorm.apply(images, weight, bias, running, groups, eps)  # type: ignore[no-any-return]
+
+
+class _GroupBatchNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, images: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running, groups: int, eps: float
+    ) -> Tensor:
+        ctx.groups, ctx.eps = groups, eps
+        if _has_kernel(images):
+            from leoclr.backends.networks import batchnorm_triton
+
+            output, saved = batchnorm_triton.forward(_dense(images), weight, bias, running, groups, eps)
+        else:
+            output, saved = _each_group(images, weight, bias, running, groups, eps)
+        ctx.save_for_backward(images, weight, saved)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        images, weight, saved = ctx.saved_tensors
+        if _has_kernel(images):
+            from leoclr.backends.networks import batchnorm_triton
+
+            dense = _dense(images)
+            last = dense.is_contiguous(memory_format=torch.channels_last)
+            same = gradient.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+            return *batchnorm_triton.backward(same, dense, weight, saved, ctx.groups), None, None, None
+        return *_each_gradient(gradient, images, weight, saved, ctx.groups, ctx.eps), None, None, None
+
+
+def _has_kernel(images: Tensor) -> bool:
+    return images.device.type == "cuda" and images.dtype in _KERNEL_TYPES and _has_triton()
+
+
+@cache
+def _has_triton() -> bool:
+    """It comes with torch's CUDA builds for Linux."""
+    return find_spec("triton") is not None
+
+
+def _dense(images: Tensor) -> Tensor:
+    last = images.is_contiguous(memory_format=torch.channels_last)
+    return images if last else images.contiguous()
+
+
+def _each_group(
+    images: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running, groups: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    """The output, and mean and inverse deviation of each group, `(groups, 2, channels)`."""
+    output = torch.empty_like(images)
+    saved = running.mean.new_empty(groups, 2, images.shape[1])
+    parts = list(zip(images.chunk(groups), output.chunk(groups), saved, strict=True))
+    size = groups // running.updates
+    for update in range(running.updates):
+        means, variances = running.mean.repeat(size, 1), running.var.repeat(size, 1)
+        for number, (part, into, (mean, inverse)) in enumerate(parts[update * size :][:size]):
+            torch.native_batch_norm(
+                part, weight, bias, means[number], variances[number], True, running.momentum, eps,
+                out=(into, mean, inverse),
+            )  # fmt: skip
+        running.mean.copy_(means.mean(dim=0))
+        running.var.copy_(variances.mean(dim=0))
+    running.batches.add_(running.updates)
+    return output, saved
+
+
+def _each_gradient(
+    gradient: Tensor, images: Tensor, weight: Tensor | None, saved: Tensor, groups: int, eps: float
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    output = torch.empty_like(images)
+    parts = zip(gradient.chunk(groups), images.chunk(groups), output.chunk(groups), saved, strict=True)
+    of_weight: Tensor | None = None
+    of_bias: Tensor | None = None
+    for part, of_images, into, (mean, inverse) in reversed(list(parts)):  # autograd's order of summation
+        found = torch.ops.aten.native_batch_norm_backward(
+            part,
+            of_images,
+            weight,
+            None,
+            None,
+            mean,
+            inverse,
+            True,
+            eps,
+            [True, weight is not None, weight is not None],
+        )
+        into.copy_(found[0])
+        if weight is not None:
+            of_weight = found[1] if of_weight is None else of_weight.add_(found[1])
+            of_bias = found[2] if of_bias is None else of_bias.add_(found[2])
+    return output, of_weight, of_bias
+
+
+def _formula(
+    images: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running, groups: int, eps: float
+) -> Tensor:
+    exact = images if images.dtype == torch.float64 else images.float()
+    grouped = exact.view(groups, -1, *images.shape[1:])
+    variance, mean = torch.var_mean(grouped, dim=(1, 3, 4), correction=0, keepdim=True)
+    normal = (grouped - mean) * torch.rsqrt(variance + eps)
+    if weight is not None and bias is not None:
+        normal = normal * weight[:, None, None] + bias[:, None, None]
+    with torch.no_grad():
+        rows = grouped[0].numel() // images.shape[1]
+        shape = (running.updates, -1, images.shape[1])
+        means = mean.reshape(shape).mean(dim=1)
+        variances = variance.reshape(shape).mean(dim=1) * (rows / max(1, rows - 1))
+        for update in range(running.updates):
+            running.mean.lerp_(means[update], running.momentum)
+            running.var.lerp_(variances[update], running.momentum)
+        running.batches.add_(running.updates)
+    output: Tensor = normal.flatten(0, 1).to(images.dtype)
+    return output

@@ -1,0 +1,326 @@
+"""What the numbers of an image file mean: how many bits are in use, their sign, and which end is white.
+
+Pillow reads most files to 8 bits with the right meaning, and those are left to it. The others are read here as the
+numbers that the file holds: it takes the high byte of 16 bits whatever depth is declared, ignores the sign of 8 bits
+and "0 is white" of 16, reads planes of 16 bits as planes of 8, and compares colour keys of one depth with colours of
+another.
+
+Numbers of a declared depth become 8 bits. Those without a range (signed or 32-bit integers, floating point) need one
+from the user, `levels`; else they are refused, because any guess is black, white or wrapped for somebody.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.TiffImagePlugin import OPEN_INFO
+
+from leoclr.datasets.errors import BadImage
+
+Levels = tuple[float, float]
+"""The numbers that become black and white in images of more than 8 bits a sample."""
+
+_BITS, _PHOTOMETRIC, _FILL_ORDER, _MOST, _PLANES, _FORMAT = 258, 262, 266, 281, 284, 339  # tags of TIFF
+_UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _CMYK = 0, 1, 2, 5
+for _key, _modes in {  # kinds of TIFF that Pillow unpacks, but in one order of bytes or with black as 0 alone
+    (b"MM", 0, (1,), 1, (16,), ()): ("I;16B", "I;16B"),
+    (b"MM", 1, (1,), 1, (12,), ()): ("I;16", "I;12"),
+    (b"MM", 0, (1,), 1, (12,), ()): ("I;16", "I;12"),
+    (b"II", 0, (1,), 1, (12,), ()): ("I;16", "I;12"),
+}.items():
+    OPEN_INFO.setdefault(_key, _modes)
+_COLOURS = {"L": 1, "LA": 1, "RGB": 3, "RGBA": 3, "RGBa": 3, "CMYK": 4}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The numbers of an image, upright only as far as Pillow turns them.
+
+    Attributes:
+        numbers: Shape `(height, width, channels)`; alpha is the last channel where `mode` has one.
+        mode: Pillow's name of what the channels are.
+        depth: Bits in use, for all channels or for each; None where the numbers have no range.
+        what: What they are, for a refusal.
+        deep: Whether there are more than 8 bits, so that `levels` apply.
+        white_is_zero: Whether 0 is white.
+    """
+
+    numbers: NDArray[Any]
+    mode: str
+    depth: int | tuple[int, ...] | None
+    what: str = ""
+    deep: bool = True
+    white_is_zero: bool = False
+
+
+def stored(opened: Image.Image, data: bytes, levels: Levels | None) -> Stored | None:
+    """The numbers of an opened file where Pillow's reading to 8 bits would not be what they mean, else None."""
+    if opened.format == "TIFF":
+        return _tiff(opened, data, levels)
+    if opened.format == "PNG":
+        return _png(opened, data, levels)
+    if opened.format == "PPM":
+        return _ppm(opened, levels)
+    return None
+
+
+def has_levels(opened: Image.Image, data: bytes) -> bool:
+    """Whether there are more than 8 bits a sample, or a sign: whether `levels` would be looked at."""
+    if opened.format == "PNG":
+        return data[24] == 16
+    if opened.format == "TIFF":
+        tags: Any = opened.tag_v2  # type: ignore[attr-defined]
+        return bool(max(tags.get(_BITS, (1,))) > 8 or max(tags.get(_FORMAT, (_UNSIGNED,))) != _UNSIGNED)
+    return opened.mode in ("I", "F")
+
+
+def eight_bits(image: Stored, levels: Levels | None) -> Image.Image:
+    """The image with 8 bits a channel. Raises BadImage where its numbers have no range and `levels` give none."""
+    numbers = image.numbers
+    colours = _COLOURS[image.mode]
+    if levels is not None and image.deep:
+        scaled = _between(numbers, levels)
+        if image.depth is not None and numbers.shape[2] > colours:
+            scaled[..., colours:] = _scaled(numbers, image.depth)[..., colours:]
+    elif image.depth is None:
+        raise BadImage(
+            f"{image.what} have no defined range; convert them to 8 bits, or say which numbers are black and white: "
+            "leoclr shard --levels LOW:HIGH"
+        )
+    else:
+        scaled = _scaled(numbers, image.depth)
+    if image.white_is_zero:
+        scaled[..., :colours] = 255 - scaled[..., :colours]
+    height, width, channels = scaled.shape
+    if (image.mode, channels) == ("CMYK", 4):
+        return Image.frombytes("CMYK", (width, height), scaled.tobytes())
+    converted = Image.frombytes(image.mode, (width, height), scaled.tobytes())
+    return converted.convert("RGBA") if image.mode == "RGBa" else converted
+
+
+def _between(numbers: NDArray[Any], levels: Levels) -> NDArray[np.uint8]:
+    low, high = levels
+    share = (np.nan_to_num(numbers.astype(np.float64), nan=low) - low) / (high - low)
+    scaled: NDArray[np.uint8] = np.rint(share.clip(0, 1) * 255).astype(np.uint8)
+    return scaled
+
+
+def _scaled(numbers: NDArray[Any], depth: int | tuple[int, ...]) -> NDArray[np.uint8]:
+    """The upper 8 bits of `depth`, as Pillow takes them of 16; of fewer than 8 bits the nearest of 255."""
+    if isinstance(depth, tuple):
+        channels = [_scaled(numbers[..., number], bits) for number, bits in enumerate(depth)]
+        return np.stack(channels, axis=-1)
+    if depth >= 8:
+        upper: NDArray[np.uint8] = (numbers >> (depth - 8)).astype(np.uint8)
+        return upper
+    nearest: NDArray[np.uint8] = np.rint(numbers * (255 / ((1 << depth) - 1))).astype(np.uint8)
+    return nearest
+
+
+# TIFF
+
+
+def _tiff(opened: Any, data: bytes, levels: Levels | None) -> Stored | None:
+    tags = opened.tag_v2
+    in_planes = tags.get(_PLANES) == 2 and opened.tile[0].codec_name == "raw"
+    if in_planes:
+        _mend_single_plane(opened)
+    bits, kind = max(tags.get(_BITS, (1,))), max(tags.get(_FORMAT, (_UNSIGNED,)))
+    photometric = tags.get(_PHOTOMETRIC, _WHITE_IS_ZERO)
+    if kind != _UNSIGNED or bits > 16:
+        return _without_range(opened, bits, kind, photometric == _WHITE_IS_ZERO)
+    if bits < 8 or photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _CMYK):
+        return None
+    declared = _declared(tags.get(_MOST, ()), bits)
+    planes_of_16 = bits > 8 and in_planes
+    grey_of_16 = opened.mode.startswith("I;16")
+    if declared == bits and not planes_of_16 and not grey_of_16 and (levels is None or bits == 8):
+        return None
+    inverted = photometric == _WHITE_IS_ZERO
+    if bits > 8:
+        numbers, mode = _sixteen(opened, data)
+    elif opened.mode in ("L", "LA", "RGB", "RGBA", "CMYK"):
+        numbers, mode = _with_channels(np.asarray(opened)), opened.mode
+        numbers = 255 - numbers if inverted else numbers  # which Pillow did already
+    else:
+        return None
+    fits = [not (numbers[..., channel].max(initial=0) >> declared) for channel in range(numbers.shape[2])]
+    in_use = declared if all(fits[: _COLOURS[mode]]) else bits  # else what is declared is not true
+    depth = tuple(in_use if fit else bits for fit in fits)
+    return Stored(numbers, mode, depth, deep=bits > 8, white_is_zero=inverted)
+
+
+def _mend_single_plane(opened: Any) -> None:
+    """Of each plane Pillow reads only the first letter of how samples are packed: "L" of "L;4", "I" of "I;16"."""
+    tags = opened.tag_v2
+    order = tags.get(_FILL_ORDER, 1)
+    if len(opened.getbands()) > 1:
+        if order != 1:
+            raise BadImage("planes whose bits are in reverse order are not read; store the channels together")
+        return
+    key = (tags.prefix, tags.get(_PHOTOMETRIC, 0), tags.get(_FORMAT, (1,)), order, tags.get(_BITS, (1,)), ())
+    name = OPEN_INFO[key][1]
+    opened.tile = [tile._replace(args=(name, *tile.args[1:])) for tile in opened.tile]
+
+
+def _declared(most: Sequence[Any], bits: int) -> int:
+    """Bits in use by MaxSampleValue. Only 2^n - 1 is a depth; TIFF 6.0 has all others for statistics alone."""
+    values = {int(value) for value in most} if isinstance(most, tuple) else set()
+    if len(values) == 1 and (depth := (value := values.pop()).bit_length()) <= bits and value == (1 << depth) - 1:
+        return max(depth, 1)
+    return bits
+
+
+def _without_range(opened: Image.Image, bits: int, kind: int, white_is_zero: bool) -> Stored:
+    """Floating point and integers with a sign or of 32 bits."""
+    numbers = np.asarray(opened)
+    what = "floating-point samples" if kind == _FLOAT else f"{bits}-bit integers"
+    if kind == _SIGNED:
+        what = f"signed {what}"
+        numbers = numbers.view(np.int8) if bits == 8 else numbers
+    elif kind == _UNSIGNED and numbers.dtype == np.int32:
+        numbers = numbers.view(np.uint32)
+    if numbers.ndim != 2:
+        raise BadImage(f"{what} are read from images of one channel only")
+    return Stored(_with_channels(numbers), "L", None, what, white_is_zero=white_is_zero)
+
+
+# PNG
+
+
+def _png(opened: Image.Image, data: bytes, levels: Levels | None) -> Stored | None:
+    depth, colour = data[24], data[25]
+    if colour == 3:  # a palette of 8 bits
+        return None
+    chunks = _chunks_before_pixels(data)
+    key = _colour_key(chunks.get(b"tRNS", b""), depth, colour)
+    if key is not None and colour == 0 and depth <= 8:
+        opened.info["transparency"] = key[0] * 255 // ((1 << depth) - 1)  # Pillow scales grey, but not its key
+    in_use = tuple(chunks.get(b"sBIT", b""))
+    declares = bool(in_use) and all(0 < bits <= depth for bits in in_use) and min(in_use) < depth
+    plain = depth == 8 or (colour != 0 and key is None and levels is None)
+    if depth < 8 or (plain and not declares):
+        return None
+    numbers, mode = _sixteen(opened, data) if depth == 16 else (_with_channels(np.asarray(opened)), opened.mode)
+    bits_in_use = (depth,) * numbers.shape[2]
+    if declares and len(in_use) == len(bits_in_use) and not _scaled_up(numbers, in_use, depth):
+        bits_in_use = in_use
+    if key is not None:
+        solid = (numbers != np.array(key, numbers.dtype)).any(axis=2)
+        alpha = np.where(solid, (1 << depth) - 1, 0).astype(numbers.dtype)
+        numbers, mode, bits_in_use = np.dstack([numbers, alpha]), mode + "A", (*bits_in_use, depth)
+    return Stored(numbers, mode, bits_in_use, deep=depth > 8)
+
+
+def _chunks_before_pixels(data: bytes) -> dict[bytes, bytes]:
+    """The chunks that say how the pixels are meant."""
+    found, place = {}, 8
+    while place + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, place)
+        if kind == b"IDAT":
+            break
+        if kind in (b"sBIT", b"tRNS"):
+            found[kind] = data[place + 8 : place + 8 + min(length, 256)]
+        place += length + 12
+    return found
+
+
+def _colour_key(body: bytes, depth: int, colour: int) -> tuple[int, ...] | None:
+    """The one colour that is transparent, of grey or RGB, in the bits of the file."""
+    count = {0: 1, 2: 3}.get(colour, 0)
+    if not count or len(body) < 2 * count:
+        return None
+    return tuple(value & ((1 << depth) - 1) for value in struct.unpack_from(f">{count}H", body))
+
+
+def _scaled_up(numbers: NDArray[Any], in_use: Sequence[int], depth: int) -> bool:
+    """Whether samples of fewer bits were scaled up to the depth of the file, as PNG asks for.
+
+    Many writers set sBIT and leave the samples as they were. Those are all within the lower bits, and (unless they are
+    all nought) are not what any of the usual ways of scaling up gives.
+    """
+    for number, bits in enumerate(in_use):
+        channel = numbers[..., number].astype(np.int64)
+        if (channel >> bits).any():
+            return True
+    for number, bits in enumerate(in_use):
+        channel = numbers[..., number].astype(np.int64)
+        top = channel >> (depth - bits)
+        repeated = top << (depth - bits)
+        for shift in range(bits, depth, bits):
+            repeated |= (top << (depth - bits)) >> shift
+        even = np.rint(top * (((1 << depth) - 1) / ((1 << bits) - 1)))
+        ways = (top << (depth - bits), repeated, even)
+        if not any((channel == way).all() for way in ways):
+            return False
+    return True
+
+
+# PGM
+
+
+def _ppm(opened: Any, levels: Levels | None) -> Stored | None:
+    """Grey of more than 8 bits, which Pillow scales from the file's maximum to 16 bits; `levels` mean the file's."""
+    if opened.mode != "I":
+        return None
+    codec, arguments = opened.tile[0].codec_name, opened.tile[0].args
+    numbers = _with_channels(np.asarray(opened).clip(0, 65535))
+    if levels is not None and codec != "raw":
+        numbers = np.rint(numbers * (int(arguments[-1]) / 65535))
+    return Stored(numbers, "L", 16)
+
+
+# Reading all of 16 bits
+
+
+def _sixteen(opened: Any, data: bytes) -> tuple[NDArray[np.uint16], str]:
+    """All 16 bits of all channels, and the mode of the channels.
+
+    Pillow holds more than 8 bits of one channel only, but it takes the first or the second byte of each sample as it
+    is told; so the file is decoded twice. Grey with alpha has two samples of two bytes: four channels of one.
+    """
+    if opened.mode.startswith("I;16"):
+        return _with_channels(np.asarray(opened).astype(np.uint16)), "L"
+    first = opened.tile[0]
+    raw = first.args if isinstance(first.args, str) else first.args[0]
+    if raw == "LA;16B":
+        high_low = _decoded_as(opened, data, ["RGBA"] * len(opened.tile), "RGBA")
+        return high_low.view(">u2").astype(np.uint16), "LA"
+    if first.codec_name == "libtiff":
+        if opened.tag_v2.get(_PLANES) == 2:
+            raise BadImage("compressed planes of 16 bits are not read with another range; store the channels together")
+        order = ("16B", "16L")  # libtiff hands over the machine's own order, which is this
+    else:
+        big = raw.endswith("B") or getattr(opened, "tag_v2", None) is not None and opened.tag_v2.prefix == b"MM"
+        order = ("16L", "16B") if big else ("16B", "16L")
+    names = [(tile.args if isinstance(tile.args, str) else tile.args[0]).partition(";")[0] for tile in opened.tile]
+    mode = opened.mode
+    if "a" in names[0] or "a" in names:  # colours that are multiplied by alpha: as they are
+        mode, names = "RGBa", [name.replace("a", "A") for name in names]
+    low, high = (
+        _decoded_as(opened, data, [f"{name};{suffix}" for name in names], opened.mode).astype(np.uint16)
+        for suffix in order
+    )
+    return (high << 8 | low).astype(np.uint16), mode
+
+
+def _decoded_as(opened: Image.Image, data: bytes, names: Sequence[str], mode: str) -> NDArray[np.uint8]:
+    again: Any = Image.open(io.BytesIO(data), formats=(str(opened.format),))
+    again.tile = [
+        tile._replace(args=name if isinstance(tile.args, str) else (name, *tile.args[1:]))
+        for tile, name in zip(again.tile, names, strict=True)
+    ]
+    assert again.mode == mode
+    return np.asarray(again)
+
+
+def _with_channels(numbers: NDArray[Any]) -> NDArray[Any]:
+    return numbers[..., None] if numbers.ndim == 2 else numbers

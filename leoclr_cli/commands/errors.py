@@ -1,0 +1,68 @@
+"""How a command ends that fails: one line on stderr, the same as JSON on stdout where that was asked for, a code."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from leoclr.cli.terminal import print_json, say
+from leoclr.datasets.errors import LeoclrError, NotKept
+from leoclr.datasets.storage.addresses import redacted
+
+USER_ERROR = 2
+INTERRUPTED = 130  # 128 + SIGINT
+_UNWRITABLE = (errno.ENOSPC, errno.EIO)
+
+# typer has a click of its own, or uses the package, by its version: what it offers of it by name serves for both.
+_ClickException: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+
+def exit_code(command: Callable[[], Any], as_json: bool) -> int:
+    """Run a command to its end.
+
+    Args:
+        command: What typer makes of it, not standing alone: it returns the code of a `typer.Exit`, and raises others.
+        as_json: Whether an error is printed as `{"error": ...}` too, unless the result was.
+    """
+    try:
+        return command() or 0
+    except NotKept as error:
+        return _failed(str(error), USER_ERROR, as_json=False)
+    except LeoclrError as error:
+        return _failed(redacted(str(error)), USER_ERROR, as_json)
+    except (KeyboardInterrupt, typer.Abort):
+        if as_json:
+            print_json({"error": "interrupted"})
+        return INTERRUPTED
+    except BrokenPipeError:
+        raise  # typer's affair: it ends without a word, as Unix tools do
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        return _failed(f"{error.filename or 'the output cannot be written'}: {error.strerror}", USER_ERROR, as_json)
+    except _ClickException as error:
+        return _failed(usage(error), error.exit_code, as_json)
+
+
+def usage(error: Any) -> str:
+    """A usage error of click in this project's words: one line, and where to look."""
+    message = error.format_message().strip().rstrip("?.")
+    for theirs, ours in (("Value error, ", ""), ("Input should be", "must be"), (". Did you mean", "; did you mean")):
+        message = message.replace(theirs, ours)
+    message = re.sub(r" \(Possible options: (.*)\)", r"; did you mean \1", message)
+    message = message[:1].lower() + message.partition(", unable to")[0][1:]
+    if "did you mean" in message:
+        return f"{message}?"
+    context = getattr(error, "ctx", None)
+    return message if context is None else f"{message}; see `{context.command_path} --help`"
+
+
+def _failed(message: str, code: int, as_json: bool) -> int:
+    say(f"error: {message}")
+    if as_json:
+        print_json({"error": message})
+    return code

@@ -1,0 +1,137 @@
+"""Errors of every command: one line on stderr, JSON on stdout where that was asked for, exit code 2."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from leoclr.cli.commands import errors
+from leoclr.cli.commands.app import main
+from leoclr.datasets.errors import DataError, NotKept
+
+MISTAKES = {
+    "trian": "error: no such command 'trian'; did you mean 'train'?",
+    "eval lin": "error: no such command 'lin'; did you mean 'linear'?",
+    "frobnicate": "error: no such command 'frobnicate'; see `leoclr --help`",
+    "--verson": "error: no such option: --verson; did you mean --version?",
+    "shard": "error: missing argument 'SOURCE'; see `leoclr shard --help`",
+    "shard a b --val abc": "error: invalid value for '--val': must be a valid number; see `leoclr shard --help`",
+    "eval knn --batch-size 0": "error: invalid value for '--batch-size': must be greater than or equal to 1; see",
+    "report --map x": "error: invalid value for '--map': 'x' is not one of 'tsne', 'pca', 'none'; see",
+    "eval linear --lr": "error: option '--lr' requires an argument",
+    "train --data": "error: option '--data' requires an argument",
+    "train -x": "error: no such option: -x; see `leoclr train --help`",
+    "train --bakend moco": "error: --bakend: no such flag; did you mean --backend?",
+    "train --resume nowhere": "error: nowhere is not a run folder: it has no run.json",
+    "check nowhere": "error: nowhere: there is no such shard",
+    "export nowhere": "error: no such run, checkpoint or file: nowhere",
+    "reproduce table66": "error: no recipe 'table66'; there are ",
+}
+
+
+def ended(line: str) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main(shlex.split(line))
+    return int(stopped.value.code or 0)
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_a_mistake_is_one_line_on_stderr_and_code_2(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert ended(line) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(MISTAKES[line]) and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_json_of_a_mistake_is_alone_on_stdout(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = line.split()
+    assert ended(shlex.join([*words[:1], "--json", *words[1:]])) == 2
+    out, err = capsys.readouterr()
+    said = json.loads(out)["error"]
+    assert err == f"error: {said}\n"
+
+
+def test_a_result_that_cannot_be_kept_stays_the_one_json_value(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        print("{}")
+        raise NotKept("x.json cannot be written: no space left")
+
+    assert errors.exit_code(command, as_json=True) == 2
+    out, err = capsys.readouterr()
+    assert out == "{}\n" and err == "error: x.json cannot be written: no space left\n"
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_ctrl_c_says_nothing_to_a_person(as_json: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        raise KeyboardInterrupt
+
+    assert errors.exit_code(command, as_json) == 130
+    out, err = capsys.readouterr()
+    assert err == "" and (json.loads(out) == {"error": "interrupted"} if as_json else out == "")
+
+
+def test_a_full_disk_is_an_error_and_other_faults_keep_their_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a.bin")
+
+    def ours() -> None:
+        raise ZeroDivisionError
+
+    assert errors.exit_code(full, as_json=False) == 2
+    assert capsys.readouterr().err == "error: a.bin: No space left on device\n"
+    with pytest.raises(ZeroDivisionError):
+        errors.exit_code(ours, as_json=False)
+
+
+def test_an_error_hides_credentials(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        raise DataError("https://me:secret@host/x.tar: nothing there")
+
+    assert errors.exit_code(command, as_json=True) == 2
+    out, err = capsys.readouterr()
+    assert "secret" not in out + err and "host/x.tar" in out
+
+
+@pytest.mark.parametrize("line", ["", "eval"])
+def test_without_a_command_the_help_is_printed(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(line) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "Commands:" in err
+
+
+def test_ctrl_c_in_the_first_second_prints_nothing(tmp_path: Path) -> None:
+    """At several instants, most of them while modules are imported. Before Python has read the first line of leoclr
+    nothing can be caught; the file tells that this is over."""
+    program = (
+        "import pathlib, leoclr.cli.__main__ as entry, signal\n"
+        "signal.signal(signal.SIGINT, entry._interrupted)\n"
+        "pathlib.Path('begun').touch()\n"
+        "entry.main()\n"
+    )
+    for wait in (0.0, 0.05, 0.1, 0.2, 0.4):
+        (tmp_path / "begun").unlink(missing_ok=True)
+        command = [sys.executable, "-c", program, "eval", "knn", "nowhere"]
+        child = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.005)
+        time.sleep(wait)
+        child.send_signal(signal.SIGINT)
+        _, err = child.communicate()
+        assert child.returncode == 130 and err == "", (wait, err)
