@@ -36,6 +36,11 @@ def hash_key(*parts: int) -> UInt64:
     return word
 
 
+def stream(seed: int, purpose: str) -> int:
+    """A seed for one purpose: what is drawn for another purpose under the same `seed` is independent of it."""
+    return int(hash_key(seed, *purpose.encode())[0])
+
+
 def uniforms(seed: int, epoch: int, samples: NDArray[np.int64], view: int, count: int) -> NDArray[np.float64]:
     """Numbers in [0, 1) for the augmentation of some samples.
 

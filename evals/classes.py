@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leoclr.datasets.errors import EvaluationError
-from leoclr.datasets.randomness import uniforms
+from leoclr.datasets.randomness import stream, uniforms
 from leoclr.datasets.shards.index import NO_LABEL, Index
 
 IntArray = NDArray[np.int64]
@@ -80,12 +80,15 @@ def match_classes(train: Index, test: Index) -> Numbering:
     return Numbering(test.occurring, np.array(found, np.int64))
 
 
-def stratified_holdout(labels: IntArray, share: float, seed: int) -> tuple[IntArray, IntArray]:
+def stratified_holdout(
+    labels: IntArray, share: float, seed: int, purpose: str = "hold-out"
+) -> tuple[IntArray, IntArray]:
     """Split samples so that every class is divided alike.
 
     Args:
         share: Of each class that is held out, rounded; at least one sample of a class that has two, and never all.
         seed: With the position of a sample, decides which.
+        purpose: Of the split. Splits for different purposes are independent under the same seed.
 
     Returns:
         Positions to keep and positions held out, both ascending.
@@ -93,7 +96,7 @@ def stratified_holdout(labels: IntArray, share: float, seed: int) -> tuple[IntAr
     Raises:
         EvaluationError: No class has two samples.
     """
-    draws = uniforms(seed, 0, np.arange(len(labels)), 0, 1)[:, 0]
+    draws = uniforms(stream(seed, purpose), 0, np.arange(len(labels)), 0, 1)[:, 0]
     held = np.zeros(len(labels), np.bool_)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)

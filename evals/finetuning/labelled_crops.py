@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,8 @@ from leoclr.datasets.images.augment_pillow import AugmentationSpec
 from leoclr.datasets.images.normalise import normalise
 from leoclr.datasets.loading.device_feed import to_device
 from leoclr.datasets.loading.loader import StepDataset, batches
-from leoclr.datasets.loading.plan import Plan
+from leoclr.datasets.loading.plan import Plan, StepSamples
+from leoclr.datasets.randomness import stream
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.views import ViewPolicy
 from leoclr.evals.classes import own_classes
@@ -28,6 +30,20 @@ _VIEW = "image"
 _POLICY = ViewPolicy("crop", {_VIEW: "crop"}, ())
 
 
+class WholeEpochs(Plan):
+    """Every sample once an epoch, in steps of nearly equal size, at most `batch_size` each: 400 samples in batches of
+    256 are two steps of 200. A step has two samples at least, which BatchNorm needs, where there are two."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return max(1, min(-(-self.size // self.batch_size), self.size // 2))
+
+    def step(self, number: int) -> StepSamples:
+        epoch, step = divmod(number, self.steps_per_epoch)
+        start, stop = (edge * self.size // self.steps_per_epoch for edge in (step, step + 1))
+        return StepSamples(epoch, self.order(epoch, np.arange(start, stop)))
+
+
 @dataclass(frozen=True)
 class Crops:
     """Random crops of a labelled data set, half of them flipped, in an order that the seed and the epoch decide.
@@ -36,8 +52,7 @@ class Crops:
         index: Every sample has a label.
         image_size: Side of the crops in pixels.
         mean, std: Of the normalisation, per channel.
-        batch_size: Of a step; all of the data where there is less. What is left of an epoch after its last full
-            batch is left out, other samples each time.
+        batch_size: Most images in a step.
     """
 
     index: Index
@@ -48,13 +63,17 @@ class Crops:
     seed: int
 
     @property
-    def plan(self) -> Plan:
-        return Plan((len(self.index),), min(self.batch_size, len(self.index)), self.seed)
+    def plan(self) -> WholeEpochs:
+        """Which images make up which step."""
+        seed = stream(self.seed, "labelled crops")
+        return WholeEpochs((len(self.index),), min(self.batch_size, len(self.index)), seed)
 
     @property
-    def epoch_images(self) -> int:
-        """Images in the full batches of an epoch."""
-        return self.plan.steps_per_epoch * self.plan.batch_size
+    def batches_protocol(self) -> str:
+        """The steps of an epoch in words."""
+        images, steps = len(self.index), self.plan.steps_per_epoch
+        most = f"at most {-(-images // steps)}" if images % steps else f"{images // steps}"
+        return f"all {images:,} images each epoch, in {steps:,} step{'' if steps == 1 else 's'} of {most}"
 
     @property
     def class_count(self) -> int:

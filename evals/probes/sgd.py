@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from leoclr.backends.weights import weights_digest
 from leoclr.datasets.errors import EvaluationError
 from leoclr.datasets.files import ignore
-from leoclr.evals.accuracy import accuracies
+from leoclr.evals.accuracy import predictions
 from leoclr.evals.classes import own_classes
 from leoclr.evals.features.extract import Features, FloatArray, Precision
 from leoclr.evals.finetuning.labelled_crops import Crops
@@ -157,5 +157,8 @@ def _finite(layer: tuple[FloatArray, FloatArray]) -> bool:
 def _accuracy(layer: tuple[FloatArray, FloatArray], held: Features) -> float:
     if not _finite(layer):
         return 0.0
-    scores = torch.from_numpy(held.features @ layer[0].T + layer[1])
-    return accuracies(scores, torch.from_numpy(held.labels))["top1"]
+    with np.errstate(over="ignore", invalid="ignore"):  # of a training that is about to diverge
+        scores = held.features @ layer[0].T + layer[1]
+    if not np.isfinite(scores).all():
+        return 0.0
+    return predictions(torch.from_numpy(scores), torch.from_numpy(held.labels)).accuracies()["top1"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -10,6 +11,8 @@ import typer
 
 from leoclr.cli.commands.errors import exit_code
 from leoclr.cli.commands.lazy import Entry, group_of
+from leoclr.cli.run.variables import drop_what_changes_results
+from leoclr.cli.terminal import warn
 
 COMMANDS = {
     "quickstart": Entry("leoclr.cli.commands.quickstart:quickstart", "See all of it work in a few minutes."),
@@ -71,5 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: Those of the process if None.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
+    if dropped := drop_what_changes_results(os.environ):  # before any command imports torch or NumPy
+        warn(f"not taken from the environment, as results follow from the settings: {', '.join(dropped)}")
     command: Any = typer.main.get_command(app)
     raise SystemExit(exit_code(lambda: command.main(words, "leoclr", standalone_mode=False), "--json" in words))

@@ -68,8 +68,10 @@ def train(
         print_json(plan) if json_output else print(as_text(plan))
         return
 
+    from leoclr.cli.run.variables import settle_launch
     from leoclr.cli.training.launch import launch, launched
 
+    settle_launch(os.environ)
     if num_processes > 1 and not launched():
         arguments = [*sys.argv[1:]]
         if output is None and resume is None:

@@ -58,6 +58,37 @@ class Checkpoint:
     state: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Sound:
+    """A checkpoint folder whose files have been compared with the manifest. Loading hashes nothing again.
+
+    Attributes:
+        files: Names of the files that the manifest lists.
+    """
+
+    path: Path
+    step: int
+    files: tuple[str, ...]
+
+    def load(self, groups: Collection[str] | None = None) -> Checkpoint:
+        """Read it.
+
+        Args:
+            groups: Groups of tensors to read; None reads all.
+
+        Raises:
+            CheckpointError: A file is not what it claims to be, or one of `groups` is not there.
+        """
+        names = [Path(file).stem for file in self.files if file != STATE]
+        for group in groups or ():
+            if group not in names:
+                raise CheckpointError(f"{self.path} holds no group {group!r}, only {', '.join(names)}")
+        wanted = names if groups is None else groups
+        state = _read_json(self.path / STATE)
+        tensors = {name: _read_group(self.path / f"{name}.safetensors") for name in wanted}
+        return Checkpoint(self.path, self.step, tensors, state)
+
+
 def step_folder(folder: Path, step: int) -> Path:
     """Where the checkpoint after `step` optimizer steps lies."""
     return folder / f"step-{step:09d}"
@@ -94,41 +125,28 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path, groups: Collection[str] | None = None) -> Checkpoint:
-    """Read a checkpoint folder after comparing every file with the manifest.
-
-    Args:
-        path: The checkpoint folder.
-        groups: Groups of tensors to read; None reads all.
-
-    Raises:
-        CheckpointError: A file is missing, changed or not what it claims to be (the message names it), or one of
-            `groups` is not there.
-    """
-    manifest = verify(path)
-    state = _read_json(path / STATE)
-    names = [Path(file).stem for file in manifest["files"] if file != STATE]
-    for group in groups or ():
-        if group not in names:
-            raise CheckpointError(f"{path} holds no group {group!r}, only {', '.join(names)}")
-    wanted = names if groups is None else groups
-    tensors = {name: _read_group(path / f"{name}.safetensors") for name in wanted}
-    return Checkpoint(path, manifest["step"], tensors, state)
+    """Read a checkpoint folder after comparing every file with the manifest; see `verify` and `Sound.load`."""
+    return verify(path).load(groups)
 
 
-def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
+def newest_sound(folder: Path) -> tuple[Sound | None, list[str]]:
     """The newest checkpoint in `folder` that verifies, and one line for each newer one that does not.
 
     The first is None where there is no sound checkpoint.
     """
-    passed_over = []
+    passed_over: list[str] = []
     for _, path in reversed(_step_folders(folder)):
         try:
-            verify(path)
+            return verify(path), passed_over
         except CheckpointError as error:
             passed_over.append(f"passed over a damaged checkpoint: {error}")
-        else:
-            return path, passed_over
     return None, passed_over
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
+    """The folder of `newest_sound`, where nothing is loaded from it."""
+    sound, passed_over = newest_sound(folder)
+    return None if sound is None else sound.path, passed_over
 
 
 def prune(folder: Path, newest: int, keep: int, protect: Callable[[int], bool]) -> None:
@@ -151,8 +169,8 @@ def prune(folder: Path, newest: int, keep: int, protect: Callable[[int], bool]) 
                 raise CheckpointError(f"cannot remove the old checkpoint {path}: {error}") from error
 
 
-def verify(path: Path) -> dict[str, Any]:
-    """Compare each file of a checkpoint folder with the manifest, which is returned.
+def verify(path: Path) -> Sound:
+    """Compare each file of a checkpoint folder with the manifest.
 
     Memory stays bounded whatever the files hold. Files that the manifest does not list are ignored.
 
@@ -170,7 +188,7 @@ def verify(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path / MANIFEST} does not list {STATE}")
     for name, expected in files.items():
         _verify_file(path / name, expected)
-    return manifest
+    return Sound(path, step, tuple(files))
 
 
 def _verify_file(path: Path, expected: Any) -> None:

@@ -17,6 +17,7 @@ from accelerate.utils import ProjectConfiguration
 from leoclr.backends.networks.backbones import Backbone, narrow_convolution
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.allocator import keep_freed_memory
+from leoclr.cli.run.variables import drop_what_changes_results, settle_launch
 from leoclr.datasets.errors import RunError
 
 _AGREE_STEPS_CUDA = 10  # asking all GPUs whether to stop waits for them; every step would cost speed
@@ -29,12 +30,15 @@ def make_accelerator(settings: Settings, output: Path) -> Accelerator:
     Buffers are not broadcast: ranks hold equal queues already, and BatchNorm statistics are per rank by design.
 
     Raises:
-        RunError: There is no such device, or it does not compute in that precision.
+        RunError: There is no such device, or it does not compute in that precision; or the environment says that there
+            are several processes, and not which this one is.
     """
+    drop_what_changes_results(os.environ)  # where this is not run by the command line, which says so
+    settle_launch(os.environ)
     device = choose_device(settings.run.device)
     check_precision(settings.train.precision, device)
     if settings.run.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     if device.type == "cpu":

@@ -15,8 +15,8 @@ from torch import Tensor
 from leoclr.backends.networks.backbones import Backbone, build_backbone
 from leoclr.backends.weights import weights_digest
 from leoclr.cli.config.settings import AugmentationSettings, DataSettings, Settings, Strict
-from leoclr.cli.run.checkpoint import load_checkpoint
-from leoclr.cli.run.folder import RunFolder, resolve_checkpoint
+from leoclr.cli.run.checkpoint import Sound
+from leoclr.cli.run.folder import RunFolder, find_checkpoint
 from leoclr.cli.run.foreign_weights import Architecture, deduce, fit, listing, read_safetensors, read_torch_file
 from leoclr.cli.terminal import say
 from leoclr.datasets.errors import CheckpointError
@@ -90,10 +90,10 @@ def load_encoder(path: Path | None, backbone: str | None = None) -> LoadedEncode
         CheckpointError: It is missing, damaged, pickles more than tensors, or does not fit its architecture (the
             keys are listed). Nothing is loaded in part.
     """
-    source = resolve_checkpoint(path)
-    loaded = _from_checkpoint(source) if source.is_dir() else _from_file(source, backbone)
+    found = find_checkpoint(path)
+    loaded = _from_checkpoint(found) if isinstance(found, Sound) else _from_file(found, backbone)
     if backbone is not None and backbone != loaded.name:
-        raise CheckpointError(f"{source} says itself that it is {loaded.name}, not {backbone}")
+        raise CheckpointError(f"{loaded.source} says itself that it is {loaded.name}, not {backbone}")
     return loaded
 
 
@@ -140,8 +140,8 @@ def read_encoder(path: Path) -> LoadedEncoder:
     return _from_exported(path, tensors, metadata)
 
 
-def _from_checkpoint(path: Path) -> LoadedEncoder:
-    checkpoint = load_checkpoint(path, groups=("model",))
+def _from_checkpoint(sound: Sound) -> LoadedEncoder:
+    path, checkpoint = sound.path, sound.load(groups=("model",))
     try:
         settings = Settings.model_validate(checkpoint.state["settings"])
     except (KeyError, ValidationError) as error:

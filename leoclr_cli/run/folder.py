@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from leoclr.cli.run.checkpoint import JSON, MANIFEST, newest_checkpoint
+from leoclr.cli.run.checkpoint import JSON, MANIFEST, Sound, newest_sound, verify
 from leoclr.cli.terminal import warn
 from leoclr.datasets.errors import CheckpointError, RunError
 from leoclr.datasets.files import write_atomic
@@ -117,24 +117,32 @@ def newest_run(root: Path = Path(".")) -> Path:
 
 
 def resolve_checkpoint(path: Path | None) -> Path:
-    """The checkpoint folder or exported file that a command's argument means.
+    """The path of `find_checkpoint`."""
+    found = find_checkpoint(path)
+    return found.path if isinstance(found, Sound) else found
+
+
+def find_checkpoint(path: Path | None) -> Sound | Path:
+    """The checkpoint folder, verified, or the exported file that a command's argument means.
 
     Args:
         path: A run folder or a folder of checkpoints (its newest sound checkpoint is taken; damaged ones are
-            named in a warning), a checkpoint folder or a file (taken as it is), or None for the newest run.
+            named in a warning), a checkpoint folder, a file (taken as it is), or None for the newest run.
 
     Raises:
-        CheckpointError: It is none of these, or the run has no sound checkpoint.
+        CheckpointError: It is none of these, it is damaged, or the run has no sound checkpoint.
         RunError: It is None and there is no run.
     """
     path = newest_run() if path is None else path
-    if path.is_file() or (path / MANIFEST).exists() or path.name.startswith("step-"):
+    if path.is_file():
         return path
+    if (path / MANIFEST).exists() or path.name.startswith("step-"):
+        return verify(path)
     if not path.exists():
         raise CheckpointError(f"no such run, checkpoint or file: {path}")
     run = RunFolder(path)
     folder = run.checkpoints if run.settings_file.exists() else path
-    newest, damaged = newest_checkpoint(folder)
+    newest, damaged = newest_sound(folder)
     if newest is None and damaged:
         raise CheckpointError(f"no sound checkpoint in {folder}: {'; '.join(damaged)}")
     if newest is None and folder == path:

@@ -20,7 +20,7 @@ from torch import Tensor
 from leoclr.backends.method import spread
 from leoclr.cli.config.fields import FIELDS, get
 from leoclr.cli.config.settings import Settings
-from leoclr.cli.run.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, prune, step_folder
+from leoclr.cli.run.checkpoint import Checkpoint, newest_sound, prune, step_folder
 from leoclr.cli.run.devices import accelerated, agree, explained
 from leoclr.cli.run.folder import RunFolder
 from leoclr.cli.run.lock import RunLock
@@ -97,14 +97,14 @@ class Trainer:
 
     def start(self, resume: bool, preset: str | None, command: list[str]) -> None:
         """Load the newest checkpoint, or describe the new run; refuse what would mix two runs in one folder."""
-        newest, damaged = newest_checkpoint(self.run.checkpoints)
+        newest, damaged = newest_sound(self.run.checkpoints)
         if newest is not None and not resume:
             again = f"leoclr train --resume {shlex.quote(str(self.run.path))}"
             raise RunError(f"{self.run.path} holds a run already; go on with `{again}`, or choose another --output")
         if newest is None and damaged:
             raise RunError(f"{damaged[0]}; no checkpoint of {self.run.path} is sound, so choose another --output")
         if newest is not None:
-            self._load(load_checkpoint(newest))
+            self._load(newest.load())
         else:
             weights = start_from_weights(self.backend, self.settings.encoder)
         if self.main:
@@ -124,8 +124,8 @@ class Trainer:
 
     def fit(self, stop: GracefulStop) -> TrainResult:
         """Loop over the steps that are left, then save."""
-        began, first = time.monotonic(), self.step
-        saved, saved_at, stopped = first, began, 0
+        began = time.monotonic()
+        saved, saved_at, stopped = self.step, began, 0
         clock, pace = Clock(self.step, self.plan.batch_size), Pace(self.device)
         line = ProgressLine(self.step, self.steps, self.plan.steps_per_epoch, self.plan.batch_size, self.main)
         loader, losses, bad = self.data.batches(self.step, self.steps), list[Tensor](), list[str]()
@@ -140,7 +140,8 @@ class Trainer:
                     break
                 if self.step > saved and (due or self._keeps(self.step)):
                     self._settle(losses, bad)
-                    self.save()
+                    with clock.paused():
+                        self.save()
                     saved, saved_at = self.step, time.monotonic()
                 with clock.waiting():
                     batch = next(loader)
@@ -155,12 +156,14 @@ class Trainer:
                     line.show(self.step, values["loss"], values["images_per_second"], values["waiting"])
                     if self._knn_is_due():
                         line.finish_line()
-                        values |= self._score()
+                        with clock.paused():
+                            values |= self._score()
                         scored = values.get("knn", scored)
                     log.write(self.step, values)
             line.finish_line()
             if losses:
                 self._settle(losses, bad)
+            images_per_second = clock.mean(self.step)
             checkpoint = self.save()
             self.accelerator.wait_for_everyone()  # else a launcher takes those that are done for a sign to end the rest
         seconds = time.monotonic() - began
@@ -172,7 +175,7 @@ class Trainer:
             stopped_by=stopped,
             loss=values.get("loss"),
             knn=scored,
-            images_per_second=(self.step - first) * self.plan.batch_size / seconds,
+            images_per_second=images_per_second,
             seconds=seconds,
             bad_images=len(self.bad),
             labelled=self.index.labelled,

@@ -16,7 +16,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from leoclr.cli.run.checkpoint import JSON, load_checkpoint, newest_checkpoint, prune, save_checkpoint
+from leoclr.cli.run.checkpoint import JSON, Sound, load_checkpoint, newest_checkpoint, prune, save_checkpoint
+from leoclr.cli.run.folder import find_checkpoint
 from leoclr.datasets.errors import CheckpointError
 from leoclr.datasets.files import sha256_file
 
@@ -350,3 +351,20 @@ def test_a_planted_pickle_is_refused_by_name_and_not_run(tmp_path: Path) -> None
     refusals = run_python(PICKLES, *folders, TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD="1").splitlines()
     assert len(refusals) == 3 and all(str(file) in line for file, line in zip(planted, refusals, strict=True))
     assert not (tmp_path / "evidence").exists()
+
+
+@pytest.mark.parametrize("argument", ["", "checkpoints", "checkpoints/step-000000001"])
+def test_loading_hashes_each_file_once(argument: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    folder = tmp_path / "checkpoints"
+    save_checkpoint(folder, 1, {"model": {"weight": torch.ones(2)}, "queue": {"keys": torch.ones(2)}}, {})
+    (tmp_path / "run.json").write_text("{}")
+
+    def hash_of(path: Path) -> str:
+        hashed.append(path.name)
+        return sha256_file(path)
+
+    monkeypatch.setattr("leoclr.cli.run.checkpoint.sha256_file", hash_of)
+    found = find_checkpoint(tmp_path / argument)
+    assert isinstance(found, Sound) and found.load(groups=("model",)).step == 1
+    assert sorted(hashed) == ["model.safetensors", "queue.safetensors", "state.json"]
