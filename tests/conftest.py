@@ -84,7 +84,7 @@ def tiny_settings() -> TinySettings:
         "data.image_size": "16",
         "encoder.backbone": "resnet18",
         "encoder.stem": "cifar",
-        "encoder.width": "8",
+        "encoder.width": "16",
         "moco.queue": "16",
         "moco.bn_splits": "2",
         "run.workers": "0",

@@ -32,7 +32,7 @@ TINY: dict[str, str] = {
     "data.image_size": "16",
     "encoder.backbone": "resnet18",
     "encoder.stem": "cifar",
-    "encoder.width": "8",
+    "encoder.width": "16",
     "encoder.projector_dim": "8",
     "moco.queue": "16",
     "moco.bn_splits": "2",
