@@ -38,7 +38,7 @@ from leoclr.cli.training.signals import GracefulStop
 from leoclr.cli.training.state import RunState
 from leoclr.cli.training.step import TrainStep
 from leoclr.cli.training.throughput import Clock
-from leoclr.datasets.errors import DataError, EvaluationError, RunError
+from leoclr.datasets.errors import RunError
 from leoclr.datasets.loading.device_feed import Pace
 from leoclr.datasets.loading.loader import Batch
 from leoclr.datasets.views import POLICIES
@@ -110,6 +110,8 @@ class Trainer:
         if self.main:
             for line in (*damaged, *warnings_about(self.settings, self.index, self.take_step.micro)):
                 warn(line)
+            for line in self.data.val_remarks():
+                warn(line)
             if newest is None:
                 about = description(
                     self.settings, self.index, self.data.val_specs, preset, command, self.device, self.ranks
@@ -122,8 +124,8 @@ class Trainer:
 
     def fit(self, stop: GracefulStop) -> TrainResult:
         """Loop over the steps that are left, then save."""
-        began, first = time.monotonic(), self.step
-        saved, saved_at, stopped = first, began, 0
+        began = time.monotonic()
+        saved, saved_at, stopped = self.step, began, 0
         clock, pace = Clock(self.step, self.plan.batch_size), Pace(self.device)
         line = ProgressLine(self.step, self.steps, self.plan.steps_per_epoch, self.plan.batch_size, self.main)
         loader, losses, bad = self.data.batches(self.step, self.steps), list[Tensor](), list[str]()
@@ -138,7 +140,8 @@ class Trainer:
                     break
                 if self.step > saved and (due or self._keeps(self.step)):
                     self._settle(losses, bad)
-                    self.save()
+                    with clock.paused():
+                        self.save()
                     saved, saved_at = self.step, time.monotonic()
                 with clock.waiting():
                     batch = next(loader)
@@ -153,12 +156,14 @@ class Trainer:
                     line.show(self.step, values["loss"], values["images_per_second"], values["waiting"])
                     if self._knn_is_due():
                         line.finish_line()
-                        values |= self._score()
+                        with clock.paused():
+                            values |= self._score()
                         scored = values.get("knn", scored)
                     log.write(self.step, values)
             line.finish_line()
             if losses:
                 self._settle(losses, bad)
+            images_per_second = clock.mean(self.step)
             checkpoint = self.save()
             self.accelerator.wait_for_everyone()  # else a launcher takes those that are done for a sign to end the rest
         seconds = time.monotonic() - began
@@ -170,7 +175,7 @@ class Trainer:
             stopped_by=stopped,
             loss=values.get("loss"),
             knn=scored,
-            images_per_second=(self.step - first) * self.plan.batch_size / seconds,
+            images_per_second=images_per_second,
             seconds=seconds,
             bad_images=len(self.bad),
             labelled=self.index.labelled,
@@ -236,7 +241,7 @@ class Trainer:
         }
 
     def _score(self) -> dict[str, float]:
-        """k-NN accuracy as `knn`, on the first process while the others wait. That there is none ends no run."""
+        """k-NN accuracy as `knn`, on the first process while the others wait. A score that fails only warns."""
         assert self.knn is not None
         found: dict[str, float] = {}
         if self.main:
@@ -244,8 +249,8 @@ class Trainer:
             try:
                 found["knn"] = self.knn.score(self.backend.encoder.backbone, self.device)
                 say(f"epoch {epoch}: k-NN top-1 {found['knn']:.2%} ({self.knn.protocol})")
-            except (DataError, EvaluationError) as error:
-                warn(f"epoch {epoch}: no k-NN score: {error}")
+            except Exception as error:  # whatever it is, memory included: the weights are as they were
+                warn(f"epoch {epoch}: no k-NN score: {self.knn.explain(error, self.device)}")
         self.accelerator.wait_for_everyone()
         return found
 
