@@ -14,6 +14,7 @@ from leoclr.cli.config.plugins import METHODS, plugin
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.versions import environment, versions
 from leoclr.datasets.errors import RunError
+from leoclr.datasets.shards.description import remarks
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.locate import absolute
 
@@ -50,9 +51,7 @@ def refuse_problems(settings: Settings, facts: RunFacts) -> None:
 def warnings_about(settings: Settings, index: Index, facts: RunFacts) -> Iterator[str]:
     """What will work, but perhaps not as it was meant."""
     yield from settings.method.warnings(facts)
-    for shard in index.shards:
-        if shard.without_image:
-            yield f"{shard.path}: {shard.without_image} samples hold no image and are left out"
+    yield from remarks(index)
 
 
 def description(
@@ -76,6 +75,7 @@ def description(
             "digest": index.digest,
             "samples": len(index),
             "classes": list(index.classes),
+            "labelled": index.labelled,
         },
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": command,

@@ -39,7 +39,7 @@ from leoclr.cli.training.signals import GracefulStop
 from leoclr.cli.training.state import RunState
 from leoclr.cli.training.step import Schedule, StepResult, TrainStep
 from leoclr.cli.training.throughput import Clock
-from leoclr.datasets.errors import DataError, EvaluationError, RunError
+from leoclr.datasets.errors import RunError
 from leoclr.datasets.loading.device_feed import Pace
 from leoclr.datasets.loading.loader import Batch
 
@@ -110,6 +110,8 @@ class Trainer:
             weights = start_from_weights(self.method, self.settings.encoder)
         if self.main:
             for line in (*damaged, *warnings_about(self.settings, self.index, self.facts)):
+                warn(line)
+            for line in self.data.val_remarks():
                 warn(line)
             if newest is None:
                 about = description(
@@ -261,8 +263,8 @@ class Trainer:
             try:
                 found["knn"] = self.knn.score(next(iter(self.method.backbones().values())), self.device)
                 say(f"epoch {epoch}: k-NN top-1 {found['knn']:.2%} ({self.knn.protocol})")
-            except (DataError, EvaluationError) as error:
-                warn(f"epoch {epoch}: no k-NN score: {error}")
+            except Exception as error:  # whatever it is, memory included: the weights are as they were
+                warn(f"epoch {epoch}: no k-NN score: {self.knn.explain(error, self.device)}")
         self.accelerator.wait_for_everyone()
         return found
 
