@@ -8,17 +8,13 @@ and no position in a stream, and going on from it is the uninterrupted run.
 from __future__ import annotations
 
 import contextlib
-import math
 import shlex
 import time
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
-from torch.nn import functional as F
 
-from leoclr.backends.method import spread
 from leoclr.cli.config.fields import get, keys_of
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.checkpoint import Checkpoint, newest_sound, prune, step_folder
@@ -27,13 +23,15 @@ from leoclr.cli.run.folder import RunFolder
 from leoclr.cli.run.lock import RunLock
 from leoclr.cli.terminal import say, warn
 from leoclr.cli.training import build
-from leoclr.cli.training.bad_images import BadImages, lines_of_all
+from leoclr.cli.training.bad_images import BadImages
 from leoclr.cli.training.data import TrainingData
 from leoclr.cli.training.initial_weights import start_from_weights
 from leoclr.cli.training.knn_monitor import KnnMonitor
+from leoclr.cli.training.meter import Meter
 from leoclr.cli.training.metrics import MetricsLog, require_trackers, start_trackers
 from leoclr.cli.training.preflight import description, facts_of, refuse_problems, warnings_about
-from leoclr.cli.training.progress_line import ProgressLine
+from leoclr.cli.training.progress_line import ProgressLine, Reading
+from leoclr.cli.training.rescue import NotFinite, saved_on_failure
 from leoclr.cli.training.result import TrainResult
 from leoclr.cli.training.signals import GracefulStop
 from leoclr.cli.training.state import RunState
@@ -43,7 +41,7 @@ from leoclr.datasets.errors import RunError
 from leoclr.datasets.loading.device_feed import Pace
 from leoclr.datasets.loading.loader import Batch
 
-_COLLAPSED = 0.01  # an untrained ResNet lies around 0.1
+_FIRST_SAVE_MINUTES = 3.0
 
 
 def train(settings: Settings, output: Path, preset: str | None, command: list[str], resume: bool) -> TrainResult:
@@ -92,7 +90,8 @@ class Trainer:
         self.optimizer = self.take_step.optimizer
         self.state = RunState(settings, self.index, self.method, self.optimizer, accelerator)
         self.knn = KnnMonitor.of(settings, self.index, self.data.val)
-        self.step, self.collapsed = 0, False
+        self.step, self.saved, self.saved_at = 0, 0, time.monotonic()
+        self.meter = Meter(accelerator)
         self.samples = torch.empty(0, dtype=torch.long)  # of the newest step
         self.bad = self._bad_images(())
 
@@ -113,6 +112,8 @@ class Trainer:
                 warn(line)
             for line in self.data.val_remarks():
                 warn(line)
+            if newest is None and resume:
+                warn(f"{self.run.path} has no checkpoint yet: the run starts from its beginning")
             if newest is None:
                 about = description(
                     self.settings, self.index, self.data.val_specs, preset, command, self.device, self.ranks
@@ -124,49 +125,45 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def fit(self, stop: GracefulStop) -> TrainResult:
-        """Loop over the steps that are left, then save."""
-        began = time.monotonic()
-        saved, saved_at, stopped = self.step, began, 0
+        """Loop over the steps that are left, then save. Where a step cannot be had or made, what is done is saved."""
+        began, first = time.monotonic(), self.step
+        self.saved, self.saved_at = first, began
+        stopped = 0
         clock, pace = Clock(self.step, self.plan.batch_size), Pace(self.device)
-        line = ProgressLine(self.step, self.steps, self.plan.steps_per_epoch, self.plan.batch_size, self.main)
-        loader, results, bad = self.data.batches(self.step, self.steps), list[StepResult](), list[str]()
+        line = ProgressLine(self.step, self.steps, self.plan.steps_per_epoch, self.main)
         values: dict[str, float] = {}
         scored: float | None = None
-        with contextlib.closing(self._log()) as log:
+        failures = saved_on_failure(self.run.path, self._worth_saving, self._save_finished)
+        with contextlib.closing(self._log()) as log, contextlib.closing(line), failures:
+            loader = self.data.batches(self.step, self.steps)
             while self.step < self.steps:
-                minutes = (time.monotonic() - saved_at) / 60
-                due = minutes >= self.settings.run.checkpoint_minutes
-                stopped, due = agree(self.accelerator, self.step, stop.requested, due)
+                stopped, due = agree(self.accelerator, self.step, stop.requested, self._save_is_due())
                 if stopped:
                     break
-                if self.step > saved and (due or self._keeps(self.step)):
-                    self._settle(results, bad)
+                if self.step > self.saved and (due or self._keeps(self.step)):
+                    self._settle()
                     with clock.paused():
                         self.save()
-                    saved, saved_at = self.step, time.monotonic()
                 with clock.waiting():
                     batch = next(loader)
-                bad += batch.bad
-                results.append(self._train_step(batch))
+                self.meter.add(self._train_step(batch), batch.bad)
                 pace.step_taken()
                 self.step += 1
                 if self.step % self.plan.steps_per_epoch == 0 or self.step % self.settings.run.log_steps == 0:
-                    values = self._measures(self._settle(results, bad), results, clock)
-                    results.clear()
-                    line.show(self.step, values["loss"], values["images_per_second"], values["waiting"])
+                    values = self._measures(clock)
+                    rate, waiting = values["images_per_second"], values["waiting"]
+                    line.show(Reading(self.step, values["loss"], rate, waiting))
                     if self._knn_is_due():
-                        line.finish_line()
+                        line.close()
                         with clock.paused():
                             values |= self._score()
                         scored = values.get("knn", scored)
+                        line.scored(scored)
                     log.write(self.step, values)
-            line.finish_line()
-            if results:
-                self._settle(results, bad)
+            self._settle()
             images_per_second = clock.mean(self.step)
             checkpoint = self.save()
             self.accelerator.wait_for_everyone()  # else a launcher takes those that are done for a sign to end the rest
-        seconds = time.monotonic() - began
         return TrainResult(
             run=str(self.run.path),
             checkpoint=str(checkpoint),
@@ -176,10 +173,28 @@ class Trainer:
             loss=values.get("loss"),
             knn=scored,
             images_per_second=images_per_second,
-            seconds=seconds,
+            seconds=time.monotonic() - began,
             bad_images=len(self.bad),
             labelled=self.index.labelled,
         )
+
+    def _save_is_due(self) -> bool:
+        """By the clock; the first time after an epoch or a few minutes, so that an early failure costs little."""
+        minutes = (time.monotonic() - self.saved_at) / 60
+        if self.saved == 0:
+            return self.step == self.plan.steps_per_epoch or minutes >= min(
+                _FIRST_SAVE_MINUTES, self.settings.run.checkpoint_minutes
+            )
+        return minutes >= self.settings.run.checkpoint_minutes
+
+    def _worth_saving(self) -> bool:
+        return self.main and self.step > self.saved and not self.method.per_rank and self.meter.sound()
+
+    def _save_finished(self) -> int:
+        """Save the newest finished step as it was, without what a step that failed half-way has changed."""
+        self.take_step.undo()
+        self.save()
+        return self.step
 
     def save(self) -> Path:
         """Write a checkpoint (first process only) and remove old ones."""
@@ -190,6 +205,7 @@ class Trainer:
                 more = {"steps": self.steps, "epoch": epoch, "bad_images": bad}
                 self.state.save(self.run.checkpoints, self.step, tensors, **more)
                 prune(self.run.checkpoints, self.step, self.settings.run.keep, self._keeps)
+        self.saved, self.saved_at = self.step, time.monotonic()
         return step_folder(self.run.checkpoints, self.step)
 
     def _load(self, checkpoint: Checkpoint) -> None:
@@ -204,55 +220,32 @@ class Trainer:
         except FloatingPointError:
             raise self._not_finite() from None
 
-    def _settle(self, results: list[StepResult], bad: list[str]) -> float:
-        """The mean of the losses over all processes; the bad images of all are counted, and `bad` is emptied.
+    def _settle(self) -> float:
+        """The mean loss since the last line of metrics; RunError where one is not finite."""
+        try:
+            return self.meter.settle(self.bad)
+        except FloatingPointError:
+            raise self._not_finite() from None
 
-        Raises:
-            RunError: A loss is not finite, so that nothing is saved or reported that is not.
-            DataError: There are too many bad images.
-        """
-        mean = self._mean([result.loss for result in results]) if results else 0.0
-        if not math.isfinite(mean):
-            raise self._not_finite()
-        self.bad.add(lines_of_all(bad, self.accelerator))
-        bad.clear()
-        return mean
-
-    def _mean(self, values: list[Tensor]) -> float:
-        """Over steps and processes."""
-        return float(self.accelerator.reduce(torch.stack(values).mean(), "mean"))
-
-    def _not_finite(self) -> RunError:
+    def _not_finite(self) -> NotFinite:
         keys = ", ".join(self.index.key(int(number)) for number in self.samples[:8])
-        return RunError(
+        return NotFinite(
             f"the loss or its gradient is not finite at step {self.step}; the last checkpoint is kept. "
             f"Try a smaller --lr or more warm-up; the batch began with {keys}"
         )
 
-    def _measures(self, loss: float, results: list[StepResult], clock: Clock) -> dict[str, float]:
-        health = self._health(results[-1].embeddings)
-        own = {name: self._mean([result.metrics[name] for result in results]) for name in results[-1].metrics}
+    def _measures(self, clock: Clock) -> dict[str, float]:
+        loss = self._settle()
         images_per_second, waiting = clock.read(self.step)
         return {
             "epoch": self.step / self.plan.steps_per_epoch,
             "loss": loss,
             "lr": float(self.optimizer.param_groups[0]["lr"]),
-            **health,
-            **own,
+            **self.meter.measures(self.step),
             "images_per_second": images_per_second,
             "waiting": waiting,
             "bad_images": float(len(self.bad)),
         }
-
-    def _health(self, embeddings: Tensor | None) -> dict[str, float]:
-        """Spread and rank of embeddings, taken to length one; a warning where they have collapsed."""
-        if embeddings is None:
-            return {}
-        deviation, rank = (float(value) for value in spread(F.normalize(embeddings.float(), dim=1)))
-        if deviation < _COLLAPSED and self.main and not self.collapsed:
-            warn(f"the embeddings have collapsed at step {self.step}: standard deviation {deviation:.4f} of 1")
-            self.collapsed = True
-        return {"embedding_std": deviation, "effective_rank": rank}
 
     def _score(self) -> dict[str, float]:
         """k-NN accuracy as `knn`, on the first process while the others wait. A failed score only warns."""
