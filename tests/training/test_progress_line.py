@@ -20,7 +20,8 @@ def drawn(width: int, knn: float | None = 0.4567) -> list[str]:
     line.show(Reading(1050, 7.12345, 5123.4, 0.017))
     line.close()
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
-    return [text.rstrip() for text in re.split(r"[\r\n]+", plain) if text.strip()]
+    lines = [text.rstrip() for text in re.split(r"[\r\n]+", plain) if text.strip()]
+    return list(dict.fromkeys(lines))  # the last state is drawn once more as the bar goes
 
 
 @pytest.mark.parametrize("width", [24, 40, 60, 80, 120, 200])
