@@ -18,9 +18,10 @@ from leoclr.cli.config.flags import Given
 from leoclr.cli.config.resolve import Resolved, differences
 from leoclr.cli.config.settings import EncoderSettings, Settings
 from leoclr.cli.exporting.formats import usual_format
-from leoclr.cli.terminal import counted, print_json, say, suggest, warn
+from leoclr.cli.terminal import print_json, say, suggest, warn
 from leoclr.cli.training.progress_line import duration
 from leoclr.datasets.errors import DataError, RunError, SettingsError
+from leoclr.datasets.wording import counted
 
 
 @with_settings()
