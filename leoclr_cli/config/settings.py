@@ -139,8 +139,8 @@ class EncoderSettings(Strict):
     )
     weights: TextOrEmpty = Field(
         default="",
-        description="Where the backbone's first weights are: a run, a checkpoint, an exported file or a state dict; "
-        "empty for random ones.",
+        description="Where the backbone's first weights are: a run, a checkpoint, an exported file or folder, a state "
+        "dict, hf-hub:OWNER/NAME, timm:NAME or torchvision:NAME; empty for random ones.",
     )
     # Below 8 channels torch's channels-last convolutions corrupt memory (seen with 2.15 on a processor with AVX2).
     width: Annotated[int, Field(ge=8, multiple_of=8)] = Field(
