@@ -13,6 +13,8 @@ Every sample has parameters of its own, and the shape of no tensor depends on th
 from __future__ import annotations
 
 import math
+from functools import cache
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -100,19 +102,34 @@ def photometric(pixels: Tensor, parameters: Tensor) -> Tensor:
     Returns:
         uint8 of the same shape, channels last in memory.
     """
-    colours = pixels.to(torch.float32, memory_format=torch.contiguous_format)
     columns = parameters[:, :, None, None, None]
-    for blend in range(_BLENDS):
-        if blend == _BLENDS // 2:
-            turn = columns[:, _HUE]
-            colours = torch.where(turn >= 0, _turn_hue(colours, turn[:, 0]), colours)
-        colours = _blend(colours, *columns[:, 3 * blend : 3 * blend + 3].unbind(dim=1))
-    colours = torch.where(columns[:, _GRAYSCALE] > 0, _grey(colours), colours)
+    if pixels.device.type == "cuda" and _has_triton():
+        from leoclr.datasets.images.jitter_triton import jitter
+
+        colours = jitter(pixels, parameters)
+    else:
+        colours = _jitter(pixels, columns)
     blur = _blur_matrix(parameters[:, _RADIUS], pixels.shape[-1])
     right = blur.transpose(1, 2)
     right = torch.where(columns[:, _FLIP, :, 0] > 0, right.flip(2), right)
     colours = blur[:, None] @ colours @ right[:, None]
     return to_bytes(colours).contiguous(memory_format=torch.channels_last)
+
+
+def _jitter(pixels: Tensor, columns: Tensor) -> Tensor:
+    """The blends, the turn of the hue between them, and grayscale; what `jitter_triton` does in two kernels."""
+    colours = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+    for blend in range(_BLENDS):
+        if blend == _BLENDS // 2:
+            turn = columns[:, _HUE]
+            colours = torch.where(turn >= 0, _turn_hue(colours, turn[:, 0]), colours)
+        colours = _blend(colours, *columns[:, 3 * blend : 3 * blend + 3].unbind(dim=1))
+    return torch.where(columns[:, _GRAYSCALE] > 0, _grey(colours), colours)
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 def to_bytes(colours: Tensor) -> Tensor:

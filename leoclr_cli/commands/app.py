@@ -17,7 +17,7 @@ from leoclr.cli.terminal import warn
 COMMANDS = {
     "quickstart": Entry("leoclr.cli.commands.quickstart:quickstart", "See all of it work in a few minutes."),
     "shard": Entry("leoclr.cli.commands.shard:shard", "Pack images into shards."),
-    "index": Entry("leoclr.cli.commands.shard:index", "Index shards that other tools wrote."),
+    "index": Entry("leoclr.cli.commands.index:index", "Index shards that other tools wrote."),
     "check": Entry("leoclr.cli.commands.check:check", "Verify shards against their index."),
     "views": Entry("leoclr.cli.commands.views:views", "Draw images as the model sees them."),
     "train": Entry("leoclr.cli.commands.train:train", "Pre-train an encoder on shards."),

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from leoclr.cli.config.resolve import resolve
-from leoclr.cli.terminal import print_json, progress
+from leoclr.cli.terminal import print_json, progress, warn
 
 _FAULTY = 1
 _SHOWN = 10  # shards whose warnings are printed; --json has all
@@ -33,11 +33,22 @@ def check(
       leoclr check 'shards/imagenet-{000..999}.tar' --no-decode
     """
     from leoclr.datasets.shards.check import SKIPPED, USED, Fault, check_shard
+    from leoclr.datasets.shards.description import as_json as described
+    from leoclr.datasets.shards.description import class_line, contents, remarks
     from leoclr.datasets.shards.locate import indexed_data, with_all_splits
 
     faults: list[Fault] = []
     shards = samples = 0
+    found = []
     for index in indexed_data(with_all_splits(data)):
+        place = index.shards[0].path.rpartition("/")[0] if index.shards else ""
+        found.append({"folder": place} | described(index))
+        for line in remarks(index):
+            warn(f"{place}: {line}")
+        if not json_output:
+            print(f"{place}: {contents(index)}")
+            if classes := class_line(index):
+                print(f"    {classes}")
         with progress("checking", len(index), "images") as advance:
             for number in range(len(index.shards)):
                 faults += check_shard(index, number, decode, advance)
@@ -47,7 +58,7 @@ def check(
     skipped = sum(fault.consequence == SKIPPED for fault in faults)
     share = resolve(None, None, {}, {}).settings.data.max_bad_samples
     if json_output:
-        report = {"shards": shards, "samples": samples, "decoded": decode}
+        report = {"shards": shards, "samples": samples, "decoded": decode, "data": found}
         print_json(report | {"faults": [asdict(fault) for fault in faults], "warnings": [asdict(w) for w in warnings]})
     else:
         for fault in faults:

@@ -33,7 +33,7 @@ from leoclr.cli.config.fields import (
     unknown,
 )
 from leoclr.cli.config.setting_files import read_settings_file
-from leoclr.cli.config.settings import Settings
+from leoclr.cli.config.settings import LEAST_WIDTH, Settings
 from leoclr.datasets.errors import SettingsError
 from leoclr.datasets.storage.credentials import VARIABLE as CREDENTIALS
 
@@ -128,6 +128,7 @@ def resolve(
     except ValidationError as error:
         _raise(list(_conflicts(error, layers.origins)))
         raise
+    _raise(list(_unsafe(settings, layers.origins)))
     return Resolved(settings, layers.origins, tuple(_without_effect(settings, layers)))
 
 
@@ -224,6 +225,13 @@ def _conflicts(error: ValidationError, origins: Mapping[str, str]) -> Iterator[s
         for line in detail["msg"].removeprefix("Value error, ").splitlines():
             keys = [key for key in re.findall(r"[a-z_]+\.[a-z_]+", line) if key in FIELDS]
             yield f"{line} ({', '.join(f'{key}: {origins[key]}' for key in keys)})"
+
+
+def _unsafe(settings: Settings, origins: Mapping[str, str]) -> Iterator[str]:
+    """What a new run may not have and an old one, which is resumed or read, keeps."""
+    key, width = "encoder.width", settings.encoder.width
+    if width < LEAST_WIDTH and origins[key] != "run":
+        yield f"{key} ({origins[key]}): must be at least {LEAST_WIDTH}, got {width}: torch corrupts memory below"
 
 
 def _without_effect(settings: Settings, layers: _Layers) -> Iterator[str]:

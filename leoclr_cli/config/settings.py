@@ -17,6 +17,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 
 from leoclr.datasets.storage.addresses import WITHOUT_CREDENTIAL, carries_credential
 
+# A gradient of torch's channels-last convolutions on a CPU is written past its end where there are fewer channels than
+# a vector register holds float32: 8 with AVX2 (glibc's heap checks find it with 4 and 6 channels, not with 8 and 12),
+# 16 with AVX-512 (aborts with 8). `encoder.width` 8 stays readable for the runs that have it.
+LEAST_WIDTH = 16
+
 
 def _plain(text: str) -> str:
     """Refuse what webdataset would run (`pipe:`), chain (`::`) or substitute (`${`), and what cannot be printed."""
@@ -142,9 +147,9 @@ class EncoderSettings(Strict):
         description="Where the backbone's first weights are: a run, a checkpoint, an exported file or folder, a state "
         "dict, hf-hub:OWNER/NAME, timm:NAME or torchvision:NAME; empty for random ones.",
     )
-    # Below 8 channels torch's channels-last convolutions corrupt memory (seen with 2.15 on a processor with AVX2).
     width: Annotated[int, Field(ge=8, multiple_of=8)] = Field(
-        default=64, description="ResNet-18/34: channels of the first stage, a multiple of 8 (64 is the standard)."
+        default=64,
+        description="ResNet-18/34: channels of the first stage, a multiple of 8 from 16 on (64 is the standard).",
     )
     projector_layers: PositiveCount = Field(
         default=2, description="Linear layers of the projector: 2 in MoCo-v2 and SimCLR, 1 in MoCo."

@@ -17,6 +17,7 @@ from leoclr.datasets.loading.device_feed import on_device
 from leoclr.datasets.loading.loader import Batch, StepDataset, batches
 from leoclr.datasets.loading.plan import Plan
 from leoclr.datasets.loading.resident import resident_batches
+from leoclr.datasets.shards.description import class_line, contents, remarks
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.locate import open_data, sibling_split
 from leoclr.datasets.views import POLICIES
@@ -71,10 +72,19 @@ class TrainingData:
             f"{plan.steps_per_epoch:,} steps of {plan.batch_size:,} images; {plan.size % plan.batch_size:,} left out, "
             "others each epoch"
         )
+        if line := class_line(self.index):
+            yield line
+        if self.val is not None:
+            yield f"data for the k-NN score: {contents(self.val)}"
         resident = ", all resident on the device" if self._images is not None else ""
         yield f"views by augmentation.executor {self.settings.augmentation.executor}{resident}"
         if line := cache_line(self.settings, self.index):
             yield line
+
+    def val_remarks(self) -> Iterator[str]:
+        """What a person should not miss of the labelled data for the k-NN score."""
+        for line in remarks(self.val) if self.val is not None else ():
+            yield f"data for the k-NN score: {line}"
 
 
 def worker_count(asked: int, device_type: str) -> int:

@@ -11,6 +11,7 @@ import torch
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.versions import environment, versions
 from leoclr.datasets.errors import RunError
+from leoclr.datasets.shards.description import remarks
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.locate import absolute
 
@@ -48,9 +49,7 @@ def warnings_about(settings: Settings, index: Index, micro: int) -> Iterator[str
         )
     if settings.backend == "simclr" and settings.train.accumulation > 1:
         yield f"with accumulation, SimCLR's negatives come from micro-batches of {micro} images only"
-    for shard in index.shards:
-        if shard.without_image:
-            yield f"{shard.path}: {shard.without_image} samples hold no image and are left out"
+    yield from remarks(index)
 
 
 def description(
@@ -72,6 +71,7 @@ def description(
             "digest": index.digest,
             "samples": len(index),
             "classes": list(index.classes),
+            "labelled": index.labelled,
         },
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": command,

@@ -38,7 +38,7 @@ from leoclr.cli.training.signals import GracefulStop
 from leoclr.cli.training.state import RunState
 from leoclr.cli.training.step import TrainStep
 from leoclr.cli.training.throughput import Clock
-from leoclr.datasets.errors import DataError, EvaluationError, RunError
+from leoclr.datasets.errors import RunError
 from leoclr.datasets.loading.device_feed import Pace
 from leoclr.datasets.loading.loader import Batch
 from leoclr.datasets.views import POLICIES
@@ -109,6 +109,8 @@ class Trainer:
             weights = start_from_weights(self.backend, self.settings.encoder)
         if self.main:
             for line in (*damaged, *warnings_about(self.settings, self.index, self.take_step.micro)):
+                warn(line)
+            for line in self.data.val_remarks():
                 warn(line)
             if newest is None:
                 about = description(
@@ -239,7 +241,7 @@ class Trainer:
         }
 
     def _score(self) -> dict[str, float]:
-        """k-NN accuracy as `knn`, on the first process while the others wait. That there is none ends no run."""
+        """k-NN accuracy as `knn`, on the first process while the others wait. A score that fails only warns."""
         assert self.knn is not None
         found: dict[str, float] = {}
         if self.main:
@@ -247,8 +249,8 @@ class Trainer:
             try:
                 found["knn"] = self.knn.score(self.backend.encoder.backbone, self.device)
                 say(f"epoch {epoch}: k-NN top-1 {found['knn']:.2%} ({self.knn.protocol})")
-            except (DataError, EvaluationError) as error:
-                warn(f"epoch {epoch}: no k-NN score: {error}")
+            except Exception as error:  # whatever it is, memory included: the weights are as they were
+                warn(f"epoch {epoch}: no k-NN score: {self.knn.explain(error, self.device)}")
         self.accelerator.wait_for_everyone()
         return found
 

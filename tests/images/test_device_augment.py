@@ -164,7 +164,7 @@ def settings(data: Path, **changes: str) -> Settings:
         "data.image_size": "16",
         "encoder.backbone": "resnet18",
         "encoder.stem": "cifar",
-        "encoder.width": "8",
+        "encoder.width": "16",
         "moco.queue": "16",
         "moco.bn_splits": "2",
         "train.epochs": "2",

@@ -298,6 +298,13 @@ def test_values_that_do_not_fit_together_are_named_with_their_origins(tmp_path: 
     assert refusal(flags=flags).splitlines()[0] == "2 settings are wrong:"
 
 
+def test_a_width_that_corrupts_memory_is_refused_but_for_runs_that_have_it() -> None:
+    with pytest.raises(SettingsError, match=r"encoder.width \(flag --set\): must be at least 16, got 8"):
+        resolve(None, None, {}, {"encoder.width": "8"})
+    old = Settings.model_validate({"encoder": {"width": 8}})
+    assert resolve(None, None, {}, {"train.epochs": "3"}, base=old).settings.encoder.width == 8
+
+
 def test_a_value_of_the_other_backend_gives_a_warning_and_a_preset_or_an_equal_value_does_not() -> None:
     resolved = layered(flags={"backend": "simclr", "moco.queue": "16"}, preset="cifar10")
     assert resolved.warnings == ("moco.queue (flag --set) has no effect: the backend is simclr",)
@@ -389,7 +396,7 @@ def test_settings_survive_being_written_and_read(tmp_path: Path, seed: int) -> N
         elif isinstance(value, float) and key != "optimizer.warmup_epochs":
             values[key] = value * chance.random() ** 9 + 1e-12
         elif isinstance(value, int) and value > 0 and key != "train.accumulation":
-            values[key] = chance.randrange(1, 2**59) * (8 if key == "encoder.width" else 1)
+            values[key] = chance.randrange(1, 2**59) * (16 if key == "encoder.width" else 1)
         elif key.startswith("data."):
             values[key] = value
     values["data.train"] = tuple("".join(chance.choices("aé\"'\\#={}[], ~😀", k=9)) + "x" for _ in range(3))

@@ -36,7 +36,7 @@ pictures = "some pictures"
 [pretrain.short]
 data = "pictures"
 epochs = 4
-arguments = ["--backbone", "resnet18", "--set", "encoder.width=8", "--set", "encoder.stem=cifar",
+arguments = ["--backbone", "resnet18", "--set", "encoder.width=16", "--set", "encoder.stem=cifar",
   "--set", "data.image_size=16", "--batch-size", "8", "--set", "moco.queue=16", "--set", "moco.bn_splits=1",
   "--set", "run.trackers="]
 [methods]

@@ -58,7 +58,7 @@ def test_a_resumed_run_does_not_need_them_again(
 ) -> None:
     data = make_shards((16,))
     torch.manual_seed(3)
-    torch.save(build_backbone("resnet18", "cifar", 8).state_dict(), tmp_path / "weights.pth")
+    torch.save(build_backbone("resnet18", "cifar", 16).state_dict(), tmp_path / "weights.pth")
     chosen = settings(data, encoder__weights=str(tmp_path / "weights.pth"))
     whole = train(chosen, tmp_path / "run").read_bytes()
     assert whole != train(settings(data), tmp_path / "other").read_bytes()
@@ -73,8 +73,8 @@ def test_other_architectures_and_missing_files_are_refused(
     make_shards: MakeShards, tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: MakeSettings
 ) -> None:
     data = make_shards((16,))
-    torch.save(build_backbone("resnet18", "cifar", 16).state_dict(), tmp_path / "wide.pth")
-    with pytest.raises(SettingsError, match="has cifar stem, width 16; the settings say cifar stem, width 8"):
+    torch.save(build_backbone("resnet18", "cifar", 32).state_dict(), tmp_path / "wide.pth")
+    with pytest.raises(SettingsError, match="has cifar stem, width 32; the settings say cifar stem, width 16"):
         train(settings(data, encoder__weights=str(tmp_path / "wide.pth")), tmp_path / "run")
     assert not (tmp_path / "run" / "run.json").exists()
     with pytest.raises(SystemExit, match="2"):
