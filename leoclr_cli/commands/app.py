@@ -23,6 +23,7 @@ COMMANDS = {
     "train": Entry("leoclr.cli.commands.train:train", "Pre-train an encoder on shards."),
     "bench": Entry("leoclr.cli.commands.bench:bench", "Measure the speed of training on this machine."),
     "show-config": Entry("leoclr.cli.commands.show_config:show_config", "Show every setting with its origin."),
+    "method": Entry("leoclr.cli.commands.method:app", "Methods: list them, write a new one, check one."),
     "eval": Entry("leoclr.cli.commands.eval.group:app", "Score an encoder."),
     "report": Entry("leoclr.cli.commands.report:report", "Tell of runs on one HTML page."),
     "embed": Entry("leoclr.cli.commands.embed:embed", "Write the features of images."),

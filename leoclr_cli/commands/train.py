@@ -16,7 +16,8 @@ from leoclr.cli.commands.flags import with_settings
 from leoclr.cli.config.fields import from_text
 from leoclr.cli.config.flags import Given
 from leoclr.cli.config.resolve import Resolved, differences
-from leoclr.cli.config.settings import EncoderSettings, Settings
+from leoclr.cli.config.sections import EncoderSettings
+from leoclr.cli.config.settings import Settings
 from leoclr.cli.exporting.formats import usual_format
 from leoclr.cli.run.model_names import is_named
 from leoclr.cli.terminal import counted, print_json, say, suggest, warn

@@ -10,7 +10,7 @@ from urllib.parse import urlparse
 
 from torch import Tensor
 
-from leoclr.cli.config.settings import AugmentationSettings
+from leoclr.cli.config.sections import AugmentationSettings
 from leoclr.cli.run.foreign_weights import Architecture, Found, Input, read_safetensors, read_torch_file
 from leoclr.cli.run.model_names import CONFIG, WEIGHTS, is_model_folder
 from leoclr.datasets.errors import CheckpointError, SettingsError

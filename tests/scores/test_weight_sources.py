@@ -253,7 +253,7 @@ def test_torchvision_weights_come_by_name(tmp_path: Path, monkeypatch: pytest.Mo
     torch.save(network.state_dict(), kept)
     loaded = load_encoder("torchvision:resnet18")
     assert (loaded.name, loaded.image_size, loaded.source) == ("resnet18", 224, "torchvision:resnet18.IMAGENET1K_V1")
-    network.fc = nn.Identity()  # type: ignore[assignment]
+    network.fc = nn.Identity()
     assert torch.equal(features(loaded.backbone), features(network))
 
 
