@@ -47,8 +47,10 @@ class Plugin:
 
     @property
     def section(self) -> str:
-        """Its section of the settings."""
-        return self.name.replace("-", "_")
+        """Its section of the settings; that of views with the name of a method of their package ends in `_views`."""
+        name = self.name.replace("-", "_")
+        same = plugins(METHODS).get(self.name) if self.entry.group == VIEWS else None
+        return f"{name}_views" if same is not None and same.package == self.package else name
 
     @property
     def builtin(self) -> bool:

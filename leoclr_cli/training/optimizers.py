@@ -48,8 +48,10 @@ def build_optimizer(method: Method, settings: OptimizerSettings) -> torch.optim.
         return torch.optim.AdamW(groups, settings.lr, weight_decay=settings.weight_decay, fused=True)
     for group in groups:
         if group["vectors"]:
-            group["trust"] = 0.0
-    return LARS(groups, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
+            group |= {"trust": 0.0, "lr_share": settings.vector_lr}
+    return LARS(
+        groups, settings.lr, settings.momentum, settings.weight_decay, trust=settings.trust, clip=settings.trust_clip
+    )
 
 
 def _groups(method: Method, leave_out_vectors: bool) -> Iterator[dict[str, Any]]:
@@ -77,13 +79,13 @@ def _group_of(name: str, groups: tuple[ParameterGroup, ...]) -> int:
 def schedule(optimizer: torch.optim.Optimizer, method: Method, now: Progress, rate: float, peak: float) -> None:
     """Give each group its learning rate and weight decay of a step."""
     for group in optimizer.param_groups:
-        number = group.get("group", -1)
+        number, share = group.get("group", -1), group.get("lr_share", 1.0)
         if number < 0:
-            group["lr"] = rate
+            group["lr"] = share * rate
             continue
         own = method.groups[number]
         factor = own.lr(now) if callable(own.lr) else 1.0 if own.lr is None else own.lr
-        group["lr"] = factor * (peak if own.constant_lr else rate)
+        group["lr"] = share * factor * (peak if own.constant_lr else rate)
         if own.weight_decay is not None and not group["vectors"]:
             group["weight_decay"] = own.weight_decay(now)
 
