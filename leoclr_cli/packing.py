@@ -21,6 +21,7 @@ from leoclr.datasets.packing.parquet_source import BY_SCHEMA, Columns
 from leoclr.datasets.packing.sources import Source, open_source
 from leoclr.datasets.packing.staging import staged
 from leoclr.datasets.shards.description import look_alikes
+from leoclr.datasets.wording import counted
 
 _NAMED = 10  # suffixes and folders that a warning names
 
@@ -121,10 +122,10 @@ def _say_passed_over(source: Source) -> None:
     if source.other_files:
         most = sorted(source.other_files.items(), key=lambda item: (-item[1], item[0]))[:_NAMED]
         kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in most)
-        warn(f"passed over {source.other_files.total():,} files that are no images by their suffix: {kinds}")
+        warn(f"passed over {counted(source.other_files.total(), 'file')} without an image's suffix: {kinds}")
     if source.repeated:
         shown = ", ".join(source.repeated[:_NAMED])
-        warn(f"passed over {len(source.repeated):,} folders that links lead to a second time: {shown}")
+        warn(f"passed over {counted(len(source.repeated), 'folder')} that links lead to a second time: {shown}")
     for line in (*source.notes.lines(), *advice(list(source.other_files))):
         warn(line)
 

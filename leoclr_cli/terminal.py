@@ -44,11 +44,6 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, allow_nan=False))
 
 
-def counted(number: int, singular: str, plural: str = "") -> str:
-    """`1 image`, `1,234 images`; the plural has an s unless it is given."""
-    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
-
-
 @contextmanager
 def progress(what: str, total: int | None, unit: str = "") -> Iterator[Callable[[int], None]]:
     """A bar with rate and time left; yields `advance(n)`. Where stderr is not a terminal, a line every half minute.

@@ -14,6 +14,7 @@ import typer
 
 from leoclr.cli import terminal as console
 from leoclr.datasets.errors import DataError
+from leoclr.datasets.wording import counted
 
 if TYPE_CHECKING:
     from leoclr.datasets.packing.pack import PackedSplit
@@ -258,4 +259,4 @@ def _say_skipped(splits: Sequence[PackedSplit]) -> None:
     for line in lines[:_NAMED_SKIPPED]:
         console.warn(f"skipped {line}")
     if len(lines) > _NAMED_SKIPPED:
-        console.warn(f"skipped {len(lines) - _NAMED_SKIPPED:,} more images; --json names them all")
+        console.warn(f"skipped {counted(len(lines) - _NAMED_SKIPPED, 'more image')}; --json names them all")
