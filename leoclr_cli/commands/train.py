@@ -20,9 +20,10 @@ from leoclr.cli.config.sections import EncoderSettings
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.exporting.formats import usual_format
 from leoclr.cli.run.model_names import is_named
-from leoclr.cli.terminal import counted, print_json, say, suggest, warn
+from leoclr.cli.terminal import print_json, say, suggest, warn
 from leoclr.cli.training.progress_line import duration
 from leoclr.datasets.errors import DataError, RunError, SettingsError
+from leoclr.datasets.wording import counted
 
 
 @with_settings()

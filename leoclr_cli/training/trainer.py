@@ -117,9 +117,8 @@ class Trainer:
         else:
             weights = start_from_weights(self.method, self.settings.encoder)
         if self.main:
-            for line in (*damaged, *warnings_about(self.settings, self.index, self.facts)):
-                warn(line)
-            for line in self.data.val_remarks():
+            warnings = warnings_about(self.settings, self.index, self.facts)
+            for line in (*damaged, *warnings, *self.data.val_remarks()):
                 warn(line)
             if newest is None:
                 about = description(
