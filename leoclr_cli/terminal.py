@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -25,14 +26,19 @@ def warn(message: str) -> None:
     say(f"warning: {message}")
 
 
+def suggest(*commands: Sequence[str]) -> None:
+    """Say which commands may come next, each as it can be typed.
+
+    Args:
+        commands: What follows `leoclr`, word by word.
+    """
+    for words in commands:
+        say(f"next: {shlex.join(('leoclr', *words))}")
+
+
 def print_json(value: Any) -> None:
     """The machine-readable result, on stdout. NaN and infinity are refused: they are not JSON."""
     print(json.dumps(value, indent=2, allow_nan=False))
-
-
-def counted(number: int, singular: str, plural: str = "") -> str:
-    """`1 image`, `1,234 images`; the plural has an s unless it is given."""
-    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -55,11 +55,11 @@ class ShardFiles:
         images = (data for suffix, data in members.items() if suffix in IMAGE_SUFFIXES)
         self._crc.extend(zlib.crc32(data) for data in images)
 
-    def index(self, classes: tuple[str, ...]) -> Index:
-        """Read the finished shards' headers back, and save the index beside them."""
+    def index(self, classes: tuple[str, ...], made: Mapping[str, Any]) -> Index:
+        """Read the finished shards' headers back, and save the index beside them; it records `made`."""
         index = build_index(list(self.digests), classes=classes, checksum=False)
         shards = tuple(replace(shard, sha256=self.digests[Path(shard.path)]) for shard in index.shards)
-        index = replace(index, shards=shards, crc=np.array(self._crc, np.uint32))
+        index = replace(index, shards=shards, crc=np.array(self._crc, np.uint32), made=made)
         index.save(self._folder / f"{self._name}{SUFFIX}")
         return index
 

@@ -17,7 +17,7 @@ from leoclr.datasets.errors import EvaluationError
 from leoclr.datasets.files import ignore
 from leoclr.datasets.shards.index import Index
 from leoclr.evals.accuracy import Predictions, predictions
-from leoclr.evals.classes import IntArray
+from leoclr.evals.classes import Numbering
 from leoclr.evals.features.extract import Features, Precision, extract_features
 from leoclr.evals.features.preprocessing import Preprocessing
 from leoclr.evals.finetuning.labelled_crops import Crops
@@ -89,7 +89,7 @@ def finetune(
         Diverged: The loss is not finite.
     """
     device = torch.device(device)
-    encoder, head = copy.deepcopy(backbone), linear_layer(feature_dim, crops.index.class_count, crops.seed)
+    encoder, head = copy.deepcopy(backbone), linear_layer(feature_dim, crops.class_count, crops.seed)
     network = nn.Sequential(encoder, head).requires_grad_(True).train()
     network.to(device).to(memory_format=torch.channels_last)
     groups = [
@@ -121,7 +121,7 @@ def finetune(
 def network_predictions(
     network: nn.Module,
     index: Index,
-    numbers: IntArray,
+    numbers: Numbering,
     preprocessing: Preprocessing,
     *,
     batch_size: int = 256,
@@ -134,7 +134,7 @@ def network_predictions(
     could not be decoded and are left out.
 
     Args:
-        numbers: The network's class number for each class number of the index.
+        numbers: The network's class numbers for the labels of the index.
 
     Raises:
         Diverged: Some of the network's outputs are not finite.
@@ -151,7 +151,7 @@ def network_predictions(
     )
     if not np.isfinite(outputs.features).all():
         raise Diverged("the fine-tuned network's outputs are not finite; lower learning rates may help")
-    return predictions(torch.from_numpy(outputs.features), torch.from_numpy(numbers[outputs.labels])), outputs
+    return predictions(torch.from_numpy(outputs.features), torch.from_numpy(numbers(outputs.labels))), outputs
 
 
 def _diverged(recipe: Recipe) -> Diverged:

@@ -79,7 +79,7 @@ def listed_subset(index: Index, path: Path) -> LabelSubset:
         EvaluationError: The file cannot be read, or a name matches no sample, or several.
     """
     content = _read(path)
-    names = sorted({line.strip() for line in content.decode(errors="replace").splitlines()} - {""})
+    names = sorted({line.strip() for line in content.decode("utf-8-sig", errors="replace").splitlines()} - {""})
     if not names:
         raise EvaluationError(f"{path}: the list is empty; expected one file name a line")
     keys = index.keys()

@@ -14,19 +14,20 @@ import torch
 from torch import Tensor
 
 from leoclr.datasets.errors import DataError
-from leoclr.datasets.images.augment_pillow import AugmentationSpec
+from leoclr.datasets.images.augmentation import AugmentationSpec
 from leoclr.datasets.images.normalise import normalise
 from leoclr.datasets.loading.device_feed import to_device
 from leoclr.datasets.loading.loader import StepDataset, batches
 from leoclr.datasets.loading.plan import Plan, StepSamples
 from leoclr.datasets.randomness import stream
 from leoclr.datasets.shards.index import Index
-from leoclr.datasets.views import ViewPolicy
+from leoclr.datasets.views import View, ViewPolicy
+from leoclr.evals.classes import own_classes
 from leoclr.evals.features.extract import MAX_BAD_SHARE, choose_workers
 
 CROP_SCALE = (0.08, 1.0)  # torchvision's RandomResizedCrop, which MoCo, SimCLR and BYOL leave as it is
 _VIEW = "image"
-_POLICY = ViewPolicy("crop", {_VIEW: "crop"}, ())
+_POLICY = ViewPolicy("crop", {_VIEW: View()}, ())
 
 
 class WholeEpochs(Plan):
@@ -75,6 +76,11 @@ class Crops:
         return f"all {images:,} images each epoch, in {steps:,} step{'' if steps == 1 else 's'} of {most}"
 
     @property
+    def class_count(self) -> int:
+        """How many classes occur."""
+        return self.index.class_count
+
+    @property
     def protocol(self) -> str:
         """The views in words."""
         scale = f"{CROP_SCALE[0]:g}-{CROP_SCALE[1]:g}"
@@ -83,7 +89,8 @@ class Crops:
     def batches(
         self, first_step: int, last_step: int, device: torch.device, workers: int = -1
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Normalised images, `(n, 3, size, size)`, their labels and their sample numbers, `(n,)`, step by step.
+        """Normalised images, `(n, 3, size, size)`, their classes (see `own_classes`) and their sample numbers, `(n,)`,
+        step by step.
 
         Raises:
             DataError: A shard has gone, or more images than one in a thousand cannot be decoded in an epoch.
@@ -91,7 +98,7 @@ class Crops:
         spec = AugmentationSpec(self.image_size, crop_scale=CROP_SCALE, jitter=0.0, grayscale=0.0, blur=0.0)
         dataset = StepDataset(self.index, self.plan, _POLICY, spec)
         workers = choose_workers(last_step - first_step) if workers < 0 else workers
-        labels = torch.from_numpy(self.index.label.copy())
+        labels = torch.from_numpy(own_classes(self.index)(self.index.label))
         bad: list[str] = []
         for batch in batches(dataset, first_step, last_step, workers, device.type == "cuda"):
             if batch.step % len(dataset) == 0:

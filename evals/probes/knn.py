@@ -6,6 +6,7 @@ R rows (test samples) and P columns (training samples).
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,18 +36,21 @@ def knn_accuracy(
 
     Args:
         train_features, test_features: Shapes `(N, D)` and `(M, D)`, not yet normalised, on one device.
-        train_labels, test_labels: Class numbers from 0; every test class occurs in training.
+        train_labels, test_labels: Class numbers from 0, of any size: memory follows the number of those that occur.
         k: Neighbours that vote; all of the training samples where there are fewer.
         temperature: A neighbour's vote weighs exp(similarity / temperature); None counts every vote as one.
-        chunk: Similarities (4 bytes each) that are held at a time.
+        chunk: Similarities, or votes, that are held at a time, 4 bytes each.
 
     Returns:
         `top1` and, from five classes on, `top5`, each in [0, 1].
     """
     similarity_MK, neighbour_MK = nearest(train_features, test_features, k, chunk)
-    class_count = int(max(train_labels.max(), test_labels.max())) + 1
+    occurring_C = torch.from_numpy(np.unique(torch.cat([train_labels, test_labels]).cpu().numpy()))
+    occurring_C = occurring_C.to(train_labels.device)
+    neighbour_labels_MK = torch.searchsorted(occurring_C, train_labels)[neighbour_MK]
+    labels_M = torch.searchsorted(occurring_C, test_labels)
     return classify(
-        similarity_MK, train_labels[neighbour_MK], test_labels, class_count, temperature, chunk=chunk
+        similarity_MK, neighbour_labels_MK, labels_M, len(occurring_C), temperature, chunk=chunk
     ).accuracies()
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from leoclr.backends.weights import weights_digest
 from leoclr.datasets.errors import EvaluationError
 from leoclr.datasets.files import ignore
 from leoclr.evals.accuracy import predictions
+from leoclr.evals.classes import own_classes
 from leoclr.evals.features.extract import Features, FloatArray, Precision
 from leoclr.evals.finetuning.labelled_crops import Crops
 from leoclr.evals.finetuning.supervised import Schedule, linear_layer, train
@@ -88,7 +89,7 @@ def fit_sgd_probe(
     device = torch.device(device)
     searching = len(rates) > 1
     count = len(rates) * (2 if searching else 1)
-    heads = nn.ModuleList(linear_layer(feature_dim, crops.index.class_count, crops.seed) for _ in range(count))
+    heads = nn.ModuleList(linear_layer(feature_dim, crops.class_count, crops.seed) for _ in range(count))
     heads.to(device)
     groups = [{"params": list(h.parameters()), "lr": rate} for h, rate in zip(heads, rates * 2, strict=False)]
     optimizer = torch.optim.SGD(groups, lr=rates[0], momentum=MOMENTUM)
@@ -111,6 +112,7 @@ def fit_sgd_probe(
     layers = [_layer(head) for head in heads]
     holdout = {}
     if held is not None and searching:
+        held = replace(held, labels=own_classes(crops.index)(held.labels))
         holdout = {rate: _accuracy(layer, held) for rate, layer in zip(rates, layers[len(rates) :], strict=True)}
     usable = [rate for rate, layer in zip(rates, layers, strict=False) if _finite(layer)]
     if not usable:

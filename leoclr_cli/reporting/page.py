@@ -120,10 +120,14 @@ def _tiles(run: ReportedRun) -> list[Tile]:
 def _scores(runs: Sequence[ReportedRun]) -> Html:
     if any(run.records for run in runs):
         return join(label_chart(runs), score_tables(runs))
+    run = runs[0]
+    data = run.part("data")
+    labelled = data.get("labelled", data.get("classes", True))
+    command = "eval knn" if labelled else "embed"
     return element(
         "p",
-        "No score has been computed yet: ",
-        element("code", f"leoclr eval knn {shlex.quote(str(runs[0].folder.path))}"),
+        "No score has been computed yet" + (": " if labelled else ", as the data has no labels; its features: "),
+        element("code", f"leoclr {command} {shlex.quote(str(run.folder.path))}"),
         class_="quiet",
     )
 

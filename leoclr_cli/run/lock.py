@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -16,18 +17,21 @@ from leoclr.datasets.errors import RunError
 class RunLock:
     """Holds RUN/lock while the block runs; a second process is refused with RunError.
 
-    The run folder is made where there is none. The kernel holds the lock (flock) for the process, so it ends with
-    it, also by kill -9: the file of a dead process is simply taken over. What the file says (process id, host,
-    start) is only for the message.
+    The run folder is made where there is none, and removed where the block fails before anything is in it. The kernel
+    holds the lock (flock) for the process, so it ends with it, also by kill -9: the file of a dead process is simply
+    taken over. What the file says (process id, host, start) is only for the message.
     """
 
     def __init__(self, run: Path) -> None:
         self._file = run / "lock"
         self._descriptor: int | None = None
+        self._made: list[Path] = []
 
     def __enter__(self) -> RunLock:
         try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
+            folder = self._file.parent
+            self._made = [path for path in (folder, *folder.parents) if not path.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise RunError(f"cannot write to the run folder {self._file.parent}: {error}") from error
@@ -52,6 +56,12 @@ class RunLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if kind is not None and self._made:
+            with contextlib.suppress(OSError):  # it has gone, or somebody else has put something there
+                if [*self._file.parent.iterdir()] == [self._file]:
+                    self._file.unlink()
+                    for folder in self._made:
+                        folder.rmdir()
         self._close()
 
     def _close(self) -> None:

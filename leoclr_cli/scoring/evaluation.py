@@ -24,7 +24,7 @@ from leoclr.datasets.files import cache_root
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.locate import open_data, sibling_split
 from leoclr.evals.accuracy import TOP_FIVE_CLASSES
-from leoclr.evals.classes import check_labels, match_classes, stratified_holdout
+from leoclr.evals.classes import check_labels, match_classes, own_classes, stratified_holdout
 from leoclr.evals.features.cache import FeatureCache, feature_key
 from leoclr.evals.features.extract import Features, check_features, extract_features
 from leoclr.evals.features.preprocessing import Preprocessing, View
@@ -58,7 +58,7 @@ class Evaluation:
 
     Attributes:
         backbone: On the device, frozen.
-        test_numbers: Training's class number for each class number of the test data.
+        test_numbers: Training's class numbers (see `own_classes`) for the labels of the test data.
         notes: Lines about what makes the scores less than they seem.
 
     Raises:
@@ -88,17 +88,18 @@ class Evaluation:
             )
 
     def train_features(self, view: View) -> Features:
-        """Features of the training data."""
-        return self.features(self.data.train, view, "training data")
+        """Features of the training data, its classes numbered from 0."""
+        features = self.features(self.data.train, view, "training data")
+        return replace(features, labels=own_classes(self.data.train)(features.labels))
 
     def test_features(self, view: View) -> Features:
         """Features of the test data, their labels in training's numbering."""
         features = self.features(self.data.test, view, "test data")
-        return replace(features, labels=self.test_numbers[features.labels])
+        return replace(features, labels=self.test_numbers(features.labels))
 
     def _without_trivial(self, score: Score) -> Score:
         """Every image of less than five classes is among the five best, also where numbers of classes are left out."""
-        if len(np.unique(self.data.train.label)) >= TOP_FIVE_CLASSES:
+        if self.data.train.class_count >= TOP_FIVE_CLASSES:
             return score
         rows = []
         for row in score.rows:
@@ -219,7 +220,7 @@ class Evaluation:
             "data": {
                 "train": described_data(data.train, data.train_source),
                 "test": described_data(data.test, data.test_source) | {"also_in_training": self._shared},
-                "classes": len(set(data.train.label.tolist())),
+                "classes": data.train.class_count,
             },
         }
         return new_record(kind, encoder, self.began, content)

@@ -13,7 +13,7 @@ from leoclr.cli.scoring.evaluation import Evaluation
 from leoclr.cli.terminal import progress
 from leoclr.datasets.shards.index import Index
 from leoclr.evals.accuracy import Predictions
-from leoclr.evals.classes import IntArray, match_classes
+from leoclr.evals.classes import IntArray, Numbering, match_classes, own_classes
 from leoclr.evals.features.preprocessing import standard_view
 from leoclr.evals.finetuning.finetune import Diverged, Recipe, finetune, network_predictions
 from leoclr.evals.finetuning.supervised import Schedule
@@ -96,14 +96,16 @@ def finetuned(
     tested = "test data" if test is evaluation.data.test else "hold-out"
     evaluation.note_skipped(done.get("skipped", []), len(test), tested)
     summary = {key: value for key, value in done.items() if key != _PREDICTIONS}
-    return Finetuned(summary, _unpacked(done[_PREDICTIONS], numbers, test))
+    # `train` may lack classes of all the training data, whose numbers predictions are written with.
+    places = own_classes(evaluation.data.train)(train.occurring)
+    return Finetuned(summary, _unpacked(done[_PREDICTIONS], numbers, places, test))
 
 
 def _measured(
     evaluation: Evaluation,
     train: Index,
     test: Index,
-    numbers: IntArray,
+    numbers: Numbering,
     recipe: Recipe,
     what: str,
     state: Path | None,
@@ -154,11 +156,11 @@ def _packed(predicted: Predicted) -> dict[str, Any]:
     }
 
 
-def _unpacked(packed: dict[str, Any], numbers: IntArray, test: Index) -> Predicted:
+def _unpacked(packed: dict[str, Any], numbers: Numbering, places: IntArray, test: Index) -> Predicted:
     samples = np.array(packed["numbers"], np.int64)
     found = Predictions(
-        labels=numbers[test.label[samples]],
-        predicted=np.array(packed["predicted"], np.int64),
+        labels=places[numbers(test.label[samples])],
+        predicted=places[np.array(packed["predicted"], np.int64)],
         confidence=np.array(packed["confidence"], np.float32),
         ranks=np.array(packed["ranks"], np.int64),
         class_count=packed["class_count"],

@@ -79,7 +79,8 @@ class _Classifier:
 
 
 def _rows(predictions: Mapping[str, Predicted], train: Index, test: Index) -> Iterator[dict[str, Any]]:
-    def name(label: int) -> str | int:
+    def name(number: int) -> str | int:
+        label = int(train.occurring[number])
         return train.classes[label] if label < len(train.classes) else label
 
     for classifier, (numbers, found) in predictions.items():

@@ -17,6 +17,7 @@ from leoclr.datasets.errors import EvaluationError
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.locate import open_data
 from leoclr.evals.accuracy import predictions
+from leoclr.evals.classes import own_classes
 from leoclr.evals.features.preprocessing import Preprocessing, WholeImage
 from leoclr.evals.finetuning.finetune import Diverged, Recipe, finetune, network_predictions
 from leoclr.evals.finetuning.label_subsets import balanced_subset, label_subset, parse_percent
@@ -65,7 +66,7 @@ def test_a_network_learns_and_the_encoder_it_started_from_stays(
     assert not same(before, {n.removeprefix("0."): t for n, t in network.state_dict().items() if n.startswith("0.")})
     test = open_data([str(make_tinted("test", [0, 0, 0, 0, 1, 1, 2, 2], seed=9))])
     preprocessing = Preprocessing(WholeImage(16), MEAN, STD)
-    found, outputs = network_predictions(network, test, np.arange(3), preprocessing, workers=0)
+    found, outputs = network_predictions(network, test, own_classes(test), preprocessing, workers=0)
     assert found.accuracies().keys() == {"top1"} and found.accuracies()["top1"] > 0.8 and outputs.skipped == ()
 
 

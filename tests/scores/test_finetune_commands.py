@@ -27,7 +27,7 @@ from leoclr.datasets.shards.index import Index
 from leoclr.evals.finetuning.hyperparameters import LEARNING_RATES, WEIGHT_DECAYS, Point, best, edges, grid, logarithmic
 
 SETTINGS = Settings.model_validate(
-    {"data": {"image_size": 16}, "encoder": {"backbone": "resnet18", "stem": "cifar", "width": 8}}
+    {"data": {"image_size": 16}, "encoder": {"backbone": "resnet18", "stem": "cifar", "width": 16}}
 ).model_dump(mode="json")
 QUICK = ("--epochs", 1, "--train-batch", 16, "--workers", 0, "--backbone-lr", 0.01, "--head-lr", 0.3)
 Run = Callable[..., tuple[int, str, str]]
@@ -44,7 +44,7 @@ def data(tmp_path: Path, make_tinted: Callable[..., Path]) -> Path:
 def make_run(tmp_path: Path, data: Path) -> Callable[..., Path]:
     def make(name: str = "first", seed: int = 0, broken: bool = False) -> Path:
         torch.manual_seed(seed)
-        backbone = build_backbone("resnet18", "cifar", 8)
+        backbone = build_backbone("resnet18", "cifar", 16)
         backbone(torch.randn(16, 3, 16, 16))
         if broken:
             torch.nn.init.constant_(backbone.get_parameter("layer4.1.bn2.bias"), float("nan"))
