@@ -98,7 +98,7 @@ def test_images_that_cannot_be_read_are_errors(run: Path, make_shards: MakeShard
     with pytest.raises(DataError, match="1 images cannot be decoded"):
         embed(encoder, make_shards((4,), name="bad", bad=(2,)), workers=0)
     with pytest.raises(DataError, match="cannot be mixed"):
-        embed(encoder, [Image.new("RGB", (20, 20)), "picture.png"])  # type: ignore[list-item]
+        embed(encoder, [Image.new("RGB", (20, 20)), "picture.png"])  # type: ignore[arg-type]
     assert embed(encoder, []).shape == (0, 128)
     with pytest.raises(CheckpointError, match="no such run"):
         load_encoder(tmp_path / "nowhere")
