@@ -154,7 +154,8 @@ def _health(targets: list[Tensor]) -> dict[str, Tensor]:
     outputs = targets[0].shape[1]
 
     def entropy(shares: Tensor) -> Tensor:
-        return torch.special.entr(shares).sum(dim=-1).mean() / math.log(max(2, outputs))
+        each: Tensor = torch.special.entr(shares).sum(dim=-1)
+        return each.mean() / math.log(max(2, outputs))
 
     together = torch.cat(targets)
     return {"centre_entropy": entropy(together.mean(dim=0)), "teacher_entropy": entropy(together)}

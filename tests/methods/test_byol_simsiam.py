@@ -46,10 +46,11 @@ def distance(prediction: Tensor, target: Tensor) -> Tensor:
 def test_byol_is_the_sum_over_the_pairs_of_equation_2(tiny_facts: Facts, pairs: tuple[tuple[str, str], ...]) -> None:
     method, images = one_byol(tiny_facts), views()
     loss = method(images, pairs, NOW).loss
-    expected = sum(
+    terms = [
         distance(method.predictor(method.encoder(images[anchor])), method.target(images[positive]).detach())
         for anchor, positive in pairs
-    )
+    ]
+    expected = torch.stack(terms).sum()
     trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
     torch.testing.assert_close(loss, expected)
     for ours, theirs in zip(torch.autograd.grad(loss, trained), torch.autograd.grad(expected, trained), strict=True):
