@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -79,7 +80,8 @@ def test_a_trained_vit_goes_out_and_comes_in_again_at_another_size(
     assert found["encoder.backbone.pos_embed"].shape == (1, 17, 64)
     own = encoder.backbone.state_dict()
     torch.testing.assert_close(found["encoder.backbone.blocks.3.mlp.fc1.weight"], own["blocks.3.mlp.fc1.weight"])
-    resized: torch.Tensor = timm.layers.resample_abs_pos_embed(own["pos_embed"], [4, 4])
+    timm_layers: Any = timm.layers
+    resized = timm_layers.resample_abs_pos_embed(own["pos_embed"], [4, 4])
     torch.testing.assert_close(found["encoder.backbone.pos_embed"], resized)
 
 
