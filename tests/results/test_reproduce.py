@@ -131,7 +131,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("OMP_NUM_THREADS", "1")
         with pytest.raises(SystemExit, match="0"):
             main(["shard", str(folder / "pictures"), str(folder / "shards")])
-        words = ["--data", folder / "shards", "--output", folder / "out", "--scale", "0.5"]
+        words = ["--data", str(folder / "shards"), "--output", str(folder / "out"), "--scale", "0.5"]
         assert reproduce(folder / "tiny.toml", *words) == 0
     return folder
 
