@@ -199,7 +199,7 @@ def _needed(tree: ast.Module, name: str) -> list[ast.stmt]:
         node = makes.get(wanted.pop())
         if node is not None and node not in needed:
             needed.append(node)
-            wanted += [inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)]
+            wanted += [inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name) and _is_read(inner)]
     return needed
 
 
@@ -212,6 +212,11 @@ def _bound(node: ast.stmt) -> Iterator[str]:
     elif isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         yield from (inner.id for target in targets for inner in ast.walk(target) if isinstance(inner, ast.Name))
+
+
+def _is_read(node: ast.Name) -> bool:
+    """A field may have the name of a function of its file."""
+    return isinstance(node.ctx, ast.Load)
 
 
 def _is_future(node: ast.stmt) -> bool:
