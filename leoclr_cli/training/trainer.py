@@ -34,7 +34,7 @@ from leoclr.cli.training.metrics import MetricsLog, require_trackers, start_trac
 from leoclr.cli.training.preflight import description, micro_batch, warnings_about
 from leoclr.cli.training.progress_line import ProgressLine
 from leoclr.cli.training.result import TrainResult
-from leoclr.cli.training.signals import GracefulStop
+from leoclr.cli.training.signals import DEAF_SECONDS, SLOW_SECONDS, GracefulStop
 from leoclr.cli.training.state import RunState
 from leoclr.cli.training.step import TrainStep
 from leoclr.cli.training.throughput import Clock
@@ -65,7 +65,8 @@ def train(settings: Settings, output: Path, preset: str | None, command: list[st
             if accelerator.is_main_process:
                 stack.enter_context(RunLock(output))  # after all that the settings and the data can be refused for
             trainer.start(resume, preset, command)
-            return trainer.fit(stack.enter_context(GracefulStop()))
+            alone = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
+            return trainer.fit(stack.enter_context(GracefulStop(SLOW_SECONDS if alone else DEAF_SECONDS)))
     except RuntimeError as error:
         raise explained(error) or error from None
     except OSError as error:
@@ -126,7 +127,8 @@ class Trainer:
         saved, saved_at, stopped = first, began, 0
         clock, pace = Clock(self.step, self.plan.batch_size), Pace(self.device)
         line = ProgressLine(self.step, self.steps, self.plan.steps_per_epoch, self.plan.batch_size, self.main)
-        loader, losses, bad = self.data.batches(self.step, self.steps), list[Tensor](), list[str]()
+        loader = self.data.batches(self.step, self.steps, lambda: bool(stop.requested))
+        losses, bad = list[Tensor](), list[str]()
         values: dict[str, float] = {}
         scored: float | None = None
         with contextlib.closing(self._log()) as log:
@@ -141,7 +143,12 @@ class Trainer:
                     self.save()
                     saved, saved_at = self.step, time.monotonic()
                 with clock.waiting():
-                    batch = next(loader)
+                    batch = next(loader, None)
+                if batch is None:  # it was asked to stop, and none comes
+                    if self.ranks > 1:
+                        raise RunError("stopped while waiting for data; the checkpoints are as they were")
+                    stopped = stop.requested
+                    break
                 bad += batch.bad
                 loss, embeddings = self._train_step(batch)
                 pace.step_taken()
