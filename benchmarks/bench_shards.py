@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leoclr.datasets.images.augment_pillow import AugmentationSpec
+from leoclr.datasets.images.augmentation import AugmentationSpec
 from leoclr.datasets.loading.loader import StepDataset, batches
 from leoclr.datasets.loading.plan import Plan
 from leoclr.datasets.packing.arrangement import arrange
 from leoclr.datasets.packing.encoding import Encoding
+from leoclr.datasets.packing.folder_source import FolderSource
 from leoclr.datasets.packing.pack import Recipe, pack
-from leoclr.datasets.packing.sources import FolderSource
 from leoclr.datasets.randomness import Permutation
 from leoclr.datasets.shards.locate import open_data
 from leoclr.datasets.shards.reader import SampleReader

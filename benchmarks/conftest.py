@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from leoclr.datasets.packing.arrangement import arrange
+from leoclr.datasets.packing.folder_source import FolderSource
 from leoclr.datasets.packing.pack import Recipe, pack
-from leoclr.datasets.packing.sources import FolderSource
 
 IMAGES = 1000
 SIDE = 256

@@ -46,7 +46,7 @@ def train(data: Path, output: Path, epochs: int) -> tuple[int, int]:
     """Peak memory in bytes of the whole tree of processes, and of its largest process."""
     command = [sys.executable, "-m", "leoclr.cli", "train", "--data", str(data), "--output", str(output)]
     command += ["--epochs", str(epochs), "--batch-size", "50", "--workers", "2", "--device", "cpu"]
-    command += ["--backbone", "resnet18", "--set", "encoder.width=8", "--set", "data.image_size=32"]
+    command += ["--backbone", "resnet18", "--set", "encoder.width=16", "--set", "data.image_size=32"]
     command += ["--set", "moco.queue=100", "--set", "moco.bn_splits=1", "--set", "run.trackers="]
     log = output.with_suffix(".log")
     peak = ended = 0

@@ -18,22 +18,40 @@ UInt64 = NDArray[np.uint64]
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLIER_1 = np.uint64(0xFF51AFD7ED558CCD)
 _MULTIPLIER_2 = np.uint64(0xC4CEB9FE1A85EC53)
+_SHIFT = np.uint64(33)
 _FEISTEL_ROUNDS = 6
 
 
 def mix(words: UInt64) -> UInt64:
     """A bijection of 64-bit words in which each input bit changes about half of the output bits."""
-    words = (words ^ (words >> np.uint64(33))) * _MULTIPLIER_1
-    words = (words ^ (words >> np.uint64(33))) * _MULTIPLIER_2
-    return words ^ (words >> np.uint64(33))
+    return _mix_in_place(words.copy())
+
+
+def _mix_in_place(words: UInt64) -> UInt64:
+    """`mix`, with one array of scratch: what it costs is memory, not arithmetic."""
+    scratch = words >> _SHIFT
+    words ^= scratch
+    words *= _MULTIPLIER_1
+    words ^= np.right_shift(words, _SHIFT, out=scratch)
+    words *= _MULTIPLIER_2
+    words ^= np.right_shift(words, _SHIFT, out=scratch)
+    return words
 
 
 def hash_key(*parts: int) -> UInt64:
-    """One word (shape `(1,)`, so that numpy wraps around without a warning) from any number of integers."""
-    word = np.zeros(1, np.uint64)
+    """One word, of shape `(1,)`, from any number of integers: `mix` of one after another, in Python's integers."""
+    word = 0
     for part in parts:
-        word = mix(word * _GOLDEN + np.array([part % 2**64], np.uint64) + _GOLDEN)
-    return word
+        word = (word * int(_GOLDEN) + part + int(_GOLDEN)) % 2**64
+        word = ((word ^ (word >> 33)) * int(_MULTIPLIER_1)) % 2**64
+        word = ((word ^ (word >> 33)) * int(_MULTIPLIER_2)) % 2**64
+        word ^= word >> 33
+    return np.array([word], np.uint64)
+
+
+def stream(seed: int, purpose: str) -> int:
+    """A seed for one purpose: what is drawn for another purpose under the same `seed` is independent of it."""
+    return int(hash_key(seed, *purpose.encode())[0])
 
 
 def uniforms(seed: int, epoch: int, samples: NDArray[np.int64], view: int, count: int) -> NDArray[np.float64]:
@@ -49,8 +67,11 @@ def uniforms(seed: int, epoch: int, samples: NDArray[np.int64], view: int, count
     """
     per_sample = mix(hash_key(seed, epoch, view) + samples.astype(np.uint64) * _GOLDEN)
     counters = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
-    words = mix(mix(per_sample[:, None] + counters[None, :]))
-    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    words = _mix_in_place(_mix_in_place(per_sample[:, None] + counters[None, :]))
+    words >>= np.uint64(11)
+    numbers = words.astype(np.float64)
+    numbers *= 2.0**-53
+    return numbers
 
 
 class Permutation:
@@ -87,5 +108,5 @@ class Permutation:
         mask = (np.uint64(1) << self.half_bits) - np.uint64(1)
         left, right = words >> self.half_bits, words & mask
         for key in self.round_keys:
-            left, right = right, left ^ (mix(right + key) & mask)
+            left, right = right, left ^ (_mix_in_place(right + key) & mask)
         return (left << self.half_bits) | right

@@ -1,34 +1,89 @@
-"""Numbers that a classifier is judged by. M = test samples, C = classes."""
+"""What a classifier predicts, and the numbers it is judged by. M = test samples, C = classes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float32]
 
 TOP_FIVE_CLASSES = 5
 
 
-def accuracies(scores_MC: Tensor, labels_M: Tensor) -> dict[str, float]:
-    """Share of samples, in [0, 1], whose true class has the highest score (top1) or one of the five highest (top5).
+@dataclass(frozen=True)
+class Predictions:
+    """The prediction for each test sample.
 
-    Equal scores are ranked by class number, lowest first, so that the result does not depend on a sort's habits.
-    `top5` is left out below five classes.
+    Attributes:
+        labels: True class numbers, shape `(M,)`.
+        predicted: Predicted class numbers, shape `(M,)`.
+        confidence: In [0, 1], of the predicted class: its softmax probability, or its share of the votes.
+        ranks: How many classes are ranked above the true one; 0 where the prediction is right. Shape `(M,)`.
+        class_count: C.
     """
-    own_M1 = scores_MC.gather(1, labels_M[:, None])
-    lower_class_MC = torch.arange(scores_MC.shape[1], device=scores_MC.device) < labels_M[:, None]
-    ahead_MC = (scores_MC > own_M1) | ((scores_MC == own_M1) & lower_class_MC)
-    rank_M = ahead_MC.sum(dim=1)
-    result = {"top1": (rank_M < 1).double().mean().item()}
-    if scores_MC.shape[1] >= TOP_FIVE_CLASSES:
-        result["top5"] = (rank_M < TOP_FIVE_CLASSES).double().mean().item()
-    return result
+
+    labels: IntArray
+    predicted: IntArray
+    confidence: FloatArray
+    ranks: IntArray
+    class_count: int
+
+    def right(self, metric: str) -> NDArray[np.float64]:
+        """1 for each sample that `metric`, top1 or top5, counts as right, else 0."""
+        return (self.ranks < {"top1": 1, "top5": TOP_FIVE_CLASSES}[metric]).astype(np.float64)
+
+    def accuracies(self) -> dict[str, float]:
+        """Share of samples, in [0, 1], whose true class is ranked first (top1) or among the first five (top5). `top5`
+        is left out below five classes."""
+        metrics = ("top1", "top5") if self.class_count >= TOP_FIVE_CLASSES else ("top1",)
+        return {metric: float(self.right(metric).mean()) for metric in metrics}
+
+    def mean_per_class(self) -> float:
+        """Top-1 accuracy of each class that has samples, averaged over these classes: every class weighs alike."""
+        counts = np.bincount(self.labels)
+        right = np.bincount(self.labels, weights=self.right("top1"))
+        return float((right[counts > 0] / counts[counts > 0]).mean())
 
 
-def mean_per_class(scores_MC: Tensor, labels_M: Tensor) -> float:
-    """Accuracy of each class that has samples, averaged over these classes: every class weighs alike, however many
-    samples it has. Equal scores are ranked as in `accuracies`."""
-    right_M = (scores_MC.argmax(dim=1) == labels_M).double()  # argmax takes the first of equal ones
-    counts_C = torch.bincount(labels_M, minlength=scores_MC.shape[1])
-    right_C = torch.zeros_like(counts_C, dtype=torch.double).index_add_(0, labels_M, right_M)
-    present_C = counts_C > 0
-    return (right_C[present_C] / counts_C[present_C]).mean().item()
+def predictions(
+    scores_MC: Tensor, labels_M: Tensor, order_MC: Tensor | None = None, confidence_MC: Tensor | None = None
+) -> Predictions:
+    """Rank the classes of each sample by score, highest first.
+
+    Args:
+        order_MC: Ranks classes of equal score, lowest first. Where it is equal too, the true class is ranked last, so
+            that no figure depends on how classes are numbered. Class numbers when left out.
+        confidence_MC: In [0, 1]; the softmax of the scores when left out.
+    """
+    if order_MC is None:
+        order_MC = torch.arange(scores_MC.shape[1], device=scores_MC.device).expand_as(scores_MC)
+    if confidence_MC is None:
+        confidence_MC = scores_MC.softmax(dim=1)
+    own_M1, own_order_M1 = scores_MC.gather(1, labels_M[:, None]), order_MC.gather(1, labels_M[:, None])
+    above_MC = (scores_MC > own_M1) | ((scores_MC == own_M1) & (order_MC <= own_order_M1))  # the true class is one
+    best_MC = scores_MC == scores_MC.amax(dim=1, keepdim=True)
+    predicted_M = order_MC.masked_fill(~best_MC, torch.iinfo(order_MC.dtype).max).argmin(dim=1)
+    return Predictions(
+        labels=labels_M.cpu().numpy(),
+        predicted=predicted_M.cpu().numpy(),
+        confidence=confidence_MC.gather(1, predicted_M[:, None])[:, 0].float().cpu().numpy(),
+        ranks=(above_MC.sum(dim=1) - 1).cpu().numpy(),
+        class_count=scores_MC.shape[1],
+    )
+
+
+def joined(parts: Sequence[Predictions]) -> Predictions:
+    """The predictions for the samples of all parts, which share their classes."""
+    return Predictions(
+        labels=np.concatenate([part.labels for part in parts]),
+        predicted=np.concatenate([part.predicted for part in parts]),
+        confidence=np.concatenate([part.confidence for part in parts]),
+        ranks=np.concatenate([part.ranks for part in parts]),
+        class_count=parts[0].class_count,
+    )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from leoclr.datasets.errors import EvaluationError
-from leoclr.datasets.randomness import uniforms
+from leoclr.datasets.randomness import stream, uniforms
 from leoclr.datasets.shards.index import NO_LABEL, Index
 
 IntArray = NDArray[np.int64]
@@ -28,8 +29,32 @@ def check_labels(index: Index, name: str) -> None:
         raise EvaluationError(f"{name}: {missing} of {len(index)} samples have no label, {example!r} among them")
 
 
-def match_classes(train: Index, test: Index) -> IntArray:
-    """The number in training of each class number of the test set, shape `(test classes,)`; -1 for unused classes.
+@dataclass(frozen=True)
+class Numbering:
+    """Numbers from 0, without gaps, for the labels of a data set, whatever numbers these are: the memory of a score
+    follows the classes that occur.
+
+    Attributes:
+        labels: Those that occur, ascending, shape `(c,)`.
+        numbers: Of each, shape `(c,)`.
+    """
+
+    labels: IntArray
+    numbers: IntArray
+
+    def __call__(self, labels: IntArray) -> IntArray:
+        """The numbers of labels that occur in the data set, shape `(n,)`."""
+        found: IntArray = self.numbers[np.searchsorted(self.labels, labels)]
+        return found
+
+
+def own_classes(index: Index) -> Numbering:
+    """The numbers of training's classes: their places among the class numbers that occur."""
+    return Numbering(index.occurring, np.arange(index.class_count))
+
+
+def match_classes(train: Index, test: Index) -> Numbering:
+    """The number in training (see `own_classes`) of each class of the test set.
 
     Classes are matched by name where both sets have names, else by number.
 
@@ -39,32 +64,31 @@ def match_classes(train: Index, test: Index) -> IntArray:
     """
     check_labels(train, "training data")
     check_labels(test, "test data")
-    trained = np.unique(train.label)
+    trained = train.occurring.tolist()
     if len(trained) < 2:
         raise EvaluationError(f"training data: all {len(train)} samples are of class {_name(train, trained[0])}")
-    mapping = np.full(int(test.label.max()) + 1, NO_LABEL, np.int64)
-    numbers = {name: number for number, name in enumerate(train.classes)}
     by_name = bool(train.classes) and bool(test.classes)
-    absent = []
-    for label in np.unique(test.label).tolist():
-        number = numbers.get(test.classes[label], NO_LABEL) if by_name else label
-        if number not in trained:
-            absent.append(_name(test, label))
-        mapping[label] = number
+    numbers = {train.classes[label] if by_name else label: number for number, label in enumerate(trained)}
+    tested = test.occurring.tolist()
+    found = [numbers.get(test.classes[label] if by_name else label, NO_LABEL) for label in tested]
+    absent = [_name(test, label) for label, number in zip(tested, found, strict=True) if number == NO_LABEL]
     if absent:
         raise EvaluationError(
-            f"test data: {_some(absent)} of {len(np.unique(test.label))} classes have no training sample; "
-            f"training has {_some([_name(train, label) for label in trained.tolist()])}"
+            f"test data: {_some(absent)} of {len(tested)} classes have no training sample; "
+            f"training has {_some([_name(train, label) for label in trained])}"
         )
-    return mapping
+    return Numbering(test.occurring, np.array(found, np.int64))
 
 
-def stratified_holdout(labels: IntArray, share: float, seed: int) -> tuple[IntArray, IntArray]:
+def stratified_holdout(
+    labels: IntArray, share: float, seed: int, purpose: str = "hold-out"
+) -> tuple[IntArray, IntArray]:
     """Split samples so that every class is divided alike.
 
     Args:
         share: Of each class that is held out, rounded; at least one sample of a class that has two, and never all.
         seed: With the position of a sample, decides which.
+        purpose: Of the split. Splits for different purposes are independent under the same seed.
 
     Returns:
         Positions to keep and positions held out, both ascending.
@@ -72,7 +96,7 @@ def stratified_holdout(labels: IntArray, share: float, seed: int) -> tuple[IntAr
     Raises:
         EvaluationError: No class has two samples.
     """
-    draws = uniforms(seed, 0, np.arange(len(labels)), 0, 1)[:, 0]
+    draws = uniforms(stream(seed, purpose), 0, np.arange(len(labels)), 0, 1)[:, 0]
     held = np.zeros(len(labels), np.bool_)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)

@@ -7,24 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from leoclr.datasets.files import ignore
-from leoclr.evals.accuracy import accuracies, mean_per_class
-from leoclr.evals.features.extract import Features
+from leoclr.evals.accuracy import Predictions, predictions
+from leoclr.evals.features.extract import Features, IntArray
 from leoclr.evals.finetuning.labelled_crops import Crops
 from leoclr.evals.finetuning.supervised import Schedule
-from leoclr.evals.probes.knn import DEFAULT_CHUNK, MAJORITY_K, TEMPERATURE, WEIGHTED_K, nearest, votes
-from leoclr.evals.probes.linear import GRID, HOLDOUT_SHARE, LinearProbe, Normalisation, fit_probe
+from leoclr.evals.probes.knn import DEFAULT_CHUNK, MAJORITY_K, TEMPERATURE, WEIGHTED_K, classify, nearest
+from leoclr.evals.probes.linear import GRID, HOLDOUT_SHARE, LinearProbe, Metric, Normalisation, fit_probe
 from leoclr.evals.probes.logistic import SolverName
-from leoclr.evals.probes.sgd import MOMENTUM, SgdProbe
-from leoclr.evals.robustness import CropDrop, crop_drop
+from leoclr.evals.probes.sgd import MOMENTUM, SCHEDULE, SgdProbe
 
-ProbeKind = Literal["linear", "knn"]
+TIES = "equal votes go to the class of the nearer neighbour"
+_CHAOTIC_RATE = 3.0  # from here on short trainings by SGD were seen to amplify rounding
+
+
+class Predicted(NamedTuple):
+    """Predictions, and the sample numbers, in the test data, of the images that they are for."""
+
+    numbers: IntArray
+    predictions: Predictions
 
 
 @dataclass(frozen=True)
@@ -35,13 +40,15 @@ class Row:
         key: Its name in JSON.
         label: Its name in the table.
         values: Metric name (top1, top5) to a share in [0, 1].
-        half_widths: Half of the 95 % interval of some of the values.
+        half_widths: Half of the 95 % interval of some of the values, over the draws of what was drawn at random.
+        image_half_widths: The same over the test images.
     """
 
     key: str
     label: str
     values: dict[str, float]
     half_widths: dict[str, float] = field(default_factory=dict)
+    image_half_widths: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -53,12 +60,14 @@ class Score:
         protocol: How the classifier was made, in lines for a person.
         details: Further values for JSON.
         notes: One line for each thing that makes the numbers less than they seem.
+        predictions: For each test image, by the key of the row that they make, or another name.
     """
 
     rows: tuple[Row, ...]
     protocol: tuple[str, ...]
     details: dict[str, Any]
     notes: tuple[str, ...] = ()
+    predictions: Mapping[str, Predicted] = field(default_factory=dict)
 
 
 def knn_score(
@@ -71,18 +80,17 @@ def knn_score(
         chunk: Similarities that are held at a time, 4 bytes each.
     """
     weighted_k, majority_k = min(WEIGHTED_K, len(train.labels)), min(MAJORITY_K, len(train.labels))
-    similarity_MK, labels_MK, test_labels_M, class_count = _neighbours(train, test, weighted_k, device, chunk)
-    weighted_MC = votes(similarity_MK, labels_MK, class_count, TEMPERATURE)
-    majority_MC = votes(similarity_MK[:, :majority_k], labels_MK[:, :majority_k], class_count, None)
+    weighted, majority = knn_predictions(train, test, ((weighted_k, TEMPERATURE), (majority_k, None)), device, chunk)
     rows = (
-        Row("weighted", f"k = {weighted_k}, tau = {TEMPERATURE}", accuracies(weighted_MC, test_labels_M)),
-        Row("majority", f"k = {majority_k}, majority", accuracies(majority_MC, test_labels_M)),
+        Row("weighted", f"k = {weighted_k}, tau = {TEMPERATURE}", weighted.accuracies()),
+        Row("majority", f"k = {majority_k}, majority", majority.accuracies()),
     )
     protocol = (
         f"k-NN, exact, cosine similarity: k = {weighted_k} with votes exp(similarity / {TEMPERATURE}); "
-        f"k = {majority_k} with equal votes",
+        f"k = {majority_k} with equal votes; {TIES}",
     )
-    return Score(rows, protocol, {"k": [weighted_k, majority_k], "temperature": TEMPERATURE})
+    found = {"weighted": Predicted(test.numbers, weighted), "majority": Predicted(test.numbers, majority)}
+    return Score(rows, protocol, {"k": [weighted_k, majority_k], "temperature": TEMPERATURE}, predictions=found)
 
 
 def linear_score(
@@ -91,41 +99,41 @@ def linear_score(
     *,
     normalise: Normalisation = "standard",
     grid: Sequence[float] = GRID,
+    metric: Metric = "top1",
     seed: int = 0,
     solver: SolverName = "scikit-learn",
     device: torch.device | str = "cpu",
     per_class: bool = False,
     advance: Callable[[int], None] = ignore,
 ) -> Score:
-    """The linear probe on features. `seed` is that of the hold-out, `advance` counts fits, `per_class` adds the mean
-    over classes; for the rest see `fit_probe`."""
+    """The linear probe on features. `metric` chooses the regularisation, `seed` is that of the hold-out, `advance`
+    counts fits, `per_class` adds the mean over classes; for the rest see `fit_probe`."""
     probe = fit_probe(
         train.features,
         train.labels,
         normalise=normalise,
         grid=grid,
+        metric=metric,
         seed=seed,
         solver=solver,
         device=device,
         advance=advance,
     )
-    values = _accuracies(probe, test)
-    if per_class:
-        scores = torch.from_numpy(probe.scores(test.features))
-        values["mean_per_class"] = mean_per_class(scores, torch.from_numpy(test.labels))
+    found = linear_predictions(probe, test)
+    values = found.accuracies() | ({"mean_per_class": found.mean_per_class()} if per_class else {})
     rows = (
         Row("linear", f"linear probe, C = {probe.c:g}", values),
-        Row("holdout", "hold-out of the training data", {"top1": probe.holdout[probe.c]}),
+        Row("holdout", "hold-out of the training data", {metric: probe.holdout[probe.c]}),
     )
     program = "" if solver == "scikit-learn" else "; computed by torch, in float32"
-    return Score(rows, (_linear_protocol(probe, seed) + program,), _linear_details(probe), probe.notes)
+    predicted = {"linear": Predicted(test.numbers, found)}
+    return Score(rows, (linear_protocol(probe, seed) + program,), linear_details(probe), probe.notes, predicted)
 
 
 def sgd_score(probe: SgdProbe, test: Features, crops: Crops, schedule: Schedule) -> Score:
     """The linear probe that `leoclr.evals.probes.sgd` trained on `crops` by `schedule`."""
-    scores = torch.from_numpy(probe.scores(test.features))
-    label = f"linear probe by SGD, lr {probe.learning_rate:g}"
-    rows = [Row("linear", label, accuracies(scores, torch.from_numpy(test.labels)))]
+    found = predictions(torch.from_numpy(probe.scores(test.features)), torch.from_numpy(test.labels))
+    rows = [Row("linear", f"linear probe by SGD, lr {probe.learning_rate:g}", found.accuracies())]
     choice = f"learning rate {probe.learning_rate:g}"
     if probe.holdout:
         rows.append(Row("holdout", "hold-out of the training data", {"top1": probe.holdout[probe.learning_rate]}))
@@ -135,106 +143,65 @@ def sgd_score(probe: SgdProbe, test: Features, crops: Crops, schedule: Schedule)
             "that is scored learns from all of it"
         )
     protocol = (
-        f"a linear layer on the frozen encoder by SGD, momentum {MOMENTUM:g}, no weight decay, batch "
-        f"{crops.plan.batch_size}, {schedule.protocol}; {choice}; the last epoch counts",
-        f"training images: {crops.protocol}",
+        f"a linear layer on the frozen encoder by SGD, momentum {MOMENTUM:g}, no weight decay, batch of at most "
+        f"{crops.batch_size}, {schedule.protocol}; {choice}; the last epoch counts",
+        f"training images: {crops.protocol}; {crops.batches_protocol}",
     )
+    notes: tuple[str, ...] = ()
+    if schedule.epochs < SCHEDULE.epochs and probe.learning_rate >= _CHAOTIC_RATE:
+        notes = (
+            f"{schedule.epochs} of the protocol's {SCHEDULE.epochs} epochs at learning rate {probe.learning_rate:g}: "
+            "a trial. So short a training amplifies rounding, and the figure differs by up to a point between devices "
+            "and numbers of threads",
+        )
     details = {
+        "epochs": schedule.epochs,
         "learning_rate": probe.learning_rate,
         "holdout": [{"learning_rate": rate, "accuracy": accuracy} for rate, accuracy in probe.holdout.items()],
         "backbone_unchanged": True,  # or there would be no probe
     }
-    return Score(tuple(rows), protocol, details)
+    return Score(tuple(rows), protocol, details, notes, {"linear": Predicted(test.numbers, found)})
 
 
-def robustness_score(
+def knn_predictions(
     train: Features,
-    centre: Features,
-    crops: Sequence[Features],
-    curve: Mapping[float, Sequence[Features]] | None = None,
-    *,
-    probe: ProbeKind = "linear",
-    normalise: Normalisation = "standard",
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    chunk: int = DEFAULT_CHUNK,
-    advance: Callable[[int], None] = ignore,
-) -> Score:
-    """One classifier, trained on centre crops, on centre and on random crops of the test images.
-
-    Args:
-        crops: Features of the same test images, one for each crop seed.
-        curve: The same for crops of a fixed share of the area, by that share; each becomes a row.
-        probe: "linear", or "knn" (k = 200, weighted).
-    """
-    if probe == "linear":
-        fitted = fit_probe(train.features, train.labels, normalise=normalise, seed=seed, advance=advance)
-        accuracies_of = partial(_accuracies, fitted)
-        protocol, details, notes = _linear_protocol(fitted, seed), _linear_details(fitted), fitted.notes
-    else:
-        k = min(WEIGHTED_K, len(train.labels))
-        accuracies_of = partial(_weighted_knn, train, k=k, device=device, chunk=chunk)
-        protocol = f"k-NN, exact, cosine similarity: k = {k} with votes exp(similarity / {TEMPERATURE})"
-        details, notes = {"k": k, "temperature": TEMPERATURE}, ()
-    reference = accuracies_of(centre)
-    drops = _drops(reference, [accuracies_of(test) for test in crops])
-    rows = list(_drop_rows(drops))
-    for share, tests in (curve or {}).items():
-        part = _drops(reference, [accuracies_of(test) for test in tests])
-        values = {metric: drop.mean for metric, drop in part.items()}
-        rows.append(Row(f"part_{share:g}", f"square part, {share:.0%} of the area", values, _half_widths(part)))
-    details |= {"random": {metric: list(drop.random) for metric, drop in drops.items()}}
-    seeds = f"{len(crops)} crop seeds, 95 % interval by Student's t over them"
-    return Score(tuple(rows), (f"{protocol}; {seeds}",), details, notes)
-
-
-def _drops(centre: dict[str, float], found: Sequence[dict[str, float]]) -> dict[str, CropDrop]:
-    return {metric: crop_drop(value, [values[metric] for values in found]) for metric, value in centre.items()}
-
-
-def _half_widths(drops: dict[str, CropDrop]) -> dict[str, float]:
-    return {metric: drop.half_width for metric, drop in drops.items() if drop.half_width is not None}
-
-
-def _drop_rows(drops: dict[str, CropDrop]) -> tuple[Row, ...]:
-    half_widths = _half_widths(drops)
-    return (
-        Row("centre", "centre crop", {metric: drop.centre for metric, drop in drops.items()}),
-        Row("random", "random crop", {metric: drop.mean for metric, drop in drops.items()}, half_widths),
-        Row("drop", "drop", {metric: drop.drop for metric, drop in drops.items()}, half_widths),
-    )
-
-
-def _neighbours(
-    train: Features, test: Features, k: int, device: torch.device | str, chunk: int
-) -> tuple[Tensor, Tensor, Tensor, int]:
+    test: Features,
+    votings: Sequence[tuple[int, float | None]],
+    device: torch.device | str,
+    chunk: int,
+) -> list[Predictions]:
+    """The predictions of each (k, temperature), the first of which has the largest k, from one search."""
     train_labels_N, test_labels_M = (torch.from_numpy(part.labels).to(device) for part in (train, test))
     train_ND, test_MD = (torch.from_numpy(part.features).to(device) for part in (train, test))
-    similarity_MK, neighbour_MK = nearest(train_ND, test_MD, k, chunk)
-    return similarity_MK, train_labels_N[neighbour_MK], test_labels_M, int(train_labels_N.max()) + 1
+    similarity_MK, neighbour_MK = nearest(train_ND, test_MD, votings[0][0], chunk)
+    labels_MK, class_count = train_labels_N[neighbour_MK], int(train_labels_N.max()) + 1
+    return [
+        classify(similarity_MK[:, :k], labels_MK[:, :k], test_labels_M, class_count, temperature, chunk)
+        for k, temperature in votings
+    ]
 
 
-def _weighted_knn(train: Features, test: Features, k: int, device: torch.device | str, chunk: int) -> dict[str, float]:
-    similarity_MK, labels_MK, test_labels_M, class_count = _neighbours(train, test, k, device, chunk)
-    return accuracies(votes(similarity_MK, labels_MK, class_count, TEMPERATURE), test_labels_M)
+def linear_predictions(probe: LinearProbe, test: Features) -> Predictions:
+    """The predictions of a linear probe for test features."""
+    return predictions(torch.from_numpy(probe.scores(test.features)), torch.from_numpy(test.labels))
 
 
-def _accuracies(probe: LinearProbe, test: Features) -> dict[str, float]:
-    return accuracies(torch.from_numpy(probe.scores(test.features)), torch.from_numpy(test.labels))
-
-
-def _linear_protocol(probe: LinearProbe, seed: int) -> str:
+def linear_protocol(probe: LinearProbe, seed: int) -> str:
+    """How the probe was made, in words."""
     features = "standardised" if probe.normalise == "standard" else "L2-normalised (to sqrt of their dimension)"
     grid = ", ".join(f"{c:g}" for c in probe.holdout)
+    by = "" if probe.metric == "top1" else " by the mean over classes"
     return (
-        f"logistic regression (L-BFGS) on {features} features; C out of {grid}, chosen on a stratified "
+        f"logistic regression (L-BFGS) on {features} features; C out of {grid}, chosen{by} on a stratified "
         f"{HOLDOUT_SHARE:.0%} of the training data (seed {seed}), then fitted to all of it"
     )
 
 
-def _linear_details(probe: LinearProbe) -> dict[str, Any]:
+def linear_details(probe: LinearProbe) -> dict[str, Any]:
+    """What was chosen and out of what, for JSON."""
     return {
         "c": probe.c,
         "holdout": [{"c": c, "accuracy": accuracy} for c, accuracy in probe.holdout.items()],
+        "chosen_by": probe.metric,
         "normalise": probe.normalise,
     }

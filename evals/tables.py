@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
-from leoclr.evals.scores import Row, Score
+from leoclr.datasets.wording import aligned
 
 METRICS = {"top1": "top-1 %", "top5": "top-5 %", "mean_per_class": "per class %"}
+_HALF_WIDTHS = {"half_width": "draws", "image_half_width": "images"}
 
 
-def score_table(score: Score) -> str:
-    """The rows of a score in aligned columns, in per cent, with intervals where there are some."""
-    metrics = [metric for metric in METRICS if any(metric in row.values for row in score.rows)]
+def results_table(records: Mapping[str, Mapping[str, Any]]) -> str:
+    """The results of records in aligned columns, in per cent, with the intervals that there are.
+
+    Args:
+        records: By the name that stands before each row; "" for none.
+    """
+    rows = [
+        (", ".join(filter(None, (name, record["rows"][key]))), values)
+        for name, record in records.items()
+        for key, values in record["results"].items()
+    ]
+    metrics = [metric for metric in METRICS if any(metric in values for _, values in rows)]
     lines = [["", *(METRICS[metric] for metric in metrics)]]
-    lines += [[row.label, *(_cell(row, metric) for metric in metrics)] for row in score.rows]
+    lines += [[label, *(_cell(values, metric) for metric in metrics)] for label, values in rows]
     return aligned(lines)
 
 
-def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Cells in columns as wide as their widest, the first to the left and the others to the right."""
-    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]).rstrip()
-        for line in lines
-    )
-
-
-def _cell(row: Row, metric: str) -> str:
-    if metric not in row.values:
+def _cell(values: Mapping[str, float], metric: str) -> str:
+    if metric not in values:
         return ""
-    interval = f" +/- {100 * row.half_widths[metric]:.2f}" if metric in row.half_widths else ""
-    return f"{100 * row.values[metric]:.2f}{interval}"
+    halves = {over: values.get(f"{metric}_{name}") for name, over in _HALF_WIDTHS.items()}
+    intervals = [f"+/- {100 * half:.2f} ({over})" for over, half in halves.items() if half is not None]
+    return " ".join([f"{100 * values[metric]:.2f}", *intervals])

@@ -3,38 +3,118 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from leoclr.cli.terminal import progress, warn
-from leoclr.datasets.packing.arrangement import SPLITS, arrange, hold_out
+from leoclr.datasets.packing.arrangement import SPLITS, Collection, arrange
+from leoclr.datasets.packing.duplicates import find_copies, note_copies, without_copies
+from leoclr.datasets.packing.exclusions import Exclusions, without
+from leoclr.datasets.packing.file_kinds import advice
+from leoclr.datasets.packing.hold_out import hold_out
+from leoclr.datasets.packing.layouts import Layout
 from leoclr.datasets.packing.pack import PackedSplit, Recipe, pack
+from leoclr.datasets.packing.parquet_source import BY_SCHEMA, Columns
 from leoclr.datasets.packing.sources import Source, open_source
 from leoclr.datasets.packing.staging import staged
+from leoclr.datasets.shards.description import look_alikes
+from leoclr.datasets.wording import counted
 
 _NAMED = 10  # suffixes and folders that a warning names
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which images of a source are packed, and as what.
+
+    Attributes:
+        layout: How the folders are to be read.
+        encoding: Of names that are not ASCII and do not say what they are.
+        columns: Of Parquet files.
+        val: Share of the training images to hold out.
+        dedupe: Whether copies of an image are left out.
+        exclusions: Images to leave out.
+    """
+
+    layout: Layout = field(default_factory=Layout)
+    encoding: str | None = None
+    columns: Columns = BY_SCHEMA
+    val: float | None = None
+    dedupe: bool = False
+    exclusions: Exclusions | None = None
 
 
 def pack_source(
     source: str,
     out: Path,
     recipe: Recipe,
-    val: float | None = None,
+    selection: Selection | None = None,
     root: Path | None = None,
     download: bool = False,
     overwrite: bool = False,
 ) -> list[PackedSplit]:
-    """Pack a source into `out` with progress bars; `out` holds everything or nothing of it."""
+    """Pack a source into `out` with progress bars; `out` holds everything or nothing of it. What is left out, and
+    what the names leave open, is said before the work begins."""
+    selection = selection or Selection()
     with staged(out, recipe.name, SPLITS, overwrite) as staging, ExitStack() as stack:
         archive_bytes = os.path.getsize(source) if os.path.isfile(source) else None
-        with progress(f"listing {source}", archive_bytes, "bytes") as advance:
-            opened = stack.enter_context(open_source(source, staging, root, download, advance))
-            collection = arrange(opened)
+        with progress(f"listing {source}", archive_bytes, "bytes" if archive_bytes else "files") as advance:
+            opened = stack.enter_context(
+                open_source(source, staging, root, download, advance, selection.encoding, selection.columns)
+            )
+            collection = arrange(opened, selection.layout)
         _say_passed_over(opened)
-        if val is not None:
-            collection = hold_out(collection, val, recipe.seed)
+        collection = _selected(opened, collection, selection, recipe)
+        for line in (*collection.notes.lines(), *look_alikes(collection.classes)):
+            warn(line)
+        said = set(collection.notes.counts())
         with progress("packing", len(collection), "images") as advance:
-            return pack(opened, collection, staging, recipe, advance)
+            recipe = replace(recipe, made=_made(collection, selection, recipe))
+            packed = pack(opened, collection, staging, recipe, advance)
+        for reason, line in zip(collection.notes.counts(), collection.notes.lines(), strict=True):
+            if reason not in said:
+                warn(line)
+        _say_copies(packed, selection)
+        return packed
+
+
+def _selected(source: Source, collection: Collection, selection: Selection, recipe: Recipe) -> Collection:
+    if selection.exclusions is not None:
+        collection = without(collection, selection.exclusions, source.name)
+    copies: dict[str, str] = {}
+    if selection.dedupe or selection.val is not None:
+        with progress("looking for copies", len(collection), "images") as advance:
+            copies = find_copies(source, collection, recipe.workers, advance)
+        note_copies(collection, copies)
+    if selection.dedupe:
+        collection, copies = without_copies(collection, copies), {}
+    if selection.val is not None:
+        collection = hold_out(collection, selection.val, recipe.seed, copies)
+    return collection
+
+
+def _made(collection: Collection, selection: Selection, recipe: Recipe) -> dict[str, Any]:
+    """All that decides what is packed from the same source, for the index; what was not asked for is left out."""
+    exclusions = selection.exclusions
+    made = {
+        "layout": collection.kind,
+        "split_names": dict(collection.split_names) or None,
+        "encoding": selection.encoding,
+        "image_column": selection.columns.image,
+        "label_column": selection.columns.label,
+        "val": selection.val,
+        "dedupe": selection.dedupe or None,
+        "without": {"names": len(exclusions.names), "sha256": exclusions.digest} if exclusions else None,
+        "shortest_side": recipe.encoding.shortest_side,
+        "format": recipe.encoding.format,
+        "quality": recipe.encoding.quality,
+        "levels": list(recipe.encoding.levels) if recipe.encoding.levels else None,
+        "seed": recipe.seed,
+    }
+    return {name: value for name, value in made.items() if value is not None}
 
 
 def _say_passed_over(source: Source) -> None:
@@ -42,7 +122,22 @@ def _say_passed_over(source: Source) -> None:
     if source.other_files:
         most = sorted(source.other_files.items(), key=lambda item: (-item[1], item[0]))[:_NAMED]
         kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in most)
-        warn(f"passed over {source.other_files.total():,} files that are no images by their suffix: {kinds}")
+        warn(f"passed over {counted(source.other_files.total(), 'file')} without an image's suffix: {kinds}")
     if source.repeated:
         shown = ", ".join(source.repeated[:_NAMED])
-        warn(f"passed over {len(source.repeated):,} folders that links lead to a second time: {shown}")
+        warn(f"passed over {counted(len(source.repeated), 'folder')} that links lead to a second time: {shown}")
+    for line in (*source.notes.lines(), *advice(list(source.other_files))):
+        warn(line)
+
+
+def _say_copies(packed: Sequence[PackedSplit], selection: Selection) -> None:
+    """How many images are copies of others, by the length and checksum of what was stored."""
+    for split in packed:
+        if copies := split.index.copies():
+            where = f" of the split {split.split}" if split.split else ""
+            kept = ", all on one side" if selection.val is not None and split.split in ("train", "val") else ""
+            warn(f"images{where} that are copies of another, byte for byte: {copies:,}{kept}; --dedupe leaves them out")
+    first = next((split for split in packed if split.split == "train"), None)
+    for split in packed if first is not None else ():
+        if first is not None and split is not first and (shared := split.index.shared_with(first.index)):
+            warn(f"images of the split {split.split} that are in train too, byte for byte: {shared:,}")

@@ -49,11 +49,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def make_shards(tmp_path: Path) -> MakeShards:
-    """`make_shards(sizes, name="data", labelled=True, classes=4, bad=())` writes one shard per size and returns the
-    folder. Samples whose number is in `bad` are not images."""
+    """`make_shards(sizes, name="data", labelled=True, classes=4, bad=(), labels=())` writes one shard per size and
+    returns the folder. Samples whose number is in `bad` are not images; `labels` are texts to take in turn."""
 
     def make(
-        sizes: tuple[int, ...], name: str = "data", labelled: bool = True, classes: int = 4, bad: tuple[int, ...] = ()
+        sizes: tuple[int, ...],
+        name: str = "data",
+        labelled: bool = True,
+        classes: int = 4,
+        bad: tuple[int, ...] = (),
+        labels: tuple[bytes, ...] = (),
     ) -> Path:
         folder = tmp_path / name
         folder.mkdir(parents=True)
@@ -63,7 +68,7 @@ def make_shards(tmp_path: Path) -> MakeShards:
                 for _ in range(size):
                     sample = {"__key__": f"{number:05d}", "png": b"not an image" if number in bad else png(number)}
                     if labelled:
-                        sample["cls"] = str(number % classes).encode()
+                        sample["cls"] = labels[number % len(labels)] if labels else str(number % classes).encode()
                     writer.write(sample)
                     number += 1
         return folder
@@ -79,7 +84,7 @@ def tiny_settings() -> TinySettings:
         "data.image_size": "16",
         "encoder.backbone": "resnet18",
         "encoder.stem": "cifar",
-        "encoder.width": "8",
+        "encoder.width": "16",
         "moco.queue": "16",
         "moco.bn_splits": "2",
         "run.workers": "0",

@@ -1,9 +1,10 @@
 """What the names in a source mean: which split an image is of, which class, and the key it gets in the shards.
 
-    train/cat/1.png, test/dog/2.png   two splits, classes cat and dog
-    cat/1.png, dog/2.png              no splits, classes cat and dog
-    a.png, holiday/b.png              no splits, no classes: images lie at the top
+    train/cat/1.png, test/dog/2.png   splits, classes cat and dog
+    cat/1.png, dog/2.png              classes: no splits, classes cat and dog
+    a.png, holiday/b.png              flat: no splits, no classes, since images lie at the top
     photos/a.png, photos/b.png        the same: a folder that holds everything is looked through
+    cat/train/1.png, cat/test/2.png   classes-splits, which is taken only where it is asked for
 
 Everything here is a pure function of the names, so that equal sources are packed equally.
 """
@@ -11,30 +12,19 @@ Everything here is a pure function of the names, so that equal sources are packe
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-
-import numpy as np
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from leoclr.datasets.errors import DataError
-from leoclr.datasets.packing.sources import Source, is_image
-from leoclr.datasets.randomness import Permutation
+from leoclr.datasets.packing.file_kinds import SIDECAR_SUFFIXES, advice, is_image, suffix_of
+from leoclr.datasets.packing.layouts import NO_SPLIT as NO_SPLIT
+from leoclr.datasets.packing.layouts import Layout, LayoutKind, Named, Reading, first_folder, read_names
+from leoclr.datasets.packing.notes import Notes
+from leoclr.datasets.packing.sources import Source
+from leoclr.datasets.packing.split_names import SPLITS as SPLITS
 from leoclr.datasets.shards.index import NO_LABEL
 from leoclr.datasets.shards.tar import REFUSED_IN_NAMES
 
-SPLIT_NAMES = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "unlabeled": "unlabeled",
-    "unlabelled": "unlabeled",
-}
-SPLITS = ("train", "val", "test", "unlabeled")
-NO_SPLIT = ""
-_HOLD_OUT = 1  # tells this use of the seed from that of the packing order
 # webdataset ends a key at the first dot; the others would break lines, paths or JSON somewhere down the road.
 _UNSAFE = re.compile(r"[.\\\x00-\x1f\x7f\ud800-\udfff]")
 
@@ -60,19 +50,27 @@ class Picture:
 class Collection:
     """The images of a source by split (`NO_SPLIT` where there is only one, without a name), and the class names.
 
-    `sidecars` are the paths of the `.json` and `.txt` files of the source. The numbers of the classes are their
-    places in the sorted list of names, the same in all splits.
+    The numbers of the classes are their places in the sorted list of names, the same in all splits.
+
+    Attributes:
+        sidecars: Paths of the `.json` and `.txt` files of the source, by the path with its suffix in lower case.
+        kind: How the folders were read.
+        split_names: The split of each folder that stands for one.
+        notes: What is left out, and what the names leave open.
     """
 
     splits: dict[str, list[Picture]]
     classes: tuple[str, ...]
-    sidecars: frozenset[str]
+    sidecars: Mapping[str, str]
+    kind: LayoutKind = "flat"
+    split_names: Mapping[str, str] = field(default_factory=dict)
+    notes: Notes = field(default_factory=Notes, compare=False)
 
     def __len__(self) -> int:
         return sum(len(pictures) for pictures in self.splits.values())
 
 
-def arrange(source: Source) -> Collection:
+def arrange(source: Source, layout: Layout | None = None) -> Collection:
     """Sort the images of a source into splits and classes.
 
     Raises:
@@ -82,55 +80,19 @@ def arrange(source: Source) -> Collection:
     if not images:
         files = source.other_files.total() + len(source.paths)
         found = f"no images among {files:,} files" if files else "it is empty"
-        raise DataError(f"{source.name}: {found}; expected images (.jpg, .png, .webp, ...) or one folder per class")
-    splits = _by_split(source.name, images, _wrapper(images))
-    folders = {split: {_first_folder(name) for _, name in members} for split, members in splits.items()}
-    flat = {split for split, found in folders.items() if "" in found or split == "unlabeled"}
-    # One folder alone is a class only when another split says so; else it is a folder that somebody put around.
-    several = [found for split, found in folders.items() if split not in flat and len(found) > 1]
-    classes = sorted(set().union(*several))
-    if unsafe := [name for name in classes if REFUSED_IN_NAMES.search(name)]:
+        hints = "".join(f"; {line}" for line in advice(list(source.other_files)))
         raise DataError(
-            f"{source.name}: rename the folder {unsafe[0]!a}: a class name is UTF-8 without control characters"
+            f"{source.name}: {found}; expected images (.jpg, .png, .webp, ...) or one folder per class{hints}"
         )
-    numbers = {name: number for number, name in enumerate(classes)}
-    unlabelled = flat | {split for split, found in folders.items() if not found <= numbers.keys()}
-    return Collection(
-        splits={split: _pictures(members, {} if split in unlabelled else numbers) for split, members in splits.items()},
-        classes=tuple(classes),
-        sidecars=frozenset(path for path in source.paths if not is_image(path)),
-    )
-
-
-def hold_out(collection: Collection, fraction: float, seed: int) -> Collection:
-    """Move a random part of the training images to a split `val`, of each class its share.
-
-    Args:
-        fraction: Share that is held out, above 0 and below 1; rounded so that the whole comes out right, not each
-            class (of 1000 classes of 4 images, 0.1 takes 400 images and not none).
-
-    Raises:
-        DataError: There is a `val` split already, no training split, or too few images.
-    """
-    name = next((split for split in ("train", NO_SPLIT) if split in collection.splits), None)
-    if name is None or "val" in collection.splits:
-        found = ", ".join(collection.splits)
-        raise DataError(f"nothing to hold out from: the source has the splits {found}; leave --val out")
-    by_label: dict[int, list[Picture]] = defaultdict(list)
-    for picture in collection.splits[name]:
-        by_label[picture.label].append(picture)
-    train: list[Picture] = []
-    val: list[Picture] = []
-    for label, pictures in sorted(by_label.items()):
-        count = round(fraction * (len(train) + len(val) + len(pictures))) - len(val)
-        order = Permutation(len(pictures), seed, _HOLD_OUT, label)(np.arange(len(pictures)))
-        held = set(order[:count].tolist())
-        val += [picture for number, picture in enumerate(pictures) if number in held]
-        train += [picture for number, picture in enumerate(pictures) if number not in held]
-    if not train or not val:
-        raise DataError(f"--val {fraction} of {len(train) + len(val)} images leaves one of the two splits empty")
-    others = {split: pictures for split, pictures in collection.splits.items() if split != name}
-    return Collection({"train": train, "val": val, **others}, collection.classes, collection.sidecars)
+    if source.reading is None:
+        reading = read_names(source.name, images, layout or Layout())
+    elif layout is None or layout == Layout():
+        reading = source.reading
+    else:
+        raise DataError(f"{source.name}: --layout and --split-names are for folders; its columns say what images are")
+    numbers, pictures = _label(source.name, reading)
+    sidecars = _sidecars(source.paths, images, reading.notes)
+    return Collection(pictures, tuple(numbers), sidecars, reading.kind, dict(reading.split_names), reading.notes)
 
 
 def make_keys(names: Iterable[str]) -> list[str]:
@@ -148,6 +110,80 @@ def make_keys(names: Iterable[str]) -> list[str]:
     return keys
 
 
+def _label(source: str, reading: Reading) -> tuple[list[str], dict[str, list[Picture]]]:
+    """The class names, and the pictures of every split."""
+    if reading.classes is not None:
+        _check_names(source, list(reading.classes.values()))
+        declared = {folder: number for number, folder in enumerate(reading.classes)}
+        return list(reading.classes.values()), {
+            split: _pictures(members, declared) for split, members in reading.splits.items()
+        }
+    folders = {split: {first_folder(name) for _, name in members} for split, members in reading.splits.items()}
+    flat = {split for split, found in folders.items() if "" in found or split == "unlabeled" or reading.kind == "flat"}
+    # One folder alone is a class only when another split says so; else it is a folder that somebody put around.
+    several = [found for split, found in folders.items() if split not in flat and len(found) > 1]
+    classes = sorted(set().union(*several))
+    _check_names(source, classes)
+    numbers = {name: number for number, name in enumerate(classes)}
+    unlabelled = flat | {split for split, found in folders.items() if not found <= numbers.keys()}
+    _note_classes(reading, classes, folders, unlabelled)
+    pictures = {
+        split: _pictures(members, {} if split in unlabelled else numbers) for split, members in reading.splits.items()
+    }
+    return classes, pictures
+
+
+def _check_names(source: str, classes: Sequence[str]) -> None:
+    if unsafe := [name for name in classes if REFUSED_IN_NAMES.search(name)]:
+        raise DataError(
+            f"{source}: rename the folder {unsafe[0]!a}: a class name is UTF-8 without control characters; or give the "
+            "--encoding of the names"
+        )
+
+
+def _note_classes(
+    reading: Reading, classes: Sequence[str], folders: Mapping[str, set[str]], unlabelled: set[str]
+) -> None:
+    for split in sorted(unlabelled - {"unlabeled"}) if classes else ():
+        members = reading.splits[split]
+        first = next((path for path, name in members if "/" not in name), members[0][0])
+        reading.notes.add(
+            f"images of the split {split} without a class, as folders are no classes of it", first, len(members)
+        )
+    labelled = {split: found for split, found in folders.items() if split not in unlabelled}
+    trained = labelled.get("train", set(classes))
+    for split, found in labelled.items():
+        if extra := sorted(found - trained):
+            reading.notes.add(f"classes of the split {split} that train lacks", extra[0], len(extra))
+        if missing := sorted(trained - found):
+            reading.notes.add(f"classes of train that the split {split} lacks", missing[0], len(missing))
+
+
+def _pictures(members: Sequence[Named], numbers: Mapping[str, int]) -> list[Picture]:
+    keys = make_keys(name for _, name in members)
+    return [
+        Picture(path, key, numbers.get(first_folder(name), NO_LABEL), key != _without_suffix(name))
+        for (path, name), key in zip(members, keys, strict=True)
+    ]
+
+
+def _sidecars(paths: Iterable[str], images: Sequence[str], notes: Notes) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for path in sorted(paths):
+        if suffix_of(path) in SIDECAR_SUFFIXES:
+            lower = f"{_without_suffix(path)}.{suffix_of(path)}"
+            if lower in found:
+                notes.add("passed over, text files whose names differ by case only", path)
+            else:
+                found[lower] = path
+    if found:
+        stems = {_without_suffix(path) for path in images}
+        for lower, path in found.items():
+            if _without_suffix(lower) not in stems:
+                notes.add("passed over, text files that belong to no image", path)
+    return found
+
+
 def _safe_key(name: str) -> str:
     parts = _UNSAFE.sub("_", _without_suffix(name)).split("/")
     # webdataset takes names that begin with two underscores for metadata and passes them over.
@@ -156,45 +192,3 @@ def _safe_key(name: str) -> str:
 
 def _without_suffix(name: str) -> str:
     return name.rpartition(".")[0]
-
-
-def _first_folder(name: str) -> str:
-    return name.partition("/")[0] if "/" in name else ""
-
-
-def _wrapper(images: Sequence[str]) -> str:
-    """The folders around everything, with a `/` behind each; a split's folder is not one of them."""
-    wrapper = ""
-    while True:
-        folder = _first_folder(images[0].removeprefix(wrapper))
-        inside = f"{wrapper}{folder}/"
-        if not folder or folder.lower() in SPLIT_NAMES or not all(path.startswith(inside) for path in images):
-            return wrapper
-        wrapper = inside
-
-
-def _by_split(source: str, images: Sequence[str], wrapper: str) -> dict[str, list[tuple[str, str]]]:
-    """(path in the source, name within the split) of every image, by split."""
-    names = [path.removeprefix(wrapper) for path in images]
-    folders = sorted({_first_folder(name) for name in names})
-    split_folders = [folder for folder in folders if folder.lower() in SPLIT_NAMES]
-    if split_folders != folders:
-        if len(split_folders) > 1:
-            other = next(folder for folder in folders if folder not in split_folders) or "images"
-            raise DataError(f"{source}: {other} lies beside the split folders {', '.join(split_folders)}; move it away")
-        return {NO_SPLIT: list(zip(images, names, strict=True))}  # `train` may be a class, beside car and aeroplane
-    found: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for path, name in zip(images, names, strict=True):
-        folder, _, rest = name.partition("/")
-        found[SPLIT_NAMES[folder.lower()]].append((path, rest))
-    if len(found) != len(folders):
-        raise DataError(f"{source}: two of the folders {', '.join(folders)} are the same split; merge or rename them")
-    return {split: found[split] for split in SPLITS if split in found}
-
-
-def _pictures(members: Sequence[tuple[str, str]], numbers: dict[str, int]) -> list[Picture]:
-    keys = make_keys(name for _, name in members)
-    return [
-        Picture(path, key, numbers.get(_first_folder(name), NO_LABEL), key != _without_suffix(name))
-        for (path, name), key in zip(members, keys, strict=True)
-    ]

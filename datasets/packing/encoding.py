@@ -9,13 +9,24 @@ from typing import Literal
 from PIL import Image
 
 from leoclr.datasets.errors import BadImage
-from leoclr.datasets.images.decode import decode_image, depends_on_levels
+from leoclr.datasets.images.decode import FORMATS, decode_image, depends_on_levels
 from leoclr.datasets.images.samples import Levels
 
 DEFAULT_QUALITY = 90
 _USUAL_SUFFIX = {"jpeg": "jpg", "jpe": "jpg", "jfif": "jpg", "tiff": "tif"}
 # What a changed image is stored as when nothing is asked for: without loss where it came without loss.
 _CODED_AGAIN_AS = {"webp": "webp", "png": "png", "bmp": "png", "gif": "png", "tif": "png", "ppm": "png", "pgm": "png"}
+# By Pillow's name of the format, the usual suffix first.
+_SUFFIXES = {
+    "JPEG": ("jpg", "mpo"),
+    "PNG": ("png",),
+    "WEBP": ("webp",),
+    "BMP": ("bmp",),
+    "GIF": ("gif",),
+    "TIFF": ("tif",),
+    "PPM": ("ppm", "pgm"),
+    "AVIF": ("avif",),
+}
 _PILLOW_NAME = {"jpg": "JPEG", "webp": "WEBP", "png": "PNG"}
 
 
@@ -40,9 +51,10 @@ class Encoding:
     levels: Levels | None = None
 
     def apply(self, data: bytes, suffix: str) -> tuple[bytes, str]:
-        """The bytes to store and their suffix. BadImage unless the image can be decoded in full."""
+        """The bytes to store, and the suffix of what they are, whatever `suffix` the file had. BadImage unless the
+        image can be decoded in full."""
         image = decode_image(data, self.levels)
-        suffix = _USUAL_SUFFIX.get(suffix, suffix)
+        suffix = _true_suffix(data, suffix)
         limit = self.shortest_side or min(image.size)
         shrinks = min(image.size) > limit
         recodes = self.format is not None and (self.format != suffix or self.quality is not None)
@@ -62,6 +74,19 @@ class Encoding:
         except (OSError, ValueError) as error:  # WebP ends at 16,383 pixels a side, JPEG at 65,535
             raise BadImage(f"{image.width} x {image.height} pixels cannot be stored as {target} ({error})") from error
         return encoded.getvalue()
+
+
+def usual_suffix(suffix: str) -> str:
+    """The usual spelling of an image's suffix: jpg for jpeg."""
+    return _USUAL_SUFFIX.get(suffix, suffix)
+
+
+def _true_suffix(data: bytes, suffix: str) -> str:
+    """The suffix of what the bytes are: the file's own, in its usual spelling, where that is right."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        found = image.format or ""
+    suffix = usual_suffix(suffix)
+    return suffix if suffix in _SUFFIXES.get(found, ()) else _SUFFIXES.get(found, (suffix,))[0]
 
 
 def _shrink(image: Image.Image, shortest_side: int) -> Image.Image:

@@ -11,29 +11,26 @@ headers hold no time and no user, and threads only read and code ahead, never de
 from __future__ import annotations
 
 import json
-from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 
 from leoclr.datasets.errors import BadImage, DataError
 from leoclr.datasets.files import ignore
 from leoclr.datasets.packing.arrangement import Collection, Picture
-from leoclr.datasets.packing.encoding import Encoding
+from leoclr.datasets.packing.encoding import Encoding, usual_suffix
+from leoclr.datasets.packing.file_kinds import SIDECAR_SUFFIXES, suffix_of
 from leoclr.datasets.packing.shard_files import ShardFiles
-from leoclr.datasets.packing.sources import SIDECAR_SUFFIXES, Source, suffix_of
+from leoclr.datasets.packing.sources import Source
+from leoclr.datasets.packing.threads import ordered_map
 from leoclr.datasets.randomness import Permutation
-from leoclr.datasets.shards.index import NO_LABEL
+from leoclr.datasets.shards.index import NO_LABEL, Index
 
 _ORDER = 2  # tells this use of the seed from that of the hold-out
-_AHEAD = 4  # images in memory for each thread
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -47,6 +44,7 @@ class Recipe:
         seed: Chooses the order of the images.
         workers: Threads that read, check and code images.
         max_bad: Images that may be unreadable, in all splits together, before packing stops.
+        made: What the index records of how the data were made.
     """
 
     name: str
@@ -55,6 +53,7 @@ class Recipe:
     seed: int = 0
     workers: int = 1
     max_bad: int = 100
+    made: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,11 +61,24 @@ class PackedSplit:
     """What was written of one split. `skipped` says `path: reason` for each image that was left out."""
 
     split: str
-    images: int
-    shards: int
-    bytes: int
-    classes: tuple[str, ...]
+    index: Index
     skipped: tuple[str, ...]
+
+    @property
+    def images(self) -> int:
+        return len(self.index)
+
+    @property
+    def shards(self) -> int:
+        return len(self.index.shards)
+
+    @property
+    def bytes(self) -> int:
+        return sum(shard.bytes for shard in self.index.shards)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.index.classes
 
 
 def pack(
@@ -93,6 +105,8 @@ def pack(
             for sample in samples:
                 if isinstance(sample, _Sample):
                     shards.write(sample.key, sample.members)
+                    if sample.misnamed:
+                        collection.notes.add("stored under the suffix of what their bytes are", sample.misnamed)
                 else:
                     skipped.append(sample)
                 _check_limit(skipped, recipe.max_bad)
@@ -101,10 +115,8 @@ def pack(
             first = skipped[skipped_before]
             raise DataError(f"{source.name}: none of the {len(pictures)} images can be read; the first: {first}")
         labelled = any(picture.label != NO_LABEL for picture in pictures)
-        index = shards.index(collection.classes if labelled else ())
-        size = sum(shard.bytes for shard in index.shards)
-        lines = tuple(skipped[skipped_before:])
-        packed.append(PackedSplit(split, len(index), len(index.shards), size, index.classes, lines))
+        index = shards.index(collection.classes if labelled else (), recipe.made)
+        packed.append(PackedSplit(split, index, tuple(skipped[skipped_before:])))
     return packed
 
 
@@ -117,53 +129,35 @@ def _check_limit(skipped: list[str], limit: int) -> None:
 class _Sample:
     key: str
     members: dict[str, bytes]
+    misnamed: str
 
 
 def _samples(
-    source: Source, sidecars: frozenset[str], pictures: list[Picture], recipe: Recipe
+    source: Source, sidecars: Mapping[str, str], pictures: list[Picture], recipe: Recipe
 ) -> Generator[_Sample | str, None, None]:
     """Samples in packing order; for an unreadable image `path: reason` takes its place."""
 
     def make(number: int) -> _Sample | str:
         picture = pictures[number]
         try:
-            data, suffix = recipe.encoding.apply(source.read(picture.path), suffix_of(picture.path))
+            read = source.read(picture.path)
+            data, suffix = recipe.encoding.apply(read, suffix_of(picture.path))
             members = {suffix: data, **_sidecars(source, sidecars, picture)}
         except BadImage as error:
             return f"{picture.path}: {error}"
         if picture.label != NO_LABEL:
             members["cls"] = str(picture.label).encode()
-        return _Sample(picture.key, members)
+        same = data is not read or usual_suffix(suffix_of(picture.path)) == suffix
+        return _Sample(picture.key, members, "" if same else f"{picture.path} is {suffix}")
 
     order = Permutation(len(pictures), recipe.seed, _ORDER)(np.arange(len(pictures)))
     return ordered_map(make, order.tolist(), recipe.workers)
 
 
-def _sidecars(source: Source, sidecars: frozenset[str], picture: Picture) -> dict[str, bytes]:
+def _sidecars(source: Source, sidecars: Mapping[str, str], picture: Picture) -> dict[str, bytes]:
     stem = picture.path.rpartition(".")[0]
-    found = {suffix: f"{stem}.{suffix}" for suffix in SIDECAR_SUFFIXES if f"{stem}.{suffix}" in sidecars}
-    members = {suffix: source.read(path) for suffix, path in found.items()}
+    found = {suffix: sidecars.get(f"{stem}.{suffix}") for suffix in SIDECAR_SUFFIXES}
+    members = {suffix: source.read(path) for suffix, path in found.items() if path is not None}
     if picture.renamed and "json" not in members:
         members["json"] = json.dumps({"path": picture.path}).encode()
     return members
-
-
-def ordered_map(
-    work: Callable[[_Item], _Result], items: Iterable[_Item], workers: int
-) -> Generator[_Result, None, None]:
-    """`map` on threads: results in the order of `items`, and never more than a few of them in memory.
-
-    Threads are enough, since reading, decoding and hashing let go of Python's lock.
-    """
-    with ThreadPoolExecutor(workers) as threads:
-        pending: deque[Future[_Result]] = deque()
-        try:
-            for item in items:
-                pending.append(threads.submit(work, item))
-                if len(pending) >= _AHEAD * workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()

@@ -13,6 +13,8 @@ from typing import Any
 
 from leoclr.datasets.errors import BadImage, DataError
 from leoclr.datasets.images.decode import MAX_BYTES
+from leoclr.datasets.packing.layouts import Reading
+from leoclr.datasets.packing.notes import Notes
 
 _SPLITS: dict[str, tuple[str, ...]] = {
     "cifar10": ("train", "test"),
@@ -31,10 +33,13 @@ class TorchvisionSource:
     torchvision holds the pixels of the former in memory: 180 MB for CIFAR, 3.1 GB for STL-10.
     """
 
+    reading: Reading | None = None
+
     def __init__(self, name: str, root: Path, download: bool) -> None:
         self.name = name
         self.other_files: Counter[str] = Counter()
         self.repeated = ()
+        self.notes = Notes()
         self._images: dict[str, tuple[Any, int]] = {}
         self._files: dict[str, Path] = {}
         for split in _SPLITS[name]:
@@ -48,6 +53,9 @@ class TorchvisionSource:
                 folder = split if unlabelled else f"{split}/{images.classes[labels[number]]}"
                 self._images[f"{folder}/{number:06d}.png"] = (images, number)
         self.paths = [*self._images, *self._files]
+
+    def size(self, path: str) -> int | None:
+        return None
 
     def read(self, path: str) -> bytes:
         if path in self._files:

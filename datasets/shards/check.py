@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from leoclr.datasets.errors import BadImage, DataError, Missing
 from leoclr.datasets.files import ignore
 from leoclr.datasets.images.decode import MAX_BYTES, decode_image, too_long
 from leoclr.datasets.shards.index import Index
+from leoclr.datasets.shards.labels import renumbered
 from leoclr.datasets.shards.reader import SampleReader
 from leoclr.datasets.shards.scan import index_file
 from leoclr.datasets.storage.addresses import is_remote
@@ -109,10 +110,12 @@ def _difference(index: Index, number: int, storage: Storage) -> Fault | None:
 def _compare_members(index: Index, number: int, storage: Storage) -> Fault | None:
     path = index.shards[number].path
     try:
-        found = index_file(as_file(storage), path, checksum=False)
+        found = index_file(as_file(storage), path, checksum=False, which=index.shards[number].members)
     except DataError as error:
         return Fault(path, str(error).removeprefix(f"{path}: "), STOPS)
     expected = index.with_shards([number])
+    if found.classes:
+        found = replace(found, label=renumbered(found.label, found.classes, expected.classes))
     columns = ("offset", "length", "label", "key_bytes", "key_end")
     if all(np.array_equal(getattr(found, name), getattr(expected, name)) for name in columns):
         return None

@@ -8,7 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from leoclr.datasets.errors import DataError
-from leoclr.datasets.shards.index import SUFFIX, Index, common_name, concatenate
+from leoclr.datasets.shards.concatenation import concatenate
+from leoclr.datasets.shards.index import SUFFIX, Index, common_name
 from leoclr.datasets.shards.scan import build_index
 
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,30 +23,44 @@ from safetensors.numpy import save
 
 from leoclr.datasets.errors import DataError
 from leoclr.datasets.files import sha256_file, write_atomic
+from leoclr.datasets.shards.checksums import ChecksumKind
 from leoclr.datasets.shards.index_format import COLUMNS, columns_path, map_columns, read_json
 from leoclr.datasets.shards.index_format import COLUMNS_SUFFIX as COLUMNS_SUFFIX
 from leoclr.datasets.shards.index_format import SUFFIX as SUFFIX
+from leoclr.datasets.shards.labels import NO_LABEL as NO_LABEL
+from leoclr.datasets.shards.sample_members import BY_SUFFIX, RECORDED, Members
 from leoclr.datasets.storage.addresses import is_remote
 from leoclr.datasets.storage.block_cache import BlockCache
 
-NO_LABEL = -1
 _CONTROL = np.isin(np.arange(256), [*range(32), 127])  # by byte
-NO_CRC = 0
-MAX_CLASSES = 10**9
 _KEYS_AT_A_TIME = 1 << 20  # bounds what choosing millions of samples takes beside the result
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar file: its path or address, size in bytes, samples, SHA-256 (None where it was not computed), how many
-    groups of members held no image and are therefore not samples, and what a remote file must still be (its ETag when
-    the data were opened; not stored)."""
+    """One tar file.
+
+    Attributes:
+        path: Its path or address.
+        sha256: None where it was not computed.
+        checksum: How those of its images were computed.
+        without_image: Groups of members that hold no image and are therefore not samples.
+        left_out: What of it is not used, and how often: suffixes of what lies in place of an image, texts that are no
+            label.
+        members: Which members are images and labels.
+        beside: Some of the other members that lie beside images; not stored.
+        identity: What a remote file must still be, its ETag when the data were opened; not stored.
+    """
 
     path: str
     bytes: int
     samples: int
     sha256: str | None
     without_image: int = 0
+    checksum: ChecksumKind = "crc32"
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    members: Members = BY_SUFFIX
+    beside: tuple[str, ...] = ()
     identity: str = ""
 
 
@@ -58,10 +73,11 @@ class Index:
         shard: Number of a sample's shard, int32, shape `(n,)`; the samples are in shard order.
         offset, length: Where the image's bytes lie in the shard, int64, shape `(n,)`.
         label: Class number, or -1 where there is none, int64, shape `(n,)`.
-        crc: CRC-32 of the image's bytes, or 0 where it was not computed, uint32, shape `(n,)`.
+        crc: Checksum of the image's bytes (see `checksums`), or 0 where it was not computed, uint32, shape `(n,)`.
         key_bytes, key_end: All keys in UTF-8, one behind the other, and where each ends.
         classes: Class names by number; empty where they are not known.
         cache: Where blocks of remote shards are kept; not stored.
+        made: The options of the command that made the data or the index.
     """
 
     shards: tuple[Shard, ...]
@@ -74,6 +90,7 @@ class Index:
     key_end: NDArray[np.int64]
     classes: tuple[str, ...] = ()
     cache: BlockCache | None = None
+    made: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.offset)
@@ -92,10 +109,20 @@ class Index:
         """Whether every sample has a label."""
         return len(self) > 0 and int(self.label.min()) > NO_LABEL
 
+    @cached_property
+    def occurring(self) -> NDArray[np.int64]:
+        """The class numbers that samples have, ascending; any numbers from 0, with any gaps."""
+        found: NDArray[np.int64] = np.unique(self.label[self.label != NO_LABEL])
+        return found
+
     @property
     def class_count(self) -> int:
-        """Number of classes: the names', or the largest label's plus one."""
-        return len(self.classes) or (int(self.label.max()) + 1 if len(self) else 0)
+        """How many classes occur."""
+        return len(self.occurring)
+
+    def class_name(self, label: int) -> str:
+        """The name of a class, or its number where names are not known."""
+        return self.classes[label] if 0 <= label < len(self.classes) else str(label)
 
     @cached_property
     def digest(self) -> str:
@@ -112,16 +139,30 @@ class Index:
     @cached_property
     def content_digest(self) -> str:
         """`digest` and the images' checksums, for what is kept of their content: images of other colours may have the
-        same lengths. Of an index without checksums it is no more than `digest`."""
-        return hashlib.sha256(self.digest.encode() + np.ascontiguousarray(self.crc).tobytes()).hexdigest()
+        same lengths. The checksums of the shards count too, where they are known."""
+        digest = hashlib.sha256(self.digest.encode() + np.ascontiguousarray(self.crc).tobytes())
+        for shard in self.shards:
+            digest.update(f"\0{shard.sha256}".encode())
+        return digest.hexdigest()
 
     def shared_with(self, other: Index) -> int | None:
-        """How many samples have the same bytes as one of `other`, going by length and CRC-32; None where either index
-        lacks checksums."""
-        if not (self.crc.all() and other.crc.all()):
+        """How many samples have the same bytes as one of `other`, going by length and checksum; None where either index
+        lacks checksums that tell."""
+        if not (self._tells_images_apart() and other._tells_images_apart()):
             return None
-        mine, theirs = ((index.length.astype(np.uint64) << np.uint64(32)) | index.crc for index in (self, other))
-        return int(np.isin(mine, theirs).sum())
+        return int(np.isin(self._contents(), other._contents()).sum())
+
+    def copies(self) -> int:
+        """How many samples have the same bytes as an earlier one, going by length and checksum; 0 where the index lacks
+        checksums that tell."""
+        return len(self) - len(np.unique(self._contents())) if self._tells_images_apart() else 0
+
+    def _tells_images_apart(self) -> bool:
+        return bool(self.crc.all()) and all(shard.checksum != "crc32" for shard in self.shards)
+
+    def _contents(self) -> NDArray[np.uint64]:
+        contents: NDArray[np.uint64] = (self.length.astype(np.uint64) << np.uint64(32)) | self.crc
+        return contents
 
     def subset(self, numbers: NDArray[np.int64]) -> Index:
         """The index of some samples, in the order given; shards stay as they are."""
@@ -140,6 +181,7 @@ class Index:
             key_end=np.cumsum(lengths, dtype=np.int64),
             classes=self.classes,
             cache=self.cache,
+            made=self.made,
         )
 
     def with_shards(self, wanted: Sequence[int]) -> Index:
@@ -173,6 +215,7 @@ class Index:
             "format": 1,
             "samples": len(self),
             "labelled": self.labelled,
+            **({"checksum": kind} if (kind := self._checksum_kind()) != "crc32" else {}),
             "columns": {"file": columns_file.name, "sha256": hashlib.sha256(columns).hexdigest()},
             "classes": list(self.classes),
             "shards": [
@@ -182,11 +225,23 @@ class Index:
                     "samples": shard.samples,
                     "sha256": shard.sha256,
                     "without_image": shard.without_image,
+                    **({"left_out": dict(shard.left_out)} if shard.left_out else {}),
                 }
                 for shard in self.shards
             ],
         }
+        if made := self._made():
+            content["made"] = made
         write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
+
+    def _checksum_kind(self) -> ChecksumKind:
+        kinds = {shard.checksum for shard in self.shards} if self.crc.any() else set()
+        assert len(kinds) <= 1, "shards that are indexed together have checksums of one kind"
+        return kinds.pop() if kinds else "crc32"
+
+    def _made(self) -> dict[str, Any]:
+        which = self.shards[0].members if self.shards else BY_SUFFIX
+        return {name: value for name, value in self.made.items() if name not in RECORDED} | which.stored()
 
     @staticmethod
     def load(path: Path, folder: str = "") -> Index:
@@ -202,13 +257,21 @@ class Index:
         if sha256_file(columns_file) != stored.columns.sha256:
             raise DataError(f"{columns_file} does not belong to {path.name}; run `leoclr index` again")
         columns = map_columns(columns_file)
+        which = Members.of(stored.made)
         shards = tuple(
             Shard(
-                f"{folder or path.parent}/{entry.name}", entry.bytes, entry.samples, entry.sha256, entry.without_image
+                f"{folder or path.parent}/{entry.name}",
+                entry.bytes,
+                entry.samples,
+                entry.sha256,
+                entry.without_image,
+                stored.checksum,
+                entry.left_out,
+                which,
             )
             for entry in stored.shards
         )
-        index = Index(shards=shards, classes=tuple(stored.classes), **columns)
+        index = Index(shards=shards, classes=tuple(stored.classes), made=stored.made, **columns)
         if stored.samples != len(index) or not index._consistent():
             raise DataError(f"{path}: the index contradicts itself; run `leoclr index` again")
         return index
@@ -232,7 +295,7 @@ class Index:
             and self.length.min() >= 0
             and (self.offset <= sizes[self.shard] - self.length).all()
             and self.label.min() >= NO_LABEL
-            and self.label.max() < (len(self.classes) or MAX_CLASSES)
+            and (not self.classes or self.label.max() < len(self.classes))
             and (np.diff(self.key_end, prepend=0) >= 0).all()
             and self.key_end[-1] == len(self.key_bytes)
             and not _CONTROL[self.key_bytes].any()  # a key is printed
@@ -248,27 +311,3 @@ def common_name(names: Sequence[str]) -> str:
 def shard_names(path: Path) -> list[str]:
     """The file names of the shards that an index file lists, without reading its columns."""
     return [shard.name for shard in read_json(path).shards]
-
-
-def concatenate(indexes: Sequence[Index]) -> Index:
-    """One index out of several, in the order given. Their class names must agree."""
-    if len(indexes) == 1:
-        return indexes[0]
-    named = {index.classes for index in indexes if index.classes}
-    if len(named) > 1:
-        first, second = (", ".join(classes[:3]) for classes in sorted(named)[:2])
-        raise DataError(f"the data sets have different classes ({first}... and {second}...); pack them together")
-    shard_starts = np.cumsum([0] + [len(index.shards) for index in indexes])
-    key_starts = np.cumsum([0] + [len(index.key_bytes) for index in indexes])
-    return Index(
-        shards=tuple(shard for index in indexes for shard in index.shards),
-        shard=np.concatenate([i.shard + np.int32(start) for i, start in zip(indexes, shard_starts, strict=False)]),
-        offset=np.concatenate([index.offset for index in indexes]),
-        length=np.concatenate([index.length for index in indexes]),
-        label=np.concatenate([index.label for index in indexes]),
-        crc=np.concatenate([index.crc for index in indexes]),
-        key_bytes=np.concatenate([index.key_bytes for index in indexes]),
-        key_end=np.concatenate([i.key_end + start for i, start in zip(indexes, key_starts, strict=False)]),
-        classes=next(iter(named), ()),
-        cache=next((index.cache for index in indexes if index.cache), None),
-    )

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from leoclr.datasets.errors import DataError
+from leoclr.datasets.shards.checksums import ChecksumKind
 
 SUFFIX = ".index.json"
 COLUMNS_SUFFIX = ".index.safetensors"
@@ -36,6 +37,9 @@ _DTYPES = {
 }
 
 
+_Printable = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
+
+
 class _Stored(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -51,15 +55,22 @@ class StoredShard(_Stored):
     samples: int = Field(ge=0)
     sha256: str | None
     without_image: int = Field(ge=0)
+    left_out: dict[_Printable, Annotated[int, Field(ge=0)]] = {}
 
 
 class StoredIndex(_Stored):
+    """`made` holds the options of the command that made the data or the index, so that it can be made again. Indexes
+    from before lack it, and `left_out`; both are written only where they hold something, as `checksum`
+    where it is not CRC-32."""
+
     format: Literal[1]
     samples: int
+    checksum: ChecksumKind = "crc32"
     labelled: bool
     columns: StoredColumns
-    classes: list[Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]]
+    classes: list[_Printable]
     shards: list[StoredShard]
+    made: dict[_Printable, JsonValue] = {}
 
 
 def columns_path(path: Path) -> Path:
@@ -72,6 +83,8 @@ def columns_path(path: Path) -> Path:
 def read_json(path: Path) -> StoredIndex:
     """The content of an index's JSON file; DataError where it is missing or is anything else."""
     try:
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path}: not an index (it is no regular file)")
         return StoredIndex.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such index file") from None

@@ -12,9 +12,10 @@ from leoclr.datasets.errors import DataError
 from leoclr.datasets.files import ignore
 from leoclr.datasets.shards.check import sha256_of
 from leoclr.datasets.shards.folder_index import missing_message
-from leoclr.datasets.shards.index import NO_LABEL, SUFFIX, Index, common_name, concatenate
+from leoclr.datasets.shards.index import NO_LABEL, SUFFIX, Index, common_name
 from leoclr.datasets.shards.locate import shard_addresses, shard_paths
-from leoclr.datasets.shards.scan import build_index, index_file, with_classes
+from leoclr.datasets.shards.sample_members import BY_SUFFIX, Members
+from leoclr.datasets.shards.scan import build_index, index_file, joined
 from leoclr.datasets.storage.addresses import folder_of, is_remote, name_of
 from leoclr.datasets.storage.block_cache import BlockCache
 from leoclr.datasets.storage.opening import as_file
@@ -31,7 +32,10 @@ def find_shards(specs: Sequence[str]) -> list[Path]:
 
 
 def write_indexes(
-    paths: Iterable[Path], classes: Sequence[str] = (), advance: Callable[[int], None] = ignore
+    paths: Iterable[Path],
+    classes: Sequence[str] = (),
+    advance: Callable[[int], None] = ignore,
+    which: Members | None = None,
 ) -> dict[Path, Index]:
     """Index the shards of each folder and save the index there; one of the same name is replaced.
 
@@ -39,6 +43,8 @@ def write_indexes(
         classes: Class names by number, where they are known. Without them those of the index before are kept, where it
             was of the same shards: these hold numbers alone.
         advance: Called with the bytes of each shard that is done.
+        which: Which members are images and labels. None: those that the index before records, where it was of the same
+            shards.
     """
     by_folder: dict[Path, list[Path]] = defaultdict(list)
     for path in dict.fromkeys(paths):
@@ -46,22 +52,26 @@ def write_indexes(
     written = {}
     for folder, shards in by_folder.items():
         path = folder / f"{common_name([shard.name for shard in shards])}{SUFFIX}"
-        index = build_index(shards, classes=classes, advance=advance)
-        if not classes:
-            index = replace(index, classes=_names_before(path, index))
+        before = _index_before(path, shards)
+        members = which or (before.shards[0].members if before else BY_SUFFIX)
+        index = build_index(shards, classes=classes, advance=advance, which=members)
+        if before:
+            names = before.classes if not index.classes and not classes else ()
+            fitting = index.label.max(initial=NO_LABEL) < len(names)
+            index = replace(index, classes=names if fitting else index.classes, made=before.made)
         index.save(path)
         written[path] = index
     return written
 
 
-def _names_before(path: Path, index: Index) -> tuple[str, ...]:
-    """The class names of the index that is there, if it is of the same shards as far as names and sizes tell."""
+def _index_before(path: Path, shards: Sequence[Path]) -> Index | None:
+    """The index that is there, if it is of the same shards as far as names and sizes tell."""
     try:
         before = Index.load(path)
     except (DataError, OSError):
-        return ()
-    same = [(shard.path, shard.bytes) for shard in before.shards] == [(s.path, s.bytes) for s in index.shards]
-    return before.classes if same and index.label.max(initial=NO_LABEL) < len(before.classes) else ()
+        return None
+    same = [(shard.path, shard.bytes) for shard in before.shards] == [(str(p), p.stat().st_size) for p in shards]
+    return before if same and shards else None
 
 
 def write_remote_index(
@@ -69,12 +79,14 @@ def write_remote_index(
     output: Path,
     classes: Sequence[str] = (),
     advance: Callable[[int], None] = ignore,
+    which: Members = BY_SUFFIX,
 ) -> dict[Path, Index]:
     """Index the shards that addresses name, all in one folder of a server, and save the index in the folder `output`,
     to be put beside them.
 
     Args:
         advance: Called with the bytes of each shard that is done.
+        which: Which members are images and labels.
     """
     from leoclr.datasets.shards.remote import cached_file  # not for those who read files alone
 
@@ -89,10 +101,10 @@ def write_remote_index(
     for address in addresses:
         with closing(cached_file(address, cache)) as storage:
             digest = sha256_of(storage)
-            part = index_file(as_file(storage), address, checksum=True)
+            part = index_file(as_file(storage), address, checksum=True, which=which)
         parts.append(replace(part, shards=(replace(part.shards[0], sha256=digest),)))
         advance(storage.size())
-    index = with_classes(concatenate(parts), classes)
+    index = joined(parts, classes)
     output.mkdir(parents=True, exist_ok=True)
     path = output / f"{common_name([name_of(address) for address in addresses])}{SUFFIX}"
     index.save(path)
@@ -102,7 +114,7 @@ def write_remote_index(
 def read_classes(path: Path) -> tuple[str, ...]:
     """Class names from a text file, one a line, the class number being the line number from 0."""
     try:
-        names = tuple(path.read_text(encoding="utf-8").splitlines())
+        names = tuple(path.read_text(encoding="utf-8-sig").splitlines())
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: class names cannot be read ({error})") from error
     if not names or not all(name.strip() for name in names) or len(set(names)) != len(names):

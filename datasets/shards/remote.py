@@ -18,9 +18,10 @@ from typing import TypeVar
 
 from leoclr.datasets.errors import DataError, Missing
 from leoclr.datasets.files import write_atomic
-from leoclr.datasets.shards.index import COLUMNS_SUFFIX, SUFFIX, Index, common_name, concatenate
+from leoclr.datasets.shards.concatenation import concatenate
+from leoclr.datasets.shards.index import COLUMNS_SUFFIX, SUFFIX, Index, common_name
 from leoclr.datasets.shards.index_format import columns_path, read_json
-from leoclr.datasets.shards.scan import index_file
+from leoclr.datasets.shards.scan import index_file, joined
 from leoclr.datasets.storage.addresses import folder_of, name_of
 from leoclr.datasets.storage.block_cache import BlockCache, CachedStorage
 from leoclr.datasets.storage.opening import as_file, open_storage
@@ -161,7 +162,7 @@ def _build_index(addresses: Sequence[str], cache: BlockCache, advance: Callable[
             parts.append(part)
             advance(part.shards[0].bytes)
         path.parent.mkdir(parents=True, exist_ok=True)
-        concatenate(parts).save(path)
+        joined(parts).save(path)
     return Index.load(path, folder_of(addresses[0]))
 
 

@@ -3,6 +3,7 @@
 Members are grouped into samples as webdataset does it: the key is the path up to the first dot of the base name.
 Where webdataset would lose or mix samples without a word, this refuses: a truncated shard (also on a member
 boundary), two archives in one file, members of a sample that are not adjacent, two images under one key.
+Labels are not needed for pre-training, so that those that cannot be used are counted and not refused.
 Without checksums nothing but labels is read; an image's bytes are only measured.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 from array import array
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,49 +22,123 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leoclr.datasets.errors import DataError
-from leoclr.datasets.files import crc_of, ignore, sha256_file
+from leoclr.datasets.files import ignore, sha256_file
 from leoclr.datasets.images.decode import IMAGE_SUFFIXES
-from leoclr.datasets.shards.index import MAX_CLASSES, NO_CRC, NO_LABEL, Index, Shard, concatenate
+from leoclr.datasets.shards.checksums import NO_CHECKSUM, checksum_of
+from leoclr.datasets.shards.concatenation import concatenate
+from leoclr.datasets.shards.index import NO_LABEL, Index, Shard
+from leoclr.datasets.shards.labels import MAX_NAMES, renumbered
+from leoclr.datasets.shards.sample_members import BY_SUFFIX, LABEL_SUFFIX, Members
 from leoclr.datasets.shards.tar import REFUSED_IN_NAMES, Member, members
 
-_MAX_LABEL_BYTES = 32
-_MAX_LABEL_DIGITS = len(str(MAX_CLASSES - 1))
+NO_IMAGE = "no image: "  # how reasons begin in Shard.left_out
+UNUSABLE_LABEL = "no label: "
 _METADATA = re.compile(r"__[^/]*__(/|$)")  # webdataset passes over such files and folders at the top
+_MOST_REASONS = 8  # that are told apart in a shard
+_MOST_MEMBERS = 64  # of a sample that are looked at
+_SHOWN_TEXT = 40
 
 
 @dataclass
 class _Sample:
-    """What the members of one key said."""
+    """The members of one key."""
 
     key: str
-    offset: int = NO_LABEL
-    length: int = 0
-    label: int = NO_LABEL
+    images: dict[str, Member] = field(default_factory=dict)
+    labels: dict[str, Member] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
 
 
-@dataclass
 class _Rows:
     """The samples of one shard, as columns: a few dozen bytes each however many there are."""
 
-    offset: array[int] = field(default_factory=lambda: array("q"))
-    length: array[int] = field(default_factory=lambda: array("q"))
-    label: array[int] = field(default_factory=lambda: array("q"))
-    keys: bytearray = field(default_factory=bytearray)
-    key_end: array[int] = field(default_factory=lambda: array("q"))
-    without_image: int = 0
+    def __init__(self, file: BinaryIO, path: str, which: Members) -> None:
+        self.offset, self.length, self.label, self.key_end = (array("q") for _ in range(4))
+        self.keys = bytearray()
+        self.without_image = 0
+        self.beside: set[str] = set()
+        self._left_out: Counter[str] = Counter()
+        self._names: dict[str, int] = {}
+        self._file, self._path, self._which = file, path, which
 
     def close(self, sample: _Sample | None) -> None:
         """Take a sample whose members have all been seen."""
         if sample is None:
             return
-        if sample.offset == NO_LABEL:
+        image = self._image(sample)
+        if image is None:
             self.without_image += 1
+            for suffix in sample.others[:1]:
+                self._leave_out(NO_IMAGE, f".{suffix[:_SHOWN_TEXT]}")
             return
-        self.offset.append(sample.offset)
-        self.length.append(sample.length)
-        self.label.append(sample.label)
+        self.offset.append(image.offset)
+        self.length.append(image.size)
+        self.label.append(self._label(sample))
         self.keys += sample.key.encode()
         self.key_end.append(len(self.keys))
+        if len(self.beside) < _MOST_REASONS:
+            self.beside.update(sample.others)
+
+    def labels(self) -> tuple[NDArray[np.int64], tuple[str, ...], dict[str, int]]:
+        """The class numbers, the class names (in alphabetical order, if the labels are names), and what was left out.
+
+        Until here a name is a negative number, below that of no label.
+        """
+        label = np.array(self.label, np.int64)
+        named = label < NO_LABEL
+        names = sorted(self._names)
+        if named.any() and (label > NO_LABEL).any() or len(names) > MAX_NAMES:
+            texts = list(self._names)
+            for number, count in Counter(label[named].tolist()).items():
+                self._leave_out(UNUSABLE_LABEL, _shown(texts[NO_LABEL - 1 - number]), count)
+            label[named], names = NO_LABEL, []
+        if names:
+            label = np.where(named, NO_LABEL - 1 - label, NO_LABEL)
+            label = renumbered(label, list(self._names), names)
+        return label, tuple(names), dict(self._left_out)
+
+    def _image(self, sample: _Sample) -> Member | None:
+        if not sample.images:
+            return None
+        name = self._which.chosen(list(sample.images), self._which.images)
+        if name is None:
+            first, second = list(sample.images)[:2]
+            raise DataError(
+                f"{self._path}: two images under the key {sample.key!r}; keys end at the first dot of the name, so "
+                f"that .{first} and .{second} are of one sample; `leoclr index --image-member {first}` takes one"
+            )
+        return sample.images[name]
+
+    def _label(self, sample: _Sample) -> int:
+        if not sample.labels:
+            return NO_LABEL
+        name = self._which.chosen(list(sample.labels), (self._which.label_name or LABEL_SUFFIX,))
+        if name is None:
+            return self._unusable(f".{' or .'.join(list(sample.labels)[:2])}; --label-member says which")
+        member = sample.labels[name]
+        if member.size > self._which.label_bytes:
+            return self._unusable(f"{member.size:,} bytes")
+        self._file.seek(member.offset)
+        data = self._file.read(member.size)
+        found = self._which.parse(data)
+        if isinstance(found, int):
+            return found
+        if found is None or (found not in self._names and len(self._names) > MAX_NAMES):
+            return self._unusable(_shown(data.decode(errors="replace").strip()))
+        return NO_LABEL - 1 - self._names.setdefault(found, len(self._names))
+
+    def _unusable(self, what: str) -> int:
+        self._leave_out(UNUSABLE_LABEL, what)
+        return NO_LABEL
+
+    def _leave_out(self, kind: str, what: str, count: int = 1) -> None:
+        known = f"{kind}{what}" in self._left_out or len(self._left_out) < _MOST_REASONS
+        self._left_out[f"{kind}{what if known else 'others'}"] += count
+
+
+def _shown(text: str) -> str:
+    """A text of the file's, printable and short."""
+    return ascii(text[:_SHOWN_TEXT]) + ("..." if len(text) > _SHOWN_TEXT else "")
 
 
 def build_index(
@@ -70,6 +146,7 @@ def build_index(
     classes: Sequence[str] = (),
     checksum: bool = True,
     advance: Callable[[int], None] = ignore,
+    which: Members = BY_SUFFIX,
 ) -> Index:
     """Index tar shards.
 
@@ -78,32 +155,63 @@ def build_index(
         classes: Class names by number, where they are known.
         checksum: Whether to compute each shard's SHA-256 and each image's CRC-32, which reads all of it.
         advance: Called with the bytes of each shard that is done.
+        which: Which members are images and labels.
 
     Raises:
         DataError: A shard is missing, is not a plain tar, is truncated, or groups its members in a way that cannot
-            be trusted; or a label is not below the number of classes.
+            be trusted; or a label is not below the number of classes, or not among their names.
     """
     parts = []
     for path in paths:
-        part = _index_shard(path, checksum)
+        part = _index_shard(path, checksum, which)
         parts.append(part)
         advance(part.shards[0].bytes)
-    return with_classes(concatenate(parts), classes)
+    return joined(parts, classes)
+
+
+def joined(parts: Sequence[Index], classes: Sequence[str] = ()) -> Index:
+    """The index of shards that were read one by one, with class names by number where `classes` gives them.
+
+    Where some shards have class numbers and others names, the names are no labels.
+
+    Raises:
+        DataError: A label is not below the number of classes, or not among their names.
+    """
+    if any(part.classes for part in parts) and any(part.class_count and not part.classes for part in parts):
+        parts = [_without_names(part) if part.classes else part for part in parts]
+    return with_classes(concatenate(parts), classes) if classes else concatenate(parts)
 
 
 def with_classes(index: Index, classes: Sequence[str]) -> Index:
-    """The index with class names by number; DataError where a label has none."""
-    index = replace(index, classes=tuple(classes))
-    if classes and len(index) and index.label.max() >= len(classes):
-        worst = int(index.label.argmax())
-        raise DataError(f"sample {index.key(worst)} has class {index.label[worst]}, but there are {len(classes)} names")
-    return index
+    """The index with these class names; DataError where a label has none."""
+    label = index.label
+    if index.classes:
+        label = renumbered(label, index.classes, classes)
+    wrong = np.flatnonzero((label >= len(classes)) | ((label == NO_LABEL) & (index.label != NO_LABEL)))
+    if classes and len(wrong):
+        what = index.class_name(int(index.label[wrong[0]]))
+        raise DataError(
+            f"sample {index.key(int(wrong[0]))} has class {what}, but there are {len(classes)} names"
+            + (f", {classes[0]!r} first" if index.classes else "")
+        )
+    return replace(index, label=label, classes=tuple(classes))
 
 
-def _index_shard(path: Path, checksum: bool) -> Index:
+def _without_names(part: Index) -> Index:
+    numbers, counts = np.unique(part.label[part.label != NO_LABEL], return_counts=True)
+    texts = [f"{UNUSABLE_LABEL}{_shown(part.classes[number])}" for number in numbers[:_MOST_REASONS]]
+    found = Counter(dict(zip(texts, counts.tolist(), strict=False)))
+    found[f"{UNUSABLE_LABEL}others"] = int(counts[_MOST_REASONS:].sum())
+    shard = replace(part.shards[0], left_out=dict(+(Counter(part.shards[0].left_out) + found)))
+    return replace(part, shards=(shard,), label=np.full(len(part), NO_LABEL, np.int64), classes=())
+
+
+def _index_shard(path: Path, checksum: bool, which: Members) -> Index:
     try:
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path}: cannot be read (it is no regular file)")
         with path.open("rb") as file:
-            part = index_file(file, str(path), checksum)
+            part = index_file(file, str(path), checksum, which)
         digest = sha256_file(path) if checksum else None
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such shard") from None
@@ -112,19 +220,33 @@ def _index_shard(path: Path, checksum: bool) -> Index:
     return replace(part, shards=(replace(part.shards[0], sha256=digest),))
 
 
-def index_file(file: BinaryIO, path: str, checksum: bool) -> Index:
-    """Index one shard that is open for reading; the index calls it `path`. The SHA-256 is left out."""
-    rows = _scan(file, path)
+def index_file(file: BinaryIO, path: str, checksum: bool, which: Members = BY_SUFFIX) -> Index:
+    """Index one shard that is open for reading; the index calls it `path`. The SHA-256 is left out. Labels that are
+    names number these in alphabetical order."""
+    rows = _scan(file, path, which)
     count = len(rows.offset)
+    label, classes, left_out = rows.labels()
+    shard = Shard(
+        path,
+        file.seek(0, os.SEEK_END),
+        count,
+        None,
+        rows.without_image,
+        checksum="blake2b",
+        left_out=left_out,
+        members=which,
+        beside=tuple(sorted(rows.beside)),
+    )
     return Index(
-        shards=(Shard(path, file.seek(0, os.SEEK_END), count, None, rows.without_image),),
+        shards=(shard,),
         shard=np.zeros(count, np.int32),
         offset=np.array(rows.offset, np.int64),
         length=np.array(rows.length, np.int64),
-        label=np.array(rows.label, np.int64),
-        crc=_checksums(file, rows) if checksum else np.full(count, NO_CRC, np.uint32),
+        label=label,
+        crc=_checksums(file, rows) if checksum else np.full(count, NO_CHECKSUM, np.uint32),
         key_bytes=np.frombuffer(bytes(rows.keys), np.uint8),
         key_end=np.array(rows.key_end, np.int64),
+        classes=classes,
     )
 
 
@@ -132,16 +254,16 @@ def _checksums(file: BinaryIO, rows: _Rows) -> NDArray[np.uint32]:
     crc = np.empty(len(rows.offset), np.uint32)
     for row, (offset, length) in enumerate(zip(rows.offset, rows.length, strict=True)):
         file.seek(offset)
-        crc[row] = crc_of(file, length)
+        crc[row] = checksum_of(file, length)
     return crc
 
 
-def _scan(file: BinaryIO, path: str) -> _Rows:
-    rows = _Rows()
+def _scan(file: BinaryIO, path: str, which: Members) -> _Rows:
+    rows = _Rows(file, path, which)
     seen: set[str] = set()
     current: _Sample | None = None
     for member in members(file, path):
-        key, suffix = _split_name(path, member)
+        key, name = _split_name(path, member, which)
         if not key:
             continue
         if current is None or current.key != key:
@@ -150,26 +272,32 @@ def _scan(file: BinaryIO, path: str) -> _Rows:
             rows.close(current)
             current = _Sample(key)
             seen.add(key)
-        if suffix == "cls":
-            if current.label != NO_LABEL:
-                raise DataError(f"{path}: two labels under the key {key!r}; keys end at the first dot of the name")
-            current.label = _label(path, member, file)
-        elif suffix.rpartition(".")[2] in IMAGE_SUFFIXES:
-            if current.offset != NO_LABEL:
-                raise DataError(f"{path}: two images under the key {key!r}; keys end at the first dot of the name")
-            current.offset, current.length = member.offset, member.size
+        _add(path, current, name, member, which)
     rows.close(current)
     return rows
 
 
-def _split_name(path: str, member: Member) -> tuple[str, str]:
+def _add(path: str, sample: _Sample, name: str, member: Member, which: Members) -> None:
+    kinds = ((sample.images, which.may_be_image(name), "images"), (sample.labels, which.may_be_label(name), "labels"))
+    for found, fits, kind in kinds:
+        if fits and name in found:
+            raise DataError(f"{path}: two {kind} under the key {sample.key!r}; {member.name!r} stands twice")
+        if fits and len(found) < _MOST_MEMBERS:
+            found[name] = member
+    if not any(fits for _, fits, _ in kinds) and len(sample.others) < _MOST_MEMBERS:
+        sample.others.append(name)
+
+
+def _split_name(path: str, member: Member, which: Members) -> tuple[str, str]:
     """Key and suffix in lower case; ("", "") for what belongs to no sample."""
     name = member.name
     folder, slash, base = name.rpartition("/")
     stem, dot, suffix = base.partition(".")
     if not dot or not stem or _METADATA.match(name):
         return "", ""  # folders, names without suffix, dotfiles, metadata
-    if member.kind == "link" and suffix.lower().rpartition(".")[2] in (*IMAGE_SUFFIXES, "cls"):
+    suffix = suffix.lower()
+    used = suffix.rpartition(".")[2] in (*IMAGE_SUFFIXES, LABEL_SUFFIX)
+    if member.kind == "link" and (used or which.may_be_image(suffix) or which.may_be_label(suffix)):
         raise DataError(
             f"{path}: {name!r} is a link; a shard must hold the files themselves (tar -h --hard-dereference)"
         )
@@ -177,12 +305,4 @@ def _split_name(path: str, member: Member) -> tuple[str, str]:
         return "", ""
     if name.startswith("/") or ".." in folder.split("/") or REFUSED_IN_NAMES.search(name):
         raise DataError(f"{path}: refused the member name {name!r}")
-    return folder + slash + stem, suffix.lower()
-
-
-def _label(path: str, member: Member, file: BinaryIO) -> int:
-    file.seek(member.offset)
-    text = file.read(min(member.size, _MAX_LABEL_BYTES)).strip()
-    if member.size > _MAX_LABEL_BYTES or not text.isdigit() or len(text) > _MAX_LABEL_DIGITS:
-        raise DataError(f"{path}: {member.name!r} holds {text!r}; a .cls member is a class number from 0")
-    return int(text)
+    return folder + slash + stem, suffix

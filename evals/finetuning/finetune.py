@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from leoclr.datasets.errors import EvaluationError
 from leoclr.datasets.files import ignore
 from leoclr.datasets.shards.index import Index
-from leoclr.evals.accuracy import accuracies, mean_per_class
-from leoclr.evals.classes import IntArray
-from leoclr.evals.features.extract import Precision, extract_features
+from leoclr.evals.accuracy import Predictions, predictions
+from leoclr.evals.classes import Numbering
+from leoclr.evals.features.extract import Features, Precision, extract_features
 from leoclr.evals.features.preprocessing import Preprocessing
 from leoclr.evals.finetuning.labelled_crops import Crops
 from leoclr.evals.finetuning.supervised import Schedule, linear_layer, train
@@ -51,7 +51,7 @@ class Recipe:
     def protocol(self) -> str:
         """The recipe in words."""
         return (
-            f"fine-tuned by SGD, momentum {MOMENTUM:g}, batch {self.batch_size}, learning rates "
+            f"fine-tuned by SGD, momentum {MOMENTUM:g}, batch of at most {self.batch_size}, learning rates "
             f"{self.backbone_lr:g} (encoder) and {self.head_lr:g} (new layer), weight decay {self.weight_decay:g}; "
             f"{self.schedule.protocol}; the last epoch counts"
         )
@@ -89,7 +89,7 @@ def finetune(
         Diverged: The loss is not finite.
     """
     device = torch.device(device)
-    encoder, head = copy.deepcopy(backbone), linear_layer(feature_dim, crops.index.class_count, crops.seed)
+    encoder, head = copy.deepcopy(backbone), linear_layer(feature_dim, crops.class_count, crops.seed)
     network = nn.Sequential(encoder, head).requires_grad_(True).train()
     network.to(device).to(memory_format=torch.channels_last)
     groups = [
@@ -118,10 +118,10 @@ def finetune(
     return network
 
 
-def network_scores(
+def network_predictions(
     network: nn.Module,
     index: Index,
-    numbers: IntArray,
+    numbers: Numbering,
     preprocessing: Preprocessing,
     *,
     batch_size: int = 256,
@@ -129,12 +129,12 @@ def network_scores(
     precision: Precision = "float32",
     workers: int = -1,
     advance: Callable[[int], None] = ignore,
-) -> tuple[dict[str, float], tuple[str, ...]]:
-    """How well a network classifies labelled images: top1, top5 (from five classes on) and mean_per_class, in [0, 1].
-    And one line for each image that could not be decoded and is left out.
+) -> tuple[Predictions, Features]:
+    """The predictions of a network for labelled images, and the outputs they are made from, which name the images that
+    could not be decoded and are left out.
 
     Args:
-        numbers: The network's class number for each class number of the index.
+        numbers: The network's class numbers for the labels of the index.
 
     Raises:
         Diverged: Some of the network's outputs are not finite.
@@ -151,8 +151,7 @@ def network_scores(
     )
     if not np.isfinite(outputs.features).all():
         raise Diverged("the fine-tuned network's outputs are not finite; lower learning rates may help")
-    scores, labels = torch.from_numpy(outputs.features), torch.from_numpy(numbers[outputs.labels])
-    return accuracies(scores, labels) | {"mean_per_class": mean_per_class(scores, labels)}, outputs.skipped
+    return predictions(torch.from_numpy(outputs.features), torch.from_numpy(numbers(outputs.labels))), outputs
 
 
 def _diverged(recipe: Recipe) -> Diverged:

@@ -13,13 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from leoclr.datasets.errors import EvaluationError
-from leoclr.datasets.randomness import uniforms
+from leoclr.datasets.randomness import stream, uniforms
 from leoclr.datasets.shards.index import Index
 from leoclr.evals.classes import IntArray
 
 _SHOWN = 3
 _MAX_LIST_BYTES = 1 << 30
-_DRAW = 1  # tells these draws from those of the hold-outs under the same seed
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def parse_percent(text: str) -> float:
 def balanced_subset(index: Index, share: float, seed: int) -> LabelSubset:
     """Of each class the same share, rounded, and at least one image. A larger share of the same seed holds the smaller
     ones, so that a curve over shares is not blurred by the choice of the images."""
-    draws = uniforms(seed, 0, np.arange(len(index)), _DRAW, 1)[:, 0]
+    draws = uniforms(stream(seed, "label subset"), 0, np.arange(len(index)), 0, 1)[:, 0]
     chosen = [
         members[np.argsort(draws[members])[: max(1, round(share * len(members)))]]
         for members in (np.flatnonzero(index.label == label) for label in np.unique(index.label))
@@ -80,7 +79,7 @@ def listed_subset(index: Index, path: Path) -> LabelSubset:
         EvaluationError: The file cannot be read, or a name matches no sample, or several.
     """
     content = _read(path)
-    names = sorted({line.strip() for line in content.decode(errors="replace").splitlines()} - {""})
+    names = sorted({line.strip() for line in content.decode("utf-8-sig", errors="replace").splitlines()} - {""})
     if not names:
         raise EvaluationError(f"{path}: the list is empty; expected one file name a line")
     keys = index.keys()

@@ -9,22 +9,39 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from leoclr.datasets.errors import DataError
-from leoclr.datasets.images.augment_pillow import AugmentationSpec
+from leoclr.datasets.images.augmentation import AugmentationSpec
 from leoclr.datasets.images.normalise import normalise
 from leoclr.datasets.loading.device_feed import to_device
 from leoclr.datasets.loading.loader import StepDataset, batches
-from leoclr.datasets.loading.plan import Plan
+from leoclr.datasets.loading.plan import Plan, StepSamples
+from leoclr.datasets.randomness import stream
 from leoclr.datasets.shards.index import Index
-from leoclr.datasets.views import ViewPolicy
+from leoclr.datasets.views import View, ViewPolicy
+from leoclr.evals.classes import own_classes
 from leoclr.evals.features.extract import MAX_BAD_SHARE, choose_workers
 
 CROP_SCALE = (0.08, 1.0)  # torchvision's RandomResizedCrop, which MoCo, SimCLR and BYOL leave as it is
 _VIEW = "image"
-_POLICY = ViewPolicy("crop", {_VIEW: "crop"}, ())
+_POLICY = ViewPolicy("crop", {_VIEW: View()}, ())
+
+
+class WholeEpochs(Plan):
+    """Every sample once an epoch, in steps of nearly equal size, at most `batch_size` each: 400 samples in batches of
+    256 are two steps of 200. A step has two samples at least, which BatchNorm needs, where there are two."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return max(1, min(-(-self.size // self.batch_size), self.size // 2))
+
+    def step(self, number: int) -> StepSamples:
+        epoch, step = divmod(number, self.steps_per_epoch)
+        start, stop = (edge * self.size // self.steps_per_epoch for edge in (step, step + 1))
+        return StepSamples(epoch, self.order(epoch, np.arange(start, stop)))
 
 
 @dataclass(frozen=True)
@@ -35,8 +52,7 @@ class Crops:
         index: Every sample has a label.
         image_size: Side of the crops in pixels.
         mean, std: Of the normalisation, per channel.
-        batch_size: Of a step; all of the data where there is less. What is left of an epoch after its last full
-            batch is left out, other samples each time.
+        batch_size: Most images in a step.
     """
 
     index: Index
@@ -47,13 +63,22 @@ class Crops:
     seed: int
 
     @property
-    def plan(self) -> Plan:
-        return Plan((len(self.index),), min(self.batch_size, len(self.index)), self.seed)
+    def plan(self) -> WholeEpochs:
+        """Which images make up which step."""
+        seed = stream(self.seed, "labelled crops")
+        return WholeEpochs((len(self.index),), min(self.batch_size, len(self.index)), seed)
 
     @property
-    def epoch_images(self) -> int:
-        """Images in the full batches of an epoch."""
-        return self.plan.steps_per_epoch * self.plan.batch_size
+    def batches_protocol(self) -> str:
+        """The steps of an epoch in words."""
+        images, steps = len(self.index), self.plan.steps_per_epoch
+        most = f"at most {-(-images // steps)}" if images % steps else f"{images // steps}"
+        return f"all {images:,} images each epoch, in {steps:,} step{'' if steps == 1 else 's'} of {most}"
+
+    @property
+    def class_count(self) -> int:
+        """How many classes occur."""
+        return self.index.class_count
 
     @property
     def protocol(self) -> str:
@@ -64,7 +89,8 @@ class Crops:
     def batches(
         self, first_step: int, last_step: int, device: torch.device, workers: int = -1
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Normalised images, `(n, 3, size, size)`, their labels and their sample numbers, `(n,)`, step by step.
+        """Normalised images, `(n, 3, size, size)`, their classes (see `own_classes`) and their sample numbers, `(n,)`,
+        step by step.
 
         Raises:
             DataError: A shard has gone, or more images than one in a thousand cannot be decoded in an epoch.
@@ -72,7 +98,7 @@ class Crops:
         spec = AugmentationSpec(self.image_size, crop_scale=CROP_SCALE, jitter=0.0, grayscale=0.0, blur=0.0)
         dataset = StepDataset(self.index, self.plan, _POLICY, spec)
         workers = choose_workers(last_step - first_step) if workers < 0 else workers
-        labels = torch.from_numpy(self.index.label.copy())
+        labels = torch.from_numpy(own_classes(self.index)(self.index.label))
         bad: list[str] = []
         for batch in batches(dataset, first_step, last_step, workers, device.type == "cuda"):
             if batch.step % len(dataset) == 0:

@@ -81,9 +81,9 @@ def train(
         RunError: The state cannot be written.
     """
     rates = [float(group["lr"]) for group in optimizer.param_groups]
-    steps, images = crops.plan.steps_per_epoch, crops.plan.batch_size
+    steps, images = crops.plan.steps_per_epoch, len(crops.index)
     done = load_state(state, model, optimizer) if state is not None else 0
-    advance(done * steps * images)
+    advance(done * images)
     step = done * steps
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for batch in crops.batches(step, schedule.epochs * steps, device, workers):
@@ -95,7 +95,7 @@ def train(
             loss(*batch).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             step += 1
-            advance(images)
+            advance(len(batch[1]))
             if step % steps == 0 and state is not None:
                 save_state(state, model, optimizer, step // steps)
 

@@ -6,11 +6,12 @@ R rows (test samples) and P columns (training samples).
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from leoclr.evals.accuracy import accuracies
+from leoclr.evals.accuracy import Predictions, joined, predictions
 
 WEIGHTED_K = 200
 TEMPERATURE = 0.1
@@ -35,18 +36,45 @@ def knn_accuracy(
 
     Args:
         train_features, test_features: Shapes `(N, D)` and `(M, D)`, not yet normalised, on one device.
-        train_labels, test_labels: Class numbers from 0; every test class occurs in training.
+        train_labels, test_labels: Class numbers from 0, of any size: memory follows the number of those that occur.
         k: Neighbours that vote; all of the training samples where there are fewer.
         temperature: A neighbour's vote weighs exp(similarity / temperature); None counts every vote as one.
-        chunk: Similarities (4 bytes each) that are held at a time.
+        chunk: Similarities, or votes, that are held at a time, 4 bytes each.
 
     Returns:
         `top1` and, from five classes on, `top5`, each in [0, 1].
     """
     similarity_MK, neighbour_MK = nearest(train_features, test_features, k, chunk)
-    class_count = int(max(train_labels.max(), test_labels.max())) + 1
-    scores_MC = votes(similarity_MK, train_labels[neighbour_MK], class_count, temperature)
-    return accuracies(scores_MC, test_labels)
+    occurring_C = torch.from_numpy(np.unique(torch.cat([train_labels, test_labels]).cpu().numpy()))
+    occurring_C = occurring_C.to(train_labels.device)
+    neighbour_labels_MK = torch.searchsorted(occurring_C, train_labels)[neighbour_MK]
+    labels_M = torch.searchsorted(occurring_C, test_labels)
+    return classify(
+        similarity_MK, neighbour_labels_MK, labels_M, len(occurring_C), temperature, chunk=chunk
+    ).accuracies()
+
+
+def classify(
+    similarity_MK: Tensor,
+    neighbour_labels_MK: Tensor,
+    labels_M: Tensor,
+    class_count: int,
+    temperature: float | None,
+    chunk: int = DEFAULT_CHUNK,
+) -> Predictions:
+    """Let the neighbours, most similar first, vote; see `knn_accuracy` for the weights.
+
+    Classes with equal votes are ranked by their nearest neighbour, and a class without votes after all others, so that
+    the figures do not depend on how classes are numbered. A prediction's confidence is its share of the votes.
+    """
+    rows = max(1, chunk // class_count)
+    parts = zip(*(torch.split(part, rows) for part in (similarity_MK, neighbour_labels_MK, labels_M)), strict=True)
+    found = []
+    for similarity_RK, neighbour_labels_RK, labels_R in parts:
+        votes_RC = votes(similarity_RK, neighbour_labels_RK, class_count, temperature)
+        share_RC = votes_RC / votes_RC.sum(dim=1, keepdim=True)
+        found.append(predictions(votes_RC, labels_R, _nearest_of_class(neighbour_labels_RK, class_count), share_RC))
+    return joined(found)
 
 
 def votes(similarity_MK: Tensor, labels_MK: Tensor, class_count: int, temperature: float | None) -> Tensor:
@@ -56,6 +84,14 @@ def votes(similarity_MK: Tensor, labels_MK: Tensor, class_count: int, temperatur
     flat_scores = torch.zeros(len(labels_MK) * class_count, device=similarity_MK.device)
     flat_scores.index_add_(0, (row_M1 * class_count + labels_MK).flatten(), weight_MK.flatten())
     return flat_scores.view(len(labels_MK), class_count)
+
+
+def _nearest_of_class(labels_MK: Tensor, class_count: int) -> Tensor:
+    """The place of each class's nearest neighbour, from 0; K where it has none. Shape `(M, C)`."""
+    count, k = labels_MK.shape
+    places_MK = torch.arange(k, device=labels_MK.device).expand(count, k)
+    nearest_MC = torch.full((count, class_count), k, device=labels_MK.device)
+    return nearest_MC.scatter_reduce_(1, labels_MK, places_MK, "amin")
 
 
 @torch.no_grad()

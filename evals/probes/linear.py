@@ -17,11 +17,13 @@ from sklearn.preprocessing import StandardScaler
 
 from leoclr.datasets.errors import EvaluationError
 from leoclr.datasets.files import ignore
+from leoclr.evals.accuracy import predictions
 from leoclr.evals.classes import IntArray, stratified_holdout
 from leoclr.evals.features.extract import FloatArray
 from leoclr.evals.probes.logistic import MAX_ITERATIONS, DeviceSolver, ScikitLearnSolver, Solver, SolverName
 
 Normalisation = Literal["standard", "l2"]
+Metric = Literal["top1", "mean_per_class"]
 
 GRID = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 HOLDOUT_SHARE = 0.2
@@ -38,8 +40,9 @@ class LinearProbe:
         coefficients: Shape `(D, C)`. The columns of classes without a training sample are zero.
         intercept: Shape `(C,)`; minus infinity for those classes.
         c: The chosen inverse strength of the regularisation, as scikit-learn counts it.
-        holdout: Accuracy in [0, 1] on the held-out part of the training set, by C.
-        notes: One line for each thing to know: a fit that did not converge, a C on the grid's edge.
+        metric: What chose C.
+        holdout: That metric, in [0, 1], on the held-out part of the training set, by C.
+        notes: One line for each thing to know: fits that did not converge, a C on the grid's edge.
     """
 
     normalise: Normalisation
@@ -48,6 +51,7 @@ class LinearProbe:
     coefficients: FloatArray
     intercept: FloatArray
     c: float
+    metric: Metric
     holdout: dict[float, float]
     notes: tuple[str, ...]
 
@@ -67,6 +71,7 @@ def fit_probe(
     normalise: Normalisation = "standard",
     grid: Sequence[float] = GRID,
     holdout_share: float = HOLDOUT_SHARE,
+    metric: Metric = "top1",
     seed: int = 0,
     solver: SolverName = "scikit-learn",
     device: torch.device | str = "cpu",
@@ -80,6 +85,7 @@ def fit_probe(
     Args:
         features, labels: Training set, shapes `(N, D)` and `(N,)`; class numbers from 0.
         grid: Values of C.
+        metric: Chooses among them.
         seed: Of the hold-out.
         solver: "device" computes on `device`, "scikit-learn" on the CPU; both find the same probe.
         advance: Called with 1 after each fit, once more than the grid has values.
@@ -94,7 +100,7 @@ def fit_probe(
     grid = sorted(grid)
     kept, held = stratified_holdout(labels, holdout_share, seed)
     start: Solver = ScikitLearnSolver() if solver == "scikit-learn" else DeviceSolver(device)
-    holdout, path = _search(start, features, labels, kept, held, normalise, grid, advance)
+    holdout, path, stalled = _search(start, features, labels, kept, held, normalise, grid, metric, advance)
     c = max(grid, key=lambda value: (holdout[value], -value))
 
     shift, scale = _normalisation(features, normalise)
@@ -102,8 +108,8 @@ def fit_probe(
     converged = model.fit(_apply(features, normalise, shift, scale), labels, c)
     advance(1)
     coefficients, intercept = _by_class(model)
-    notes = _notes(c, grid, holdout, converged)
-    return LinearProbe(normalise, shift, scale, coefficients, intercept, c, holdout, notes)
+    notes = (*_edge(c, grid, holdout), *_unconverged(stalled, None if converged else c))
+    return LinearProbe(normalise, shift, scale, coefficients, intercept, c, metric, holdout, notes)
 
 
 def equal_length(features: FloatArray) -> FloatArray:
@@ -121,20 +127,25 @@ def _search(
     held: IntArray,
     normalise: Normalisation,
     grid: Sequence[float],
+    metric: Metric,
     advance: Callable[[int], None],
-) -> tuple[dict[float, float], dict[float, Solver]]:
-    """Hold-out accuracy and the solver as it was fitted to the rest of the training set, by C. `grid` ascends."""
+) -> tuple[dict[float, float], dict[float, Solver], list[float]]:
+    """The metric on the hold-out and the solver as it was fitted to the rest of the training set, by C; and the C
+    whose fit did not converge. `grid` ascends."""
     shift, scale = _normalisation(features[kept], normalise)
     kept_features = _apply(features[kept], normalise, shift, scale)
     held_features = _apply(features[held], normalise, shift, scale)
-    holdout, path = {}, {}
+    holdout, path, stalled = {}, {}, []
     for c in grid:
-        model.fit(kept_features, labels[kept], c)
+        if not model.fit(kept_features, labels[kept], c):
+            stalled.append(c)
         coefficients, intercept = _by_class(model)
-        holdout[c] = float(np.mean((held_features @ coefficients + intercept).argmax(axis=1) == labels[held]))
+        scores = torch.from_numpy(held_features @ coefficients + intercept)
+        found = predictions(scores, torch.from_numpy(labels[held]))
+        holdout[c] = found.accuracies()["top1"] if metric == "top1" else found.mean_per_class()
         path[c] = copy.copy(model)
         advance(1)
-    return holdout, path
+    return holdout, path, stalled
 
 
 def _normalisation(features: FloatArray, normalise: Normalisation) -> tuple[FloatArray, FloatArray]:
@@ -159,13 +170,21 @@ def _by_class(model: Solver) -> tuple[FloatArray, FloatArray]:
     return coefficients, intercept
 
 
-def _notes(c: float, grid: Sequence[float], holdout: dict[float, float], converged: bool) -> tuple[str, ...]:
-    notes = []
+def _edge(c: float, grid: Sequence[float], holdout: dict[float, float]) -> tuple[str, ...]:
     place = list(grid).index(c)
     if len(grid) > 1 and place in (0, len(grid) - 1):
         neighbour = grid[1] if place == 0 else grid[-2]
         if holdout[c] > holdout[neighbour]:
-            notes.append(f"C = {c:g} lies on the edge of the grid {grid[0]:g}..{grid[-1]:g}; the best may lie beyond")
-    if not converged:
-        notes.append(f"the probe did not converge in {MAX_ITERATIONS} iterations at C = {c:g}")
+            return (f"C = {c:g} lies on the edge of the grid {grid[0]:g}..{grid[-1]:g}; the best may lie beyond",)
+    return ()
+
+
+def _unconverged(search: Sequence[float], final: float | None) -> tuple[str, ...]:
+    limit = f"did not converge in {MAX_ITERATIONS:,} iterations"
+    notes = []
+    if search:
+        values = ", ".join(f"{c:g}" for c in search)
+        notes.append(f"in the search for C the fit at {values} {limit}; another C might have been chosen")
+    if final is not None:
+        notes.append(f"the probe {limit} at C = {final:g}")
     return tuple(notes)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from leoclr.backends.weights import weights_digest
 from leoclr.datasets.errors import EvaluationError
 from leoclr.datasets.files import ignore
-from leoclr.evals.accuracy import accuracies
+from leoclr.evals.accuracy import predictions
+from leoclr.evals.classes import own_classes
 from leoclr.evals.features.extract import Features, FloatArray, Precision
 from leoclr.evals.finetuning.labelled_crops import Crops
 from leoclr.evals.finetuning.supervised import Schedule, linear_layer, train
@@ -88,7 +89,7 @@ def fit_sgd_probe(
     device = torch.device(device)
     searching = len(rates) > 1
     count = len(rates) * (2 if searching else 1)
-    heads = nn.ModuleList(linear_layer(feature_dim, crops.index.class_count, crops.seed) for _ in range(count))
+    heads = nn.ModuleList(linear_layer(feature_dim, crops.class_count, crops.seed) for _ in range(count))
     heads.to(device)
     groups = [{"params": list(h.parameters()), "lr": rate} for h, rate in zip(heads, rates * 2, strict=False)]
     optimizer = torch.optim.SGD(groups, lr=rates[0], momentum=MOMENTUM)
@@ -111,6 +112,7 @@ def fit_sgd_probe(
     layers = [_layer(head) for head in heads]
     holdout = {}
     if held is not None and searching:
+        held = replace(held, labels=own_classes(crops.index)(held.labels))
         holdout = {rate: _accuracy(layer, held) for rate, layer in zip(rates, layers[len(rates) :], strict=True)}
     usable = [rate for rate, layer in zip(rates, layers, strict=False) if _finite(layer)]
     if not usable:
@@ -155,5 +157,8 @@ def _finite(layer: tuple[FloatArray, FloatArray]) -> bool:
 def _accuracy(layer: tuple[FloatArray, FloatArray], held: Features) -> float:
     if not _finite(layer):
         return 0.0
-    scores = torch.from_numpy(held.features @ layer[0].T + layer[1])
-    return accuracies(scores, torch.from_numpy(held.labels))["top1"]
+    with np.errstate(over="ignore", invalid="ignore"):  # of a training that is about to diverge
+        scores = held.features @ layer[0].T + layer[1]
+    if not np.isfinite(scores).all():
+        return 0.0
+    return predictions(torch.from_numpy(scores), torch.from_numpy(held.labels)).accuracies()["top1"]

@@ -13,17 +13,20 @@ from leoclr.cli.commands.errors import exit_code
 from leoclr.cli.commands.lazy import Entry, group_of
 from leoclr.cli.run.variables import drop_what_changes_results
 from leoclr.cli.terminal import warn
+from leoclr.datasets.errors import SettingsError
 
 COMMANDS = {
     "quickstart": Entry("leoclr.cli.commands.quickstart:quickstart", "See all of it work in a few minutes."),
     "shard": Entry("leoclr.cli.commands.shard:shard", "Pack images into shards."),
-    "index": Entry("leoclr.cli.commands.shard:index", "Index shards that other tools wrote."),
+    "index": Entry("leoclr.cli.commands.index:index", "Index shards that other tools wrote."),
     "check": Entry("leoclr.cli.commands.check:check", "Verify shards against their index."),
     "views": Entry("leoclr.cli.commands.views:views", "Draw images as the model sees them."),
     "train": Entry("leoclr.cli.commands.train:train", "Pre-train an encoder on shards."),
     "bench": Entry("leoclr.cli.commands.bench:bench", "Measure the speed of training on this machine."),
     "show-config": Entry("leoclr.cli.commands.show_config:show_config", "Show every setting with its origin."),
+    "method": Entry("leoclr.cli.commands.method:app", "Methods: list them, write a new one, check one."),
     "eval": Entry("leoclr.cli.commands.eval.group:app", "Score an encoder."),
+    "runs": Entry("leoclr.cli.commands.runs:runs", "List runs, and remove those that nobody needs."),
     "report": Entry("leoclr.cli.commands.report:report", "Tell of runs on one HTML page."),
     "embed": Entry("leoclr.cli.commands.embed:embed", "Write the features of images."),
     "reproduce": Entry("leoclr.cli.commands.reproduce:reproduce", "Run an experiment of the paper."),
@@ -41,19 +44,13 @@ app = typer.Typer(
 )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version  # takes as long as a tenth of `--help`
-
-        print(f"leoclr {version('leoclr-cli')}")
-        raise typer.Exit
-
-
-@app.callback()
+@app.callback(invoke_without_command=True)
 def leoclr(
-    show_version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="With --version: all that a bug report needs, the machine included.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --version: print it as JSON.")] = False,
 ) -> None:
     """Pre-train image encoders without labels, with the original image as the anchor (LeOCLR).
 
@@ -65,10 +62,17 @@ def leoclr(
       leoclr eval linear                         score the newest run
       leoclr export --format torchvision         take the weights away
     """
+    if show_version:
+        from leoclr.cli.commands.version import print_version
+
+        print_version(verbose, as_json)
+        raise typer.Exit
+    if verbose or as_json:
+        raise SettingsError("--verbose and --json go with --version, or behind a command")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit with the code of the table in docs/commands.md.
+    """Run the command line and exit with the code of the table in docs/faults.md.
 
     Args:
         arguments: Those of the process if None.

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from leoclr.cli.config.resolve import resolve
-from leoclr.cli.terminal import print_json, progress
+from leoclr.cli.terminal import print_json, progress, warn
+from leoclr.datasets.wording import counted
 
 _FAULTY = 1
 _SHOWN = 10  # shards whose warnings are printed; --json has all
@@ -33,11 +34,22 @@ def check(
       leoclr check 'shards/imagenet-{000..999}.tar' --no-decode
     """
     from leoclr.datasets.shards.check import SKIPPED, USED, Fault, check_shard
+    from leoclr.datasets.shards.description import as_json as described
+    from leoclr.datasets.shards.description import class_line, contents, remarks
     from leoclr.datasets.shards.locate import indexed_data, with_all_splits
 
     faults: list[Fault] = []
     shards = samples = 0
+    found = []
     for index in indexed_data(with_all_splits(data)):
+        place = index.shards[0].path.rpartition("/")[0] if index.shards else ""
+        found.append({"folder": place} | described(index))
+        for line in remarks(index):
+            warn(f"{place}: {line}")
+        if not json_output:
+            print(f"{place}: {contents(index)}")
+            if classes := class_line(index):
+                print(f"    {classes}")
         with progress("checking", len(index), "images") as advance:
             for number in range(len(index.shards)):
                 faults += check_shard(index, number, decode, advance)
@@ -47,7 +59,7 @@ def check(
     skipped = sum(fault.consequence == SKIPPED for fault in faults)
     share = resolve(None, None, {}, {}).settings.data.max_bad_samples
     if json_output:
-        report = {"shards": shards, "samples": samples, "decoded": decode}
+        report = {"shards": shards, "samples": samples, "decoded": decode, "data": found}
         print_json(report | {"faults": [asdict(fault) for fault in faults], "warnings": [asdict(w) for w in warnings]})
     else:
         for fault in faults:
@@ -55,11 +67,11 @@ def check(
         for fault in warnings[:_SHOWN]:
             print(f"warning: {fault.shard}: {fault.what}")
         if warnings:
-            more = f" ({len(warnings):,} shards have such)" if len(warnings) > _SHOWN else ""
+            more = f" ({counted(len(warnings), 'shard')} in all)" if len(warnings) > _SHOWN else ""
             print(f"    -> {USED}; where 16 bits hold fewer, `leoclr shard --levels LOW:HIGH` says the range{more}")
         if skipped:
-            print(f"{skipped:,} images cannot be used: {skipped / samples:.2%}; train stops above {share:.2%}")
+            print(f"{counted(skipped, 'image')} cannot be used: {skipped / samples:.2%}; train stops above {share:.2%}")
         decoded = ", every image decoded" if decode and not faults else ""
-        print(f"{shards:,} shards, {samples:,} samples{decoded}: {len(faults) or 'no'} faults")
+        print(f"{counted(shards, 'shard')}, {counted(samples, 'sample')}{decoded}: {counted(len(faults), 'fault')}")
     if faults:
         raise typer.Exit(_FAULTY)

@@ -45,6 +45,12 @@ def export(
     no_views: Annotated[
         bool, typer.Option("--no-views", help="Leave views of training images out of the model card (hf).")
     ] = False,
+    push: Annotated[
+        str | None, typer.Option("--push", metavar="OWNER/NAME", help="Upload the folder (hf) to the Hugging Face hub.")
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Make the repository of --push public where it is new; else it is private.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Export the encoder, without projector, and compare the file's features with the original's.
@@ -55,23 +61,36 @@ def export(
     \b
     Examples:
       leoclr export --format hf -o my-encoder
+      leoclr export --format hf --push me/my-encoder --license apache-2.0
       leoclr export --format torchvision
       leoclr export runs/first --format onnx -o encoder.onnx
       leoclr export moco_v2_800ep_pretrain.pth.tar --format safetensors
     """
     from leoclr.cli.exporting.export import export_encoder
+    from leoclr.cli.exporting.push import push_folder, require_hub
     from leoclr.cli.exporting.target import ExportOptions
     from leoclr.cli.run.encoders import load_encoder
 
     if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license):
         raise SettingsError(f"--license {license}: must be an identifier such as apache-2.0, cc-by-4.0 or other")
+    if push is not None:
+        if not format.is_folder:
+            raise SettingsError("--push uploads a folder: add --format hf")
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", push):
+            raise SettingsError(f"--push {push}: must be OWNER/NAME")
+        require_hub()
     encoder = load_encoder(checkpoint, backbone)
     path = output or default_path(encoder.name, encoder.run, format)
     report = export_encoder(encoder, format, path, ExportOptions(license, not no_views))
-    if as_json:
+    if as_json and push is None:
         console.print_json(_as_json(encoder, report))
-    else:
+    elif not as_json:
         _print_text(encoder, report)
+    if push is not None:
+        commit = push_folder(report.path, report.files, push, public)
+        console.print_json(_as_json(encoder, report) | {"commit": commit}) if as_json else print(
+            f"\nuploaded  {commit}"
+        )
 
 
 def default_path(backbone: str, run: Path | None, format: ExportFormat) -> Path:

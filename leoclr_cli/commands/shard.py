@@ -1,11 +1,10 @@
-"""`leoclr shard` packs images into tar shards; `leoclr index` indexes shards that others packed."""
+"""`leoclr shard` packs images into tar shards."""
 
 from __future__ import annotations
 
 import math
 import os
 import re
-import shlex
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -15,12 +14,23 @@ import typer
 
 from leoclr.cli import terminal as console
 from leoclr.datasets.errors import DataError
+from leoclr.datasets.wording import counted
 
 if TYPE_CHECKING:
     from leoclr.datasets.packing.pack import PackedSplit
 
 _MEGABYTE = 1_000_000
+_USUAL_BATCH = 256
 _NAMED_SKIPPED = 10  # unreadable images that are named on the terminal; --json names all
+
+
+class LayoutOption(StrEnum):
+    """What --layout takes."""
+
+    flat = "flat"
+    classes = "classes"
+    splits = "splits"
+    classes_splits = "classes-splits"
 
 
 class StoredFormat(StrEnum):
@@ -36,7 +46,7 @@ def shard(
         typer.Argument(
             metavar="SOURCE",
             help="Folder with one sub-folder per class, folder of images without classes, .tar, .tar.gz or .zip of "
-            "either, or cifar10, cifar100, stl10, cars, pets.",
+            "either, .parquet or a folder of such, or cifar10, cifar100, stl10, cars, pets.",
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the shards.")],
@@ -61,6 +71,27 @@ def shard(
             min=1, max=100, metavar="1..100", help="Quality of JPEG and WebP where images are coded again; default: 90."
         ),
     ] = None,
+    layout: Annotated[
+        LayoutOption | None,
+        typer.Option(
+            help="How folders are read: no classes (flat), CLASS/, SPLIT/CLASS/ or CLASS/SPLIT/ (classes-splits). "
+            "Default: as their names tell."
+        ),
+    ] = None,
+    split_names: Annotated[
+        str | None,
+        typer.Option(metavar="SPLIT=FOLDER,...", help="Which folders are splits, as in train=Training,test=Testing."),
+    ] = None,
+    encoding: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Encoding of file names that are not UTF-8, as in old zips, such as gbk."),
+    ] = None,
+    image_member: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column of a Parquet source that holds the images.")
+    ] = None,
+    label_member: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column of a Parquet source that holds the labels.")
+    ] = None,
     levels: Annotated[
         str | None,
         typer.Option(
@@ -71,7 +102,18 @@ def shard(
     ] = None,
     val: Annotated[
         float | None,
-        typer.Option(metavar="SHARE", help="Share of the training images, of each class, to hold out as OUT/val."),
+        typer.Option(
+            metavar="SHARE",
+            help="Share of the training images, of each class, to hold out as OUT/val; copies stay together.",
+        ),
+    ] = None,
+    dedupe: Annotated[
+        bool,
+        typer.Option("--dedupe", help="Leave out images that are the same bytes as another; those of train first."),
+    ] = False,
+    without: Annotated[
+        Path | None,
+        typer.Option(metavar="LIST", help="Text file with images to leave out, by path in SOURCE or key, one a line."),
     ] = None,
     seed: Annotated[
         int, typer.Option(min=0, metavar="N", help="Chooses the order of the images and what is held out.")
@@ -92,13 +134,15 @@ def shard(
 ) -> None:
     """Pack images into WebDataset shards with an exact index beside them.
 
-    Split folders (train, val, test, unlabeled) at the top of SOURCE stay splits. The same source, options and seed
-    give the same bytes. Nothing appears in OUT before all of it is complete.
+    Split folders (train, val, test, unlabeled) at the top of SOURCE stay splits. Where folders can be read in two ways
+    --layout or --split-names is asked for. What is left out is counted, with the first of it. The same source, options
+    and seed give the same bytes. Nothing appears in OUT before all of it is complete.
 
     \b
     Examples:
       leoclr shard photos/ shards/photos
       leoclr shard imagenet.tar shards/imagenet --shortest-side 256 --quality 90 --val 0.01
+      leoclr shard photos/ shards/photos --split-names train=2019,test=2020 --dedupe
       leoclr shard stl10 shards/stl10 --root data --download
     """
     name = _shard_name(name, source)
@@ -107,10 +151,22 @@ def shard(
     if quality is not None and format is None and shortest_side is None:
         raise DataError("--quality needs --format or --shortest-side: without them images keep their bytes")
 
-    from leoclr.cli.packing import pack_source
+    from leoclr.cli.packing import Selection, pack_source
     from leoclr.datasets.packing.encoding import Encoding
+    from leoclr.datasets.packing.exclusions import read_exclusions
+    from leoclr.datasets.packing.layouts import Layout
     from leoclr.datasets.packing.pack import Recipe
+    from leoclr.datasets.packing.parquet_source import Columns
+    from leoclr.datasets.packing.split_names import parse_split_names
 
+    selection = Selection(
+        Layout(layout.value if layout else None, parse_split_names(split_names or "")),
+        encoding,
+        Columns(image_member, label_member),
+        val,
+        dedupe,
+        read_exclusions(without) if without else None,
+    )
     recipe = Recipe(
         name=name,
         shard_bytes=round(shard_size * _MEGABYTE),
@@ -119,13 +175,13 @@ def shard(
         workers=workers or os.cpu_count() or 1,
         max_bad=max_bad,
     )
-    splits = pack_source(source, out, recipe, val=val, root=root, download=download, overwrite=overwrite)
+    splits = pack_source(source, out, recipe, selection, root=root, download=download, overwrite=overwrite)
     if as_json:
         console.print_json(_report(out, name, splits))
     else:
         _print_table(splits)
     _say_skipped(splits)
-    console.say(f"next: leoclr train --data {shlex.quote(str(out))}")
+    console.suggest(("train", *_to_train_on(out, splits)))
 
 
 def _levels(text: str | None) -> tuple[float, float] | None:
@@ -141,9 +197,21 @@ def _levels(text: str | None) -> tuple[float, float] | None:
     return low, high
 
 
+def _to_train_on(out: Path, splits: Sequence[PackedSplit]) -> list[str]:
+    """Flags of `leoclr train` for what was packed. Fewer images than the usual batch need a smaller one."""
+    packed = {split.split: split for split in splits}
+    name, split = next((name, packed[name]) for name in ("train", "unlabeled", *packed) if name in packed)
+    flags = ["--data", str(out if name == "train" else out / name)]
+    if split.images >= _USUAL_BATCH:
+        return flags
+    batch = 1 << (split.images.bit_length() - 1) if split.images else 1
+    few = ["--set", "moco.bn_splits=1"] if batch < 16 else []  # else its eight groups would be of one image each
+    return [*flags, "--batch-size", str(batch), *few]
+
+
 def _shard_name(name: str | None, source: str) -> str:
     if name is None:
-        stem = re.sub(r"\.(tar|tar\.gz|tgz|zip)$", "", Path(source).resolve().name, flags=re.IGNORECASE)
+        stem = re.sub(r"\.(tar|tar\.gz|tgz|zip|parquet)$", "", Path(source).resolve().name, flags=re.IGNORECASE)
         return re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-") or "images"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise DataError(f"--name {name!r}: expected letters, digits, '-', '_' and '.', such as imagenet-256")
@@ -160,6 +228,8 @@ def _report(out: Path, name: str, splits: Sequence[PackedSplit]) -> dict[str, ob
                 "folder": str(out / split.split),
                 "images": split.images,
                 "classes": list(split.classes),
+                "labels": split.index.class_count,
+                "copies": split.index.copies(),
                 "shards": split.shards,
                 "bytes": split.bytes,
                 "skipped": list(split.skipped),
@@ -170,13 +240,18 @@ def _report(out: Path, name: str, splits: Sequence[PackedSplit]) -> dict[str, ob
 
 
 def _print_table(splits: Sequence[PackedSplit]) -> None:
+    from leoclr.datasets.shards.description import shown
+
     print(f"{'split':<10} {'images':>12} {'classes':>8} {'shards':>7} {'MB':>10} {'skipped':>8}")
     for split in splits:
         megabytes = split.bytes / _MEGABYTE
         print(
-            f"{split.split or '-':<10} {split.images:>12,} {len(split.classes) or '-':>8} {split.shards:>7,} "
+            f"{split.split or '-':<10} {split.images:>12,} {split.index.class_count or '-':>8} {split.shards:>7,} "
             f"{megabytes:>10,.1f} {len(split.skipped):>8,}"
         )
+    classes = next((split.classes for split in splits if split.classes), ())
+    if classes:
+        print(f"classes: {shown(classes)}")
 
 
 def _say_skipped(splits: Sequence[PackedSplit]) -> None:
@@ -184,66 +259,4 @@ def _say_skipped(splits: Sequence[PackedSplit]) -> None:
     for line in lines[:_NAMED_SKIPPED]:
         console.warn(f"skipped {line}")
     if len(lines) > _NAMED_SKIPPED:
-        console.warn(f"skipped {len(lines) - _NAMED_SKIPPED:,} more images; --json names them all")
-
-
-def index(
-    data: Annotated[
-        list[str], typer.Argument(metavar="DATA", help="Shards: brace ranges, globs, folders of shards, or addresses.")
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FOLDER",
-            help="Where the index of shards on a server is written, to be put beside them.",
-        ),
-    ] = None,
-    classes: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Text file with the name of class 0 on its first line, and so on."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-) -> None:
-    """Index shards that webdataset, img2dataset or another tool wrote, with a checksum of each.
-
-    The index lies beside the shards, one for each folder. Of a folder of splits, name the splits. Shards on a server
-    are read once, and their index is written to --output.
-
-    \b
-    Examples:
-      leoclr index 'laion/{00000..00099}.tar'
-      leoclr index shards/train shards/val --classes names.txt
-      leoclr index 'https://data.example.org/x-{000..099}.tar' --output .
-    """
-    from leoclr.datasets.shards.reindex import find_shards, read_classes, write_indexes, write_remote_index
-
-    names = read_classes(classes) if classes else ()
-    if output is not None:
-        with console.progress("indexing", None, "bytes") as advance:
-            written = write_remote_index(data, output, names, advance)
-    else:
-        paths = find_shards(data)
-        total = sum(path.stat().st_size for path in paths)
-        with console.progress("indexing", total, "bytes") as advance:
-            written = write_indexes(paths, names, advance)
-    if as_json:
-        console.print_json(
-            [
-                {
-                    "index": str(path),
-                    "images": len(found),
-                    "without_image": sum(shard.without_image for shard in found.shards),
-                    "labelled": found.labelled,
-                    "classes": found.class_count,
-                    "shards": len(found.shards),
-                    "bytes": sum(shard.bytes for shard in found.shards),
-                }
-                for path, found in written.items()
-            ]
-        )
-        return
-    for path, found in written.items():
-        labels = f"{found.class_count:,} classes" if found.labelled else "no labels"
-        print(f"{path}: {len(found):,} images, {labels}, {len(found.shards):,} shards")
+        console.warn(f"skipped {counted(len(lines) - _NAMED_SKIPPED, 'more image')}; --json names them all")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,13 +15,12 @@ import torch
 from leoclr.cli.run.devices import choose_device
 from leoclr.cli.run.encoders import LoadedEncoder, fresh_encoder, load_encoder
 from leoclr.cli.run.folder import RunFolder
-from leoclr.cli.run.versions import versions
-from leoclr.cli.scoring.evaluation import FORMAT
-from leoclr.cli.scoring.records import described_encoder, keep_and_show
-from leoclr.cli.terminal import progress, say, warn
+from leoclr.cli.scoring.records import Record, kept, new_record, path_in_run, show
+from leoclr.cli.terminal import progress, say
 from leoclr.datasets.errors import EvaluationError
 from leoclr.datasets.files import cache_root
 from leoclr.datasets.voc import BoxedImages, read_voc, unpack_voc
+from leoclr.datasets.wording import aligned
 from leoclr.evals.detection.detector import (
     PAPER,
     SMALL,
@@ -36,7 +33,6 @@ from leoclr.evals.detection.detector import (
 )
 from leoclr.evals.detection.model import build_detector
 from leoclr.evals.job_cache import Work
-from leoclr.evals.tables import aligned
 
 _METRICS = {"ap50": "AP50", "ap": "AP", "ap75": "AP75"}
 _STATES = 20  # in a training
@@ -104,13 +100,8 @@ def score_detection(
     if found is None:
         found = work.finish(_train_and_score(encoder, train, test, wanted, device, workers, work))
     record = _record(encoder, roots, (train, test), wanted, device, found, began)
-    for note in record["notes"]:
-        warn(note)
-    path = output
-    if path is None and run is not None:
-        same = json.dumps([identity, record["protocol"]])
-        path = RunFolder(run).evals / f"detection-{hashlib.sha256(same.encode()).hexdigest()[:10]}.json"
-    keep_and_show(path, record, None if as_json else _text(record))
+    with kept(record, output or path_in_run(record, run)):
+        show(record, as_json, _text)
 
 
 def _train_and_score(
@@ -172,7 +163,7 @@ def _record(
     device: torch.device,
     found: dict[str, Any],
     began: float,
-) -> dict[str, Any]:
+) -> Record:
     names = (wanted.train_split, wanted.test_split)
     source = [os.path.abspath(root) for root in roots]
     start = "random weights" if wanted.random else "the encoder's weights"
@@ -183,11 +174,14 @@ def _record(
     ]
     if (encoder.name, encoder.width) != ("resnet50", 64):
         notes.append(f"the body is {encoder.name} of width {encoder.width}, not the paper's ResNet-50")
-    return {
-        "format": FORMAT,
-        "kind": "detection",
+    content = {
         "results": {"detection": {metric: found[metric] for metric in _METRICS}},
-        "details": {"ap50_of_classes": found["classes"], "recipe": wanted.recipe.identity()},
+        "rows": {"detection": "all classes"},
+        "details": {
+            "ap50_of_classes": found["classes"],
+            "recipe": wanted.recipe.identity(),
+            "random": wanted.random,
+        },
         "protocol": [
             f"Faster R-CNN with the C4 body of {encoder.name} from {start}, a BatchNorm behind the fourth stage; "
             f"float32 on {device.type}",
@@ -198,20 +192,16 @@ def _record(
         ],
         "notes": notes,
         "seed": wanted.seed,
-        "checkpoint": described_encoder(encoder),
         "data": {
             split: {"source": source, "split": name, "digest": images.digest, "samples": len(images)}
             for split, name, images in zip(("train", "test"), names, splits, strict=True)
         }
         | {"classes": len(splits[0].classes)},
-        "versions": versions(),
-        "command": sys.argv,
-        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "seconds": round(time.monotonic() - began, 3),
     }
+    return new_record("detection", encoder, began, content)
 
 
-def _text(record: dict[str, Any]) -> str:
+def _text(record: Mapping[str, Any]) -> str:
     checkpoint, data = record["checkpoint"], record["data"]
     classes = record["details"]["ap50_of_classes"]
     rows = [["", *_METRICS.values()]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,8 +15,7 @@ from leoclr.cli.run.devices import check_precision, choose_device
 from leoclr.cli.run.encoders import LoadedEncoder, load_encoder
 from leoclr.cli.run.folder import RunFolder
 from leoclr.cli.run.lock import RunLock
-from leoclr.cli.run.versions import versions
-from leoclr.cli.scoring.records import described_data, described_encoder
+from leoclr.cli.scoring.records import described_data, new_record
 from leoclr.cli.terminal import progress, say, warn
 from leoclr.datasets.errors import EvaluationError, RunError
 from leoclr.datasets.files import write_atomic
@@ -125,9 +123,7 @@ class Embedding:
         if skipped:
             warn(f"{len(skipped):,} of {len(self._index):,} images left out, {skipped[0]}")
         encoder = self._encoder
-        record = {
-            "format": FORMAT,
-            "kind": "embed",
+        content = {
             "files": [path.name for path in files],
             "bytes": self._output.stat().st_size,
             "rows": rows,
@@ -142,13 +138,9 @@ class Embedding:
                 f"images: {self._preprocessing.protocol}",
             ],
             "plan": self._plan,
-            "checkpoint": described_encoder(encoder),
             "data": described_data(self._index, self._source),
-            "versions": versions(),
-            "command": sys.argv,
-            "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "seconds": round(time.monotonic() - self._began, 3),
         }
+        record = new_record("embed", encoder, self._began, content)
         write_atomic(self._record_file, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
         return record
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,27 +15,26 @@ from numpy.typing import NDArray
 from leoclr.cli.run.devices import check_precision, choose_device
 from leoclr.cli.run.encoders import LoadedEncoder, load_encoder
 from leoclr.cli.run.folder import RunFolder
-from leoclr.cli.run.versions import versions
-from leoclr.cli.scoring.records import described_data, described_encoder, keep_and_show
-from leoclr.cli.scoring.request import Request
-from leoclr.cli.terminal import progress, warn
+from leoclr.cli.scoring.predictions import write_predictions
+from leoclr.cli.scoring.records import Record, described_data, kept, new_record, path_in_run, show
+from leoclr.cli.scoring.request import Outputs, Request
+from leoclr.cli.terminal import progress, say
 from leoclr.datasets.errors import EvaluationError
 from leoclr.datasets.files import cache_root
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.locate import open_data, sibling_split
 from leoclr.evals.accuracy import TOP_FIVE_CLASSES
-from leoclr.evals.classes import check_labels, match_classes, stratified_holdout
+from leoclr.evals.classes import check_labels, match_classes, own_classes, stratified_holdout
 from leoclr.evals.features.cache import FeatureCache, feature_key
 from leoclr.evals.features.extract import Features, check_features, extract_features
 from leoclr.evals.features.preprocessing import Preprocessing, View
 from leoclr.evals.finetuning.labelled_crops import Crops
 from leoclr.evals.job_cache import Work
 from leoclr.evals.scores import Score
-from leoclr.evals.tables import score_table
 
-FORMAT = 1
+POOLED = "pooled features of {}, before the projector"  # what of the encoder was scored, most often
 _HOLDOUT_SHARE = 0.2
-_WORTH_A_NOTE = 0.01  # of the test images; CIFAR-10 has 0.0016 of its own
+_WORTH_A_NOTE = 0.01  # of the test images
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,7 @@ class Evaluation:
 
     Attributes:
         backbone: On the device, frozen.
-        test_numbers: Training's class number for each class number of the test data.
+        test_numbers: Training's class numbers (see `own_classes`) for the labels of the test data.
         notes: Lines about what makes the scores less than they seem.
 
     Raises:
@@ -92,48 +88,26 @@ class Evaluation:
             )
 
     def train_features(self, view: View) -> Features:
-        """Features of the training data."""
-        return self.features(self.data.train, view, "training data")
+        """Features of the training data, its classes numbered from 0."""
+        features = self.features(self.data.train, view, "training data")
+        return replace(features, labels=own_classes(self.data.train)(features.labels))
 
     def test_features(self, view: View) -> Features:
         """Features of the test data, their labels in training's numbering."""
         features = self.features(self.data.test, view, "test data")
-        return replace(features, labels=self.test_numbers[features.labels])
-
-    def report(
-        self,
-        kind: str,
-        score: Score,
-        images: Sequence[str],
-        output: Path | None,
-        as_json: bool,
-        scored: str = "pooled features of {}, before the projector",
-    ) -> None:
-        """Write the record of a score and print it, as a table or as JSON.
-
-        Args:
-            images: How the test images were preprocessed, in lines for a person.
-            scored: What of the encoder was scored; {} is its name.
-            output: File for the record; in the run's `evals` folder if None, and nowhere if there is no run.
-
-        Raises:
-            RunError: The record cannot be written; the score is printed nevertheless.
-        """
-        score = self._without_trivial(score)
-        record = self.record(kind, score, images, scored)
-        path = output or self.record_path(kind, record)
-        for note in record["notes"]:
-            warn(note)
-        keep_and_show(path, record, None if as_json else _text(record, score))
+        return replace(features, labels=self.test_numbers(features.labels))
 
     def _without_trivial(self, score: Score) -> Score:
         """Every image of less than five classes is among the five best, also where numbers of classes are left out."""
-        if len(np.unique(self.data.train.label)) >= TOP_FIVE_CLASSES:
+        if self.data.train.class_count >= TOP_FIVE_CLASSES:
             return score
         rows = []
         for row in score.rows:
-            kept, halves = ({k: v for k, v in d.items() if k != "top5"} for d in (row.values, row.half_widths))
-            rows.append(replace(row, values=kept, half_widths=halves))
+            kept, halves, image_halves = (
+                {k: v for k, v in d.items() if k != "top5"}
+                for d in (row.values, row.half_widths, row.image_half_widths)
+            )
+            rows.append(replace(row, values=kept, half_widths=halves, image_half_widths=image_halves))
         return replace(score, rows=tuple(rows))
 
     def features(self, index: Index, view: View, name: str) -> Features:
@@ -200,17 +174,40 @@ class Evaluation:
         }
         return Work(None if self.request.no_cache else folder, common | identity)
 
-    def record(self, kind: str, score: Score, images: Sequence[str], scored: str) -> dict[str, Any]:
-        """The score with all that it depends on; see `report`."""
-        encoder, data = self.encoder, self.data
+    def report(
+        self, kind: str, score: Score, images: Sequence[str], outputs: Outputs, scored: str = POOLED
+    ) -> tuple[Record, Path | None]:
+        """Build the record of a score, keep it and show it; the record, and where it lies if anywhere.
+
+        Raises:
+            NotKept, RunError: The record, or the file of predictions, cannot be written; the score is printed.
+        """
+        record = self.record(kind, score, images, scored)
+        path = outputs.record or path_in_run(record, self.encoder.run)
+        with kept(record, path):
+            show(record, outputs.as_json)
+        if outputs.predictions is not None:
+            write_predictions(outputs.predictions, score.predictions, self.data.train, self.data.test)
+            say(f"written to {outputs.predictions}")
+        return record, path
+
+    def record(self, kind: str, score: Score, images: Sequence[str], scored: str = POOLED) -> Record:
+        """The record of a score.
+
+        Args:
+            images: How the test images were preprocessed, in lines for a person.
+            scored: What of the encoder was scored; {} is its name.
+        """
+        encoder, data, score = self.encoder, self.data, self._without_trivial(score)
         mean, std = ("/".join(f"{value:g}" for value in values) for values in (encoder.mean, encoder.std))
-        return {
-            "format": FORMAT,
-            "kind": kind,
+        content = {
             "results": {
-                row.key: row.values | {f"{metric}_half_width": half for metric, half in row.half_widths.items()}
+                row.key: row.values
+                | {f"{metric}_half_width": half for metric, half in row.half_widths.items()}
+                | {f"{metric}_image_half_width": half for metric, half in row.image_half_widths.items()}
                 for row in score.rows
             },
+            "rows": {row.key: row.label for row in score.rows},
             "details": score.details,
             "protocol": [
                 *score.protocol,
@@ -220,26 +217,13 @@ class Evaluation:
             ],
             "notes": [*self.notes, *score.notes],
             "seed": self.request.seed,
-            "checkpoint": described_encoder(encoder),
             "data": {
                 "train": described_data(data.train, data.train_source),
                 "test": described_data(data.test, data.test_source) | {"also_in_training": self._shared},
-                "classes": len(set(data.train.label.tolist())),
+                "classes": data.train.class_count,
             },
-            "versions": versions(),
-            "command": sys.argv,
-            "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "seconds": round(time.monotonic() - self.began, 3),
         }
-
-    def record_path(self, kind: str, record: dict[str, Any]) -> Path | None:
-        """A name that is the same for the same encoder, data and protocol, so that a repetition replaces."""
-        if self.encoder.run is None:
-            return None
-        same = [record[key] for key in ("kind", "protocol", "seed")]
-        same += [record["checkpoint"]["digest"], *(record["data"][split]["digest"] for split in ("train", "test"))]
-        short = hashlib.sha256(json.dumps(same).encode()).hexdigest()[:10]
-        return RunFolder(self.encoder.run).evals / f"{kind}-{short}.json"
+        return new_record(kind, encoder, self.began, content)
 
 
 def _labelled_data(encoder: LoadedEncoder, request: Request) -> LabelledData:
@@ -259,7 +243,7 @@ def _labelled_data(encoder: LoadedEncoder, request: Request) -> LabelledData:
         named = request.data or not protocol
         return LabelledData(train, _open(test_source), train_source, test_source, () if named else (protocol,))
     check_labels(train, "training data")
-    kept, held = stratified_holdout(train.label, _HOLDOUT_SHARE, request.seed)
+    kept, held = stratified_holdout(train.label, _HOLDOUT_SHARE, request.seed, "test split")
     protocol = (
         f"test data: a stratified {_HOLDOUT_SHARE:.0%} of the labelled data (seed {request.seed}), as there is no "
         "test split beside it; a run that trained on all of it has seen these images, without their labels"
@@ -275,18 +259,3 @@ def _open(source: tuple[str, ...]) -> Index:
 def _cache_folder(encoder: LoadedEncoder) -> Path:
     """In the run; for other weights where this system keeps caches."""
     return cache_root() / "features" if encoder.run is None else encoder.run / "features"
-
-
-def _text(record: dict[str, Any], score: Score) -> str:
-    checkpoint, data = record["checkpoint"], record["data"]
-    return "\n".join(
-        [
-            f"{checkpoint['path']} ({checkpoint['backbone']}, weights {checkpoint['digest'][:12]})",
-            f"{data['train']['samples']:,} training and {data['test']['samples']:,} test images of {data['classes']} "
-            "classes",
-            "",
-            score_table(score),
-            "",
-            *record["protocol"],
-        ]
-    )

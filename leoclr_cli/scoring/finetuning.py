@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from leoclr.cli.run.devices import check_backbone
 from leoclr.cli.scoring.evaluation import Evaluation
 from leoclr.cli.terminal import progress
 from leoclr.datasets.shards.index import Index
-from leoclr.evals.classes import IntArray, match_classes
+from leoclr.evals.accuracy import Predictions
+from leoclr.evals.classes import IntArray, Numbering, match_classes, own_classes
 from leoclr.evals.features.preprocessing import standard_view
-from leoclr.evals.finetuning.finetune import Diverged, Recipe, finetune, network_scores
+from leoclr.evals.finetuning.finetune import Diverged, Recipe, finetune, network_predictions
 from leoclr.evals.finetuning.supervised import Schedule
+from leoclr.evals.scores import Predicted
 from leoclr.evals.tables import METRICS
 
 FINETUNED = "{}, fine-tuned from its weights"  # what of the encoder was scored
+_PREDICTIONS = "predictions"
 _MANY_IMAGES = 10_000
 FEW_LABELS = 0.015  # up to this share the recipes are those for 1 % of the labels
 
@@ -41,15 +46,30 @@ def label_recipe(
     )
 
 
+class Finetuned(NamedTuple):
+    """What one training came to.
+
+    Attributes:
+        summary: As JSON: top1, top5, mean_per_class, images, seconds, and which test images were skipped.
+    """
+
+    summary: dict[str, Any]
+    predicted: Predicted
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The metrics of the summary, and nothing else."""
+        return {metric: self.summary[metric] for metric in METRICS if metric in self.summary}
+
+
 def finetuned(
     evaluation: Evaluation,
     train: Index,
     test: Index,
     recipe: Recipe,
     what: str,
-) -> dict[str, Any]:
-    """Fine-tune on `train` and score on `test`, unless that is done: top1, top5, mean_per_class, images, seconds,
-    and what of `test` was skipped, which becomes a note.
+) -> Finetuned:
+    """Fine-tune on `train` and score on `test`, unless that is done. That images were skipped becomes a note.
 
     Args:
         what: Name of the training for the progress bar.
@@ -61,7 +81,9 @@ def finetuned(
     """
     numbers = match_classes(train, test)
     view = standard_view(evaluation.encoder.image_size)
-    work = evaluation.work(train, test, kind="finetune", recipe=recipe.identity(), view=view.protocol)
+    work = evaluation.work(
+        train, test, kind="finetune", recipe=recipe.identity(), view=view.protocol, batches="all images"
+    )
     done = work.result()
     if done is not None and "diverged" in done:
         raise Diverged(done["diverged"])
@@ -73,19 +95,17 @@ def finetuned(
             raise
     tested = "test data" if test is evaluation.data.test else "hold-out"
     evaluation.note_skipped(done.get("skipped", []), len(test), tested)
-    return done
-
-
-def metrics_of(found: dict[str, Any]) -> dict[str, float]:
-    """The metrics of what `finetuned` returns, and nothing else."""
-    return {metric: found[metric] for metric in METRICS if metric in found}
+    summary = {key: value for key, value in done.items() if key != _PREDICTIONS}
+    # `train` may lack classes of all the training data, whose numbers predictions are written with.
+    places = own_classes(evaluation.data.train)(train.occurring)
+    return Finetuned(summary, _unpacked(done[_PREDICTIONS], numbers, places, test))
 
 
 def _measured(
     evaluation: Evaluation,
     train: Index,
     test: Index,
-    numbers: IntArray,
+    numbers: Numbering,
     recipe: Recipe,
     what: str,
     state: Path | None,
@@ -98,7 +118,7 @@ def _measured(
         "precision": request.precision,
         "workers": request.workers,
     }
-    with progress(what, recipe.schedule.epochs * crops.epoch_images, "images") as advance:
+    with progress(what, recipe.schedule.epochs * len(train), "images") as advance:
         network = finetune(
             evaluation.backbone,
             evaluation.encoder.backbone.feature_dim,
@@ -109,7 +129,7 @@ def _measured(
             **options,
         )
     with progress(f"{what}: test", len(test), "images") as advance:
-        scores, skipped = network_scores(
+        found, outputs = network_predictions(
             network,
             test,
             numbers,
@@ -119,4 +139,30 @@ def _measured(
             **options,
         )
     seconds = round(time.monotonic() - began, 3)
-    return scores | {"images": len(train), "seconds": seconds, "skipped": list(skipped)}
+    metrics = found.accuracies() | {"mean_per_class": found.mean_per_class()}
+    summary = {"images": len(train), "seconds": seconds, "skipped": list(outputs.skipped)}
+    return metrics | summary | {_PREDICTIONS: _packed(Predicted(outputs.numbers, found))}
+
+
+def _packed(predicted: Predicted) -> dict[str, Any]:
+    """Predictions as JSON. The labels are those of the test data."""
+    found = predicted.predictions
+    return {
+        "numbers": predicted.numbers.tolist(),
+        "predicted": found.predicted.tolist(),
+        "confidence": [round(value, 6) for value in found.confidence.tolist()],
+        "ranks": found.ranks.tolist(),
+        "class_count": found.class_count,
+    }
+
+
+def _unpacked(packed: dict[str, Any], numbers: Numbering, places: IntArray, test: Index) -> Predicted:
+    samples = np.array(packed["numbers"], np.int64)
+    found = Predictions(
+        labels=places[numbers(test.label[samples])],
+        predicted=places[np.array(packed["predicted"], np.int64)],
+        confidence=np.array(packed["confidence"], np.float32),
+        ranks=np.array(packed["ranks"], np.int64),
+        class_count=packed["class_count"],
+    )
+    return Predicted(samples, found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,30 +13,59 @@ from PIL import Image
 
 from leoclr.cli.plotting.charts import Line, line_chart
 from leoclr.cli.run.folder import RunFolder
-from leoclr.cli.scoring.evaluation import FORMAT, Evaluation
-from leoclr.cli.scoring.finetuning import FINETUNED, finetuned, label_recipe, metrics_of
-from leoclr.cli.scoring.records import keep_and_show
+from leoclr.cli.scoring.comparisons import compared, described
+from leoclr.cli.scoring.evaluation import Evaluation
+from leoclr.cli.scoring.finetuning import FINETUNED, Finetuned, finetuned, label_recipe
+from leoclr.cli.scoring.records import FORMAT, Record, kept, path_in_run, show, write_record
 from leoclr.cli.scoring.request import Request
-from leoclr.cli.terminal import say, warn
+from leoclr.cli.terminal import say
 from leoclr.datasets.errors import EvaluationError, RunError
 from leoclr.datasets.files import atomic_path
+from leoclr.datasets.wording import aligned, counted
 from leoclr.evals.features.preprocessing import standard_view
-from leoclr.evals.finetuning.label_subsets import balanced_subset, parse_percent
+from leoclr.evals.finetuning.label_subsets import LabelSubset, balanced_subset, parse_percent
 from leoclr.evals.scores import Row, Score
-from leoclr.evals.tables import METRICS, aligned
+from leoclr.evals.tables import METRICS
 
 SHARES = (1, 2, 5, 10, 20, 50, 100)  # the paper's, in per cent
+KIND = "label-curve"
 _DRAWN = ("top1", "top5")
 
 
 @dataclass(frozen=True)
+class Point:
+    """What was reached with some of the labels.
+
+    Attributes:
+        percents: The shares that were asked for and come to these images.
+        images: How many have labels.
+        share: Of the training images, in per cent.
+    """
+
+    percents: tuple[float, ...]
+    images: int
+    share: float
+    found: Finetuned
+
+    @property
+    def key(self) -> str:
+        """Its name in records: the smallest share that was asked for."""
+        return f"{self.percents[0]:g}%"
+
+    @property
+    def label(self) -> str:
+        """The shares that were asked for."""
+        return ", ".join(f"{percent:g} %" for percent in self.percents)
+
+
+@dataclass(frozen=True)
 class Curve:
-    """An encoder's accuracies by share of the labels, in per cent, and the record that says what they are of."""
+    """An encoder's points, from few labels to many, and the record that says what they are of."""
 
     name: str
     run: Path | None
-    points: dict[float, dict[str, float]]
-    record: dict[str, Any]
+    points: tuple[Point, ...]
+    record: Record
 
 
 def measure(
@@ -69,13 +98,21 @@ def measure(
 
 def report_curves(curves: Sequence[Curve], output: Path | None, as_json: bool) -> Path:
     """Print the points side by side, or all as JSON, and write the JSON file; where it lies: `output`, else in the
-    first run's `evals` folder, else in the working folder."""
-    record = {"format": FORMAT, "kind": "label-curve", "curves": [curve.record for curve in curves]}
-    for note in sorted({note for curve in curves for note in curve.record["notes"]}):
-        warn(note)
+    first run's `evals` folder, else in the working folder. The curve of each further run is kept in that run, too."""
+    predictions = {curve.name: {point.key: point.found.predicted for point in curve.points} for curve in curves}
+    record = {
+        "format": FORMAT,
+        "kind": KIND,
+        "curves": [curve.record for curve in curves],
+        "comparisons": compared(predictions, [point.key for point in curves[0].points]),
+        "notes": sorted({note for curve in curves for note in curve.record["notes"]}),
+    }
     path = output or _default_path(curves)
-    text = None if as_json else "\n".join([_table(curves), "", *curves[0].record["protocol"]])
-    keep_and_show(path, record, text)
+    with kept(record, path):
+        show(record, as_json, lambda shown: "\n".join(_text(curves, shown)))
+    for curve in curves if output else curves[1:]:
+        if (own := path_in_run(curve.record, curve.run)) is not None:
+            write_record(own, curve.record)
     return path
 
 
@@ -86,15 +123,19 @@ def draw_curves(curves: Sequence[Curve], path: Path) -> None:
             f"{METRICS[metric].removesuffix(' %')} accuracy with a part of the labels",
             f"fine-tuned, {curves[0].record['data']['test']['samples']:,} test images",
             [
-                Line(curve.name, tuple(curve.points), tuple(100 * point[metric] for point in curve.points.values()))
+                Line(
+                    curve.name,
+                    tuple(point.share for point in curve.points),
+                    tuple(100 * point.found.metrics[metric] for point in curve.points),
+                )
                 for curve in curves
             ],
-            "labels, %",
+            "labels, % of the training images",
             METRICS[metric],
             logarithmic=True,
         )
         for metric in _DRAWN
-        if all(metric in point for curve in curves for point in curve.points.values())
+        if all(metric in point.found.metrics for curve in curves for point in curve.points)
     ]
     picture = Image.new("RGB", (sum(chart.width for chart in charts), charts[0].height))
     for number, chart in enumerate(charts):
@@ -114,23 +155,38 @@ def _curve(
     options: tuple[int | None, float | None, float | None, int],
 ) -> Curve:
     data, view = evaluation.data, standard_view(evaluation.encoder.image_size)
-    found: dict[float, dict[str, Any]] = {}
-    recipes: dict[str, list[str]] = {}
-    for share in shares:
+    subsets: dict[bytes, tuple[LabelSubset, list[float]]] = {}
+    for share in shares:  # of few images, several shares come to the same ones
         subset = balanced_subset(data.train, share / 100, evaluation.request.seed)
-        recipe = label_recipe(share / 100, len(subset.numbers), *options)
+        subsets.setdefault(subset.numbers.tobytes(), (subset, []))[1].append(share)
+    points, recipes = [], dict[str, list[str]]()
+    for subset, percents in subsets.values():
+        recipe = label_recipe(subset.share, len(subset.numbers), *options)
         train = data.train.subset(subset.numbers)
-        found[share] = finetuned(evaluation, train, data.test, recipe, f"{name}, {share:g} %")
-        recipes.setdefault(recipe.protocol, []).append(f"{share:g}")
-    rows = tuple(Row(f"{share:g}%", f"{share:g} %", metrics_of(point)) for share, point in found.items())
+        found = finetuned(evaluation, train, data.test, recipe, f"{name}, {percents[0]:g} %")
+        points.append(Point(tuple(percents), len(train), 100 * len(train) / len(data.train), found))
+        recipes.setdefault(recipe.protocol, []).append(points[-1].label)
     protocol = (
         f"the same share of each class's labels (seed {evaluation.request.seed}), larger shares holding smaller ones",
-        *(f"{', '.join(percents)} %: {recipe}" for recipe, percents in recipes.items()),
+        *(f"{', '.join(labels)}: {recipe}" for recipe, labels in recipes.items()),
         f"training images: {evaluation.crops(data.train, 1).protocol}",
     )
-    score = Score(rows, protocol, {"points": {f"{share:g}%": point for share, point in found.items()}})
-    record = evaluation.record("label-curve", score, [f"test images: {view.protocol}"], FINETUNED)
-    return Curve(name, evaluation.encoder.run, {share: metrics_of(point) for share, point in found.items()}, record)
+    rows = tuple(
+        Row(point.key, f"{point.label}: {counted(point.images, 'label')}", point.found.metrics) for point in points
+    )
+    details = {
+        "points": {point.key: point.found.summary for point in points},
+        "shares": {point.key: {"asked": point.percents, "labelled": point.share / 100} for point in points},
+    }
+    notes = tuple(
+        f"{' and '.join(f'{percent:g} %' for percent in point.percents)} of the labels are the same {point.images:,} "
+        "images, as every class keeps one at least: one point"
+        for point in points
+        if len(point.percents) > 1
+    )
+    score = Score(rows, protocol, details, notes)
+    record = evaluation.record(KIND, score, [f"test images: {view.protocol}"], FINETUNED)
+    return Curve(name, evaluation.encoder.run, tuple(points), record)
 
 
 def _names(evaluations: Sequence[Evaluation]) -> list[str]:
@@ -140,13 +196,18 @@ def _names(evaluations: Sequence[Evaluation]) -> list[str]:
     return names if len(set(names)) == len(names) else [evaluation.encoder.source for evaluation in evaluations]
 
 
-def _table(curves: Sequence[Curve]) -> str:
-    metrics = [metric for metric in METRICS if any(metric in p for c in curves for p in c.points.values())]
-    lines = [["labels", *(f"{curve.name} {METRICS[metric]}" for curve in curves for metric in metrics)]]
-    for share in curves[0].points:
-        cells = [f"{100 * curve.points[share][metric]:.2f}" for curve in curves for metric in metrics]
-        lines.append([f"{share:g} %", *cells])
-    return aligned(lines)
+def _text(curves: Sequence[Curve], record: Mapping[str, Any]) -> Iterator[str]:
+    points = curves[0].points
+    metrics = [metric for metric in METRICS if all(metric in point.found.metrics for point in points)]
+    lines = [["labels", "images", *(f"{curve.name} {METRICS[metric]}" for curve in curves for metric in metrics)]]
+    for row in zip(*(curve.points for curve in curves), strict=True):
+        cells = [f"{100 * point.found.metrics[metric]:.2f}" for point in row for metric in metrics]
+        lines.append([row[0].label, f"{row[0].images:,}", *cells])
+    yield aligned(lines)
+    yield ""
+    for pair in record["comparisons"]:
+        yield from described(pair)
+    yield from curves[0].record["protocol"]
 
 
 def _default_path(curves: Sequence[Curve]) -> Path:

@@ -13,6 +13,7 @@ import typer
 from leoclr.cli.options import with_fields
 
 SIMILARITIES_PER_MIB = 2**18
+SUFFIXES = (".csv", ".jsonl")  # of files of predictions
 
 Checkpoint = Annotated[
     Path | None,
@@ -107,7 +108,41 @@ Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", dir_okay=False, metavar="FILE", help="JSON file; in RUN/evals when left out."),
 ]
+
+
+def _predictions_file(path: Path | None) -> Path | None:
+    if path is not None and path.suffix not in SUFFIXES:
+        raise typer.BadParameter(f"{path}: predictions are written as {' or '.join(SUFFIXES)}; give such a name")
+    return path
+
+
+PredictionsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--predictions",
+        dir_okay=False,
+        callback=_predictions_file,
+        metavar="FILE",
+        help="Also write a line for each test image, .csv or .jsonl: key, label, prediction, score. "
+        "`leoclr eval compare` reads two of them.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the JSON instead of the table.")]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where a score goes.
+
+    Attributes:
+        record: File for the record; in the run's `evals` folder if None, and nowhere if there is no run.
+        predictions: File for the predictions; None writes none.
+        as_json: Whether the record is printed as JSON.
+    """
+
+    record: Path | None
+    predictions: Path | None
+    as_json: bool
 
 
 @dataclass(frozen=True)

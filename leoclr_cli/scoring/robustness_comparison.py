@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,22 +12,22 @@ from PIL import Image
 
 from leoclr.cli.plotting.charts import Dot, Line, Panel, dot_chart, line_chart
 from leoclr.cli.run.folder import resolve_checkpoint
-from leoclr.cli.scoring.evaluation import FORMAT, Evaluation
-from leoclr.cli.scoring.records import keep_and_show, write_record
-from leoclr.cli.scoring.request import Request
+from leoclr.cli.scoring.comparisons import compared, described
+from leoclr.cli.scoring.evaluation import Evaluation
+from leoclr.cli.scoring.records import FORMAT, Record, kept, path_in_run, show
+from leoclr.cli.scoring.request import Outputs, Request
 from leoclr.cli.terminal import progress, say, warn
 from leoclr.datasets.errors import RunError
 from leoclr.datasets.files import atomic_path
 from leoclr.evals.features.preprocessing import CentreCrop
 from leoclr.evals.probes.linear import GRID, Normalisation
-from leoclr.evals.robustness import CURVE_SHARES, RandomCrop, square_part
-from leoclr.evals.scores import ProbeKind, Row, Score, robustness_score
-from leoclr.evals.tables import score_table
+from leoclr.evals.robustness import CURVE_SHARES, RandomCrop, cut_share, square_part
+from leoclr.evals.robustness_score import Part, ProbeKind, robustness_score
+from leoclr.evals.scores import Score
+from leoclr.evals.tables import results_table
 
-_PART = "part_"
-_SCORED = "pooled features of {}, before the projector"
-_SUBTITLE = "top-1 in per cent on centre and random crops of the test images, 95 % intervals over crop seeds"
-_CURVE_SUBTITLE = "centre crop minus random square parts of a fixed share of the area; bands: 95 % over crop seeds"
+_SUBTITLE = "top-1 in per cent on centre and random crops of the test images, 95 % intervals over draws of the crops"
+_CURVE_SUBTITLE = "centre crop minus random square parts of a fixed share of the area; bands: 95 % over draws"
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class Crops:
 
     Attributes:
         scale: Range of the share of the area that a random crop keeps.
-        seeds: How often all crops are drawn.
+        draws: How often all crops are drawn.
         curve: Whether square parts of fixed shares are tested too.
         chunk: Similarities that k-NN holds at a time.
     """
 
     scale: tuple[float, float]
-    seeds: int
+    draws: int
     curve: bool
     probe: ProbeKind
     normalise: Normalisation
@@ -51,27 +51,27 @@ class Crops:
 
 @dataclass(frozen=True)
 class Measured:
-    """The score of one encoder, its record, and where that was written, if anywhere."""
+    """The score of one encoder and its record."""
 
     name: str
     score: Score
-    record: dict[str, Any]
-    path: Path | None
+    record: Record
 
-    def row(self, key: str) -> Row:
-        return next(row for row in self.score.rows if row.key == key)
+    def figure(self, row: str) -> tuple[float, float | None]:
+        """Top-1 of a row in per cent, and half of its interval over the draws, if it has one."""
+        values = self.record["results"][row]
+        half = values.get("top1_half_width")
+        return 100 * values["top1"], None if half is None else 100 * half
 
 
-def measure_one(request: Request, crops: Crops, output: Path | None, as_json: bool) -> None:
+def measure_one(request: Request, crops: Crops, outputs: Outputs) -> None:
     """Score one encoder, print and keep that; with a curve also its picture, beside the record."""
     evaluation = Evaluation(request)
     score, images = _measure(evaluation, crops)
-    evaluation.report("robustness", score, images, output, as_json, _SCORED)
-    record = evaluation.record("robustness", score, images, _SCORED)
-    path = output or evaluation.record_path("robustness", record)
+    record, path = evaluation.report("robustness", score, images, outputs)
     if crops.curve and path is not None:
         name = _names([evaluation.encoder.run or Path(evaluation.encoder.source)])[0]
-        _save(_curve_chart([Measured(name, score, record, path)]), path.with_suffix(".png"))
+        _save(_curve_chart([Measured(name, score, record)]), path.with_suffix(".png"))
 
 
 def compare(request: Request, checkpoints: Sequence[Path], crops: Crops, output: Path, as_json: bool) -> None:
@@ -82,16 +82,15 @@ def compare(request: Request, checkpoints: Sequence[Path], crops: Crops, output:
     for checkpoint, name in zip(checkpoints, _names(checkpoints), strict=True):
         say(f"{name}: {checkpoint}")
         measured.append(_measure_and_keep(replace(request, checkpoint=checkpoint), crops, name))
-    notes = _differences(measured)
-    for note in [*notes, *(f"{one.name}: {note}" for one in measured for note in one.record["notes"])]:
-        warn(note)
     together = {
         "format": FORMAT,
         "kind": "robustness-comparison",
         "scores": {one.name: one.record for one in measured},
-        "notes": notes,
+        "comparisons": compared({one.name: one.score.predictions for one in measured}, ("centre", "random, draw 0")),
+        "notes": _differences(measured),
     }
-    keep_and_show(output, together, None if as_json else _text(measured))
+    with kept(together, output):
+        show(together, as_json, _text)
     _save(_dots(measured), output.with_suffix(".png"))
     if crops.curve:
         _save(_curve_chart(measured), output.with_name(f"{output.stem}-curve.png"))
@@ -100,28 +99,32 @@ def compare(request: Request, checkpoints: Sequence[Path], crops: Crops, output:
 def _measure_and_keep(request: Request, crops: Crops, name: str) -> Measured:
     evaluation = Evaluation(request)
     score, images = _measure(evaluation, crops)
-    record = evaluation.record("robustness", score, images, _SCORED)
-    path = evaluation.record_path("robustness", record)
-    if path is not None:
-        write_record(path, record)
-        say(f"written to {path}")
-    return Measured(name, score, record, path)
+    record = evaluation.record("robustness", score, images)
+    with kept(record, path_in_run(record, evaluation.encoder.run)):
+        for note in record["notes"]:
+            warn(f"{name}: {note}")
+    return Measured(name, score, record)
 
 
 def _measure(evaluation: Evaluation, crops: Crops) -> tuple[Score, list[str]]:
     size, seed = evaluation.encoder.image_size, evaluation.request.seed
-    centre, seeds = CentreCrop(size), range(seed, seed + crops.seeds)
-    views = [RandomCrop(size, draw, crops.scale) for draw in seeds]
+    centre, draws = CentreCrop(size), range(crops.draws)
+    views = [RandomCrop(size, seed, draw, crops.scale) for draw in draws]
     shares = CURVE_SHARES if crops.curve else ()
     train, test = evaluation.train_features(centre), evaluation.test_features(centre)
     cropped = [evaluation.test_features(view) for view in views]
-    curve = {
+    curve = [
         # Of the whole area there is one part only.
-        share: [
-            evaluation.test_features(square_part(size, draw, share)) for draw in (seeds if share < 1 else seeds[:1])
-        ]
+        Part(
+            share,
+            cut_share(size, share),
+            [
+                evaluation.test_features(square_part(size, seed, draw, share))
+                for draw in (draws if share < 1 else draws[:1])
+            ],
+        )
         for share in shares
-    }
+    ]
     with progress(f"{crops.probe} probe", len(GRID) + 1 if crops.probe == "linear" else None, "fits") as advance:
         score = robustness_score(
             train,
@@ -135,9 +138,10 @@ def _measure(evaluation: Evaluation, crops: Crops) -> tuple[Score, list[str]]:
             chunk=crops.chunk,
             advance=advance,
         )
-    images = [f"centre: {centre.protocol}", f"random: {views[0].protocol} to {views[-1].seed}"]
-    if shares:
-        images.append(f"square parts: {square_part(size, seed, shares[0]).protocol} to {views[-1].seed}, and so on")
+    last = f" to {views[-1].draw}" if len(views) > 1 else ""
+    images = [f"centre: {centre.protocol}", f"random: {views[0].protocol}{last}"]
+    if curve:
+        images.append(f"square parts: {square_part(size, seed, 0, curve[0].share).protocol}{last}, and so on")
     return score, images
 
 
@@ -162,46 +166,35 @@ def _differences(measured: Sequence[Measured]) -> list[str]:
     return notes
 
 
-def _text(measured: Sequence[Measured]) -> str:
-    rows = []
-    for one in measured:
-        rows += [
-            Row(f"{one.name} {row.key}", f"{one.name}, {row.label}", row.values, row.half_widths)
-            for row in one.score.rows
-        ]
-    first = measured[0].record
-    return "\n".join([score_table(Score(tuple(rows), (), {})), "", *first["protocol"]])
+def _text(together: Mapping[str, Any]) -> str:
+    scores = together["scores"]
+    lines = [line for pair in together["comparisons"] for line in described(pair)]
+    return "\n".join([results_table(scores), "", *lines, "", *next(iter(scores.values()))["protocol"]])
 
 
 def _dots(measured: Sequence[Measured]) -> Image.Image:
-    panels = []
-    for key, title in (("centre", "centre crop"), ("random", "random crop"), ("drop", "drop, in points")):
-        found = [(one.name, one.row(key)) for one in measured]
-        dots = (Dot(name, 100 * row.values["top1"], _percent(row)) for name, row in found)
-        panels.append(Panel(title, tuple(dots)))
+    titles = {"centre": "centre crop", "random": "random crop", "drop": "drop, in points"}
+    panels = [Panel(title, tuple(Dot(one.name, *one.figure(row)) for one in measured)) for row, title in titles.items()]
     return dot_chart("What random crops cost", _SUBTITLE, panels)
 
 
 def _curve_chart(measured: Sequence[Measured]) -> Image.Image:
     lines = []
     for one in measured:
-        centre = one.row("centre").values["top1"]
-        parts = {float(row.key.removeprefix(_PART)): row for row in one.score.rows if row.key.startswith(_PART)}
-        drops = tuple(100 * (centre - row.values["top1"]) for row in parts.values())
-        halves = tuple(_percent(row) or 0.0 for row in parts.values())
-        lines.append(Line(one.name, tuple(parts), drops, halves if any(halves) else ()))
+        cut: dict[str, float] = one.record["details"]["parts"]
+        centre, _ = one.figure("centre")
+        figures = [one.figure(row) for row in cut]
+        halves = tuple(half or 0.0 for _, half in figures)
+        drops = tuple(centre - value for value, _ in figures)
+        lines.append(Line(one.name, tuple(100 * share for share in cut.values()), drops, halves if any(halves) else ()))
     return line_chart(
         "What a smaller part of the image costs",
         _CURVE_SUBTITLE,
         lines,
-        "share of the area that is seen",
+        "share of the area that is seen, %",
         "drop in top-1, points",
         logarithmic=True,
     )
-
-
-def _percent(row: Row) -> float | None:
-    return 100 * row.half_widths["top1"] if "top1" in row.half_widths else None
 
 
 def _save(picture: Image.Image, path: Path) -> None:

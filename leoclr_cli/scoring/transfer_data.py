@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,8 @@ REPORTED = {  # Kornblith et al., arXiv 1805.08974, table 1
     "cars": "top1",
     "pets": "mean_per_class",
 }
+
+_SPLITS = {"train", "training", "trainval", "val", "valid", "validation", "test", "data", "shard", "shards", "tar"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,18 @@ def transfer_data(specs: list[str], test_specs: list[str], root: Path, download:
     test = tuple(test_specs) or sibling_split(specs)
     if not test:
         raise EvaluationError(f"{name}: there is no val or test folder beside the training data; name it: --test-data")
-    return TransferData(Path(name).name, tuple(specs), test, "top1")
+    return TransferData(data_set_name(name), tuple(specs), test, "top1")
+
+
+def data_set_name(spec: str) -> str:
+    """What a data set is called: the last part of its address that names neither a split nor shards.
+    `shards/birds/train` and `s3://bucket/birds/train-{000..009}.tar` are birds."""
+    parts = Path(spec if "://" in spec else os.path.abspath(spec)).parts
+    for part in reversed(parts):
+        words = re.split(r"[^A-Za-z]+", part.removesuffix(".tar"))
+        if not {word.lower() for word in words if word} <= _SPLITS:
+            return re.split(r"[-_.]?[{\[*?]", part)[0].removesuffix(".tar") or part
+    return Path(spec).name or spec
 
 
 def _pack(name: str, folder: Path, root: Path, download: bool) -> None:

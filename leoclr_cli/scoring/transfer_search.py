@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from leoclr.cli.scoring.evaluation import Evaluation
-from leoclr.cli.scoring.finetuning import finetuned, metrics_of
+from leoclr.cli.scoring.finetuning import finetuned
 from leoclr.cli.terminal import progress, say
 from leoclr.evals.classes import stratified_holdout
 from leoclr.evals.features.preprocessing import standard_view
@@ -33,7 +33,8 @@ def by_finetuning(
         EvaluationError: All points diverged.
     """
     train, test = evaluation.data.train, evaluation.data.test
-    steps = evaluation.crops(train, batch).plan.steps_per_epoch
+    crops = evaluation.crops(train, batch)
+    steps = crops.plan.steps_per_epoch
     schedule = Schedule(epochs or -(-STEPS // steps), "cosine")
     parts = stratified_holdout(train.label, HOLDOUT_SHARE, evaluation.request.seed)
     kept, held = (train.subset(part) for part in parts)
@@ -41,7 +42,7 @@ def by_finetuning(
     for number, point in enumerate(points):
         what = f"search {number + 1} of {len(points)}"
         try:
-            found[point] = finetuned(evaluation, kept, held, _recipe(point, schedule, batch), what)[metric]
+            found[point] = finetuned(evaluation, kept, held, _recipe(point, schedule, batch), what).summary[metric]
         except Diverged:
             found[point] = None
         accuracy = found[point]
@@ -50,7 +51,7 @@ def by_finetuning(
     recipe = _recipe(chosen, schedule, batch)
     final = finetuned(evaluation, train, test, recipe, "fine-tuning on all training data")
     rows = (
-        Row("finetuned", f"{name}, fine-tuned", metrics_of(final)),
+        Row("finetuned", f"{name} test, fine-tuned", final.metrics),
         Row("holdout", "hold-out of the training data", {metric: found[chosen] or 0.0}),
     )
     protocol = (
@@ -58,7 +59,7 @@ def by_finetuning(
         f"hyper-parameters out of {len(points)} on a grid, by the reported accuracy on a stratified "
         f"{HOLDOUT_SHARE:.0%} of the training data (seed {evaluation.request.seed}); then trained on all of it",
         recipe.protocol,
-        f"training images: {evaluation.crops(train, 1).protocol}",
+        f"training images: {crops.protocol}; {crops.batches_protocol}",
     )
     details = {
         "data_set": name,
@@ -69,9 +70,9 @@ def by_finetuning(
             {"learning_rate": point.learning_rate, "weight_decay": point.weight_decay, metric: value}
             for point, value in found.items()
         ],
-        "training": final,
+        "training": final.summary,
     }
-    return Score(rows, protocol, details, edges(chosen, points))
+    return Score(rows, protocol, details, edges(chosen, points), {"finetuned": final.predicted})
 
 
 def by_linear_probe(evaluation: Evaluation, name: str, metric: str) -> Score:
@@ -83,13 +84,14 @@ def by_linear_probe(evaluation: Evaluation, name: str, metric: str) -> Score:
             train,
             test,
             grid=REGULARISATIONS,
+            metric="mean_per_class" if metric == "mean_per_class" else "top1",
             seed=evaluation.request.seed,
             solver="device" if evaluation.device.type == "cuda" else "scikit-learn",
             device=evaluation.device,
             per_class=True,
             advance=advance,
         )
-    rows = (replace(score.rows[0], label=f"{name}, {score.rows[0].label}"), *score.rows[1:])
+    rows = (replace(score.rows[0], label=f"{name} test, {score.rows[0].label}"), *score.rows[1:])
     details = score.details | {"data_set": name, "metric": metric}
     return replace(score, rows=rows, protocol=(_reported(metric), *score.protocol), details=details)
 

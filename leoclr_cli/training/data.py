@@ -6,21 +6,25 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
+from leoclr.cli.config.augmentation import augmentation_spec
+from leoclr.cli.config.fields import replaced
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.terminal import progress
-from leoclr.cli.training.augmentation import augmentation_spec, settle_executor
+from leoclr.cli.training.auto import DataFacts, settle
 from leoclr.cli.training.remote_cache import block_cache, cache_line, check_cache
-from leoclr.cli.training.resident_choice import settle_resident
+from leoclr.datasets.errors import RunError
 from leoclr.datasets.loading.device_feed import on_device
 from leoclr.datasets.loading.handover import shared_memory_line
 from leoclr.datasets.loading.loader import Batch, StepDataset, batches
 from leoclr.datasets.loading.plan import Plan
-from leoclr.datasets.loading.resident import resident_batches
+from leoclr.datasets.loading.resident import ResidentImages, first_size, load_resident, resident_batches
+from leoclr.datasets.shards.description import class_line, contents, remarks
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.locate import open_data, sibling_split
-from leoclr.datasets.views import POLICIES
+from leoclr.datasets.wording import counted
 
 _MOST_WORKERS = 16
 
@@ -33,10 +37,10 @@ class TrainingData:
         val_specs, val: Labelled data for the k-NN score, as it was named and opened; empty and None where there is
             none.
         plan: Which samples make up which step.
-        settings: Those of the run, with what was auto about the views settled.
+        settings: Those of the run, with nothing `auto` about the views.
 
     Args:
-        recorded: The settings in the run.json of a run that is gone on with.
+        recorded: The settings in the run.json of a run that is resumed.
 
     Raises:
         LeoclrError: The data cannot be opened, or cannot be used as the settings say.
@@ -45,7 +49,6 @@ class TrainingData:
     def __init__(self, settings: Settings, accelerator: Accelerator, recorded: Mapping[str, Any] | None = None) -> None:
         data = settings.data
         self._device = accelerator.device
-        settings = settle_executor(settings, self._device.type, recorded)
         with accelerator.main_process_first():
             self.index = _open(data.train, settings)
             check_cache(settings, self.index)
@@ -54,14 +57,20 @@ class TrainingData:
         rank, ranks = accelerator.process_index, accelerator.num_processes
         self.plan = Plan.of(self.index, data.batch_size, settings.train.seed, rank, ranks, data.shuffle_window)
         self._workers = worker_count(settings.run.workers, self._device.type)
-        self.settings, self._images = settle_resident(settings, self.index, self._device, self._workers, recorded)
+        facts = DataFacts(len(self.index), first_size(self.index) if self._device.type == "cuda" else None)
+        self.settings = settle(settings, self._device.type, facts, recorded)
+        self._images = None
+        if self.settings.data.resident == "yes":
+            self._images = resident_images(self.index, self._device, self._workers, must=data.resident == "yes")
+            if self._images is None:
+                self.settings = replaced(self.settings, {"data.resident": "no"})
 
     def batches(self, start: int, stop: int, asked_to_stop: Callable[[], bool] = lambda: False) -> Iterator[Batch]:
         """This process's part of the steps from `start` to before `stop`, on its device.
 
         They end early where it is asked to stop and no batch comes.
         """
-        policy, spec = POLICIES[self.settings.views], augmentation_spec(self.settings)
+        policy, spec = self.settings.view_policy, augmentation_spec(self.settings)
         if self._images is not None:
             return on_device(resident_batches(self._images, self.plan, policy, spec, start, stop), self._device)
         dataset = StepDataset(self.index, self.plan, policy, spec)
@@ -72,18 +81,49 @@ class TrainingData:
         """Lines for a person: how much there is, and in what steps it comes."""
         plan = self.plan
         yield (
-            f"{plan.size:,} images in {len(self.index.shards):,} shards; {self.settings.train.epochs:,} epochs of "
-            f"{plan.steps_per_epoch:,} steps of {plan.batch_size:,} images; {plan.size % plan.batch_size:,} left out, "
-            "others each epoch"
+            f"{counted(plan.size, 'image')} in {counted(len(self.index.shards), 'shard')}; "
+            f"{counted(self.settings.train.epochs, 'epoch')} of "
+            f"{counted(plan.steps_per_epoch, 'step')} of {plan.batch_size:,} images; "
+            f"{plan.size % plan.batch_size:,} left out, others each epoch"
         )
+        if line := class_line(self.index):
+            yield line
+        if self.val is not None:
+            yield f"data for the k-NN score: {contents(self.val)}"
         resident = ", all resident on the device" if self._images is not None else ""
         yield f"views by augmentation.executor {self.settings.augmentation.executor}{resident}"
         if line := cache_line(self.settings, self.index):
             yield line
-        views, size = len(POLICIES[self.settings.views].views), self.settings.data.image_size
-        batch_bytes = plan.batch_size // plan.ranks * views * 3 * size * size
+        sides = [view.side(self.settings.data.image_size) for view in self.settings.view_policy.views.values()]
+        batch_bytes = plan.batch_size // plan.ranks * 3 * sum(side * side for side in sides)
         if self._images is None and (short := shared_memory_line(batch_bytes, self._workers)):
             yield short
+
+    def val_remarks(self) -> Iterator[str]:
+        """What a person should not miss of the labelled data for the k-NN score."""
+        for line in remarks(self.val) if self.val is not None else ():
+            yield f"data for the k-NN score: {line}"
+
+
+def resident_images(index: Index, device: torch.device, workers: int, must: bool) -> ResidentImages | None:
+    """All images on the device; None where they have several sizes or do not fit, unless they `must`.
+
+    All processes of a run find the same, as it depends on the data and the kind of device alone, but where one has too
+    little memory: that one has loader processes, for the same steps.
+
+    Raises:
+        RunError: They must, and cannot.
+    """
+    try:
+        with progress("decoding", len(index), "images") as advance:
+            images = load_resident(index, device, workers, advance)
+    except torch.OutOfMemoryError:
+        if must:
+            raise RunError("the decoded images do not fit on the device; take --set data.resident=no") from None
+        return None
+    if images is None and must:
+        raise RunError("data.resident yes needs images that all have one size; take --set data.resident=no")
+    return images
 
 
 def worker_count(asked: int, device_type: str) -> int:

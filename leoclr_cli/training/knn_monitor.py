@@ -9,9 +9,9 @@ import torch
 
 from leoclr.backends.networks.backbones import Backbone
 from leoclr.cli.config.settings import Settings
-from leoclr.datasets.errors import DataError
+from leoclr.datasets.errors import DataError, LeoclrError
 from leoclr.datasets.randomness import Permutation
-from leoclr.datasets.shards.index import Index
+from leoclr.datasets.shards.index import NO_LABEL, Index
 from leoclr.evals.features.extract import extract_features
 from leoclr.evals.features.preprocessing import Preprocessing, standard_view
 from leoclr.evals.probes.knn import knn_accuracy
@@ -36,12 +36,15 @@ class KnnMonitor:
     def of(settings: Settings, train: Index, val: Index | None) -> KnnMonitor | None:
         """The monitor for the data of a run, or None where there are no labels to score with.
 
-        The queries are `val`, the bank is the training data; where that has no labels, `val` is halved.
+        The queries are `val`, the bank is the training data; where that has no labels, `val` is halved. Images without
+        a label are left out.
         """
-        if val is None or not val.labelled or settings.run.knn_epochs == 0:
+        val = None if val is None else _labelled_part(val)
+        if val is None or len(val) < 2 or settings.run.knn_epochs == 0:
             return None
-        if train.labelled and train.classes == val.classes:
-            bank, queries, source = train, val, "bank from the training data"
+        labelled = _labelled_part(train)
+        if len(labelled) and labelled.classes == val.classes:
+            bank, queries, source = labelled, val, "bank from the training data"
         else:
             order = Permutation(len(val), 0)(np.arange(len(val)))
             bank, queries = val.subset(np.sort(order[::2])), val.subset(np.sort(order[1::2]))
@@ -71,6 +74,18 @@ class KnnMonitor:
             (torch.from_numpy(one.features).to(device), torch.from_numpy(one.labels).to(device)) for one in found
         )
         return knn_accuracy(bank, bank_labels, queries, labels, _NEIGHBOURS, _TEMPERATURE)["top1"]
+
+    def explain(self, error: Exception, device: torch.device) -> str:
+        """Why there is no score, in one line. Memory of a GPU that the score held is given back."""
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        reason = " ".join(str(error).split())[:300]
+        return reason if isinstance(error, LeoclrError) else f"{type(error).__name__} {reason}".strip()
+
+
+def _labelled_part(index: Index) -> Index:
+    """The samples that have a label."""
+    return index if index.labelled else index.subset(np.flatnonzero(index.label != NO_LABEL))
 
 
 def _at_most(index: Index, count: int) -> Index:

@@ -13,6 +13,8 @@ class TrainResult:
         stopped_by: Number of the signal that stopped it, or 0 where it is complete.
         loss: Mean over the last stretch that was logged; None where no step was left to make.
         knn: The last k-NN score of this session in [0, 1], or None.
+        images_per_second: Mean of this session, without the time of scoring and saving.
+        seconds: Of this session, all of it.
     """
 
     run: str

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 
 from leoclr.cli.terminal import say
@@ -18,6 +19,11 @@ _CLOSING = 0
 class GracefulStop:
     """While this context is open, `requested` is the signal that asked for the end, or 0.
 
+    Args:
+        asked: A caller's own wish to stop, which counts like Ctrl-C. In any thread but the main one it is the only one:
+            Python hands signals to that alone.
+        deaf_seconds: How long a signal may go unnoticed.
+
     A scheduler may send SIGTERM more than once; only a second Ctrl-C, a person's, is an order to leave at once. The
     last checkpoint is whole then too, because checkpoints appear by a rename.
 
@@ -26,12 +32,10 @@ class GracefulStop:
     nobody has looked at `requested` for `deaf_seconds`.
     """
 
-    def __init__(self, deaf_seconds: float = DEAF_SECONDS) -> None:
-        self._requested, self._seen = 0, False
+    def __init__(self, asked: Callable[[], bool] | None = None, deaf_seconds: float = DEAF_SECONDS) -> None:
+        self._requested, self._seen, self._asked = 0, False, asked
         self._deaf_seconds = deaf_seconds
         self._previous: dict[int, object] = {}
-        self._ours, self._theirs = socket.socketpair()  # the system writes the number of each signal into one end
-        self._listener = threading.Thread(target=self._listen, daemon=True)
 
     @property
     def requested(self) -> int:
@@ -39,12 +43,22 @@ class GracefulStop:
         self._seen = self._requested != 0
         return self._requested
 
+    def now(self) -> int:
+        """`requested`, after the caller has been asked."""
+        if not self.requested and self._asked is not None and self._asked():
+            self._requested = signal.SIGINT
+        return self.requested
+
     def __enter__(self) -> GracefulStop:
+        if threading.current_thread() is not threading.main_thread():
+            return self
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
                 continue  # nohup's wish
             self._previous[number] = signal.signal(number, self._handle)
+        self._ours, self._theirs = socket.socketpair()  # the system writes the number of each signal into one end
         self._theirs.setblocking(False)
+        self._listener = threading.Thread(target=self._listen, daemon=True)
         self._previous_fd = signal.set_wakeup_fd(self._theirs.fileno(), warn_on_full_buffer=False)
         self._listener.start()
         return self
@@ -52,6 +66,8 @@ class GracefulStop:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self._previous:
+            return
         signal.set_wakeup_fd(self._previous_fd)
         self._theirs.send(bytes([_CLOSING]))
         self._listener.join()

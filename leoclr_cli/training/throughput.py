@@ -1,4 +1,4 @@
-"""How fast training goes, and how much of the time it waits for data."""
+"""How fast training goes, and how much of the time it waits for data. Scoring and saving are no part of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class Clock:
-    """Measures from one reading to the next.
+    """Measures from one reading to the next, and from the first step on.
 
     Args:
         step: The step before the first one that is measured.
@@ -18,6 +18,7 @@ class Clock:
     def __init__(self, step: int, images: int) -> None:
         self._images = images
         self._since, self._step, self._waited = time.monotonic(), step, 0.0
+        self._began, self._first = self._since, step
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -26,6 +27,15 @@ class Clock:
         yield
         self._waited += time.monotonic() - began
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The block is no training: the clock stands still."""
+        began = time.monotonic()
+        yield
+        pause = time.monotonic() - began
+        self._since += pause
+        self._began += pause
+
     def read(self, step: int) -> tuple[float, float]:
         """Images per second, and the share of time spent waiting, since the last reading."""
         now = time.monotonic()
@@ -33,3 +43,7 @@ class Clock:
         result = (step - self._step) * self._images / elapsed, self._waited / elapsed
         self._since, self._step, self._waited = now, step, 0.0
         return result
+
+    def mean(self, step: int) -> float:
+        """Images per second since the first step."""
+        return (step - self._first) * self._images / max(1e-9, time.monotonic() - self._began)

@@ -11,14 +11,14 @@ import contextlib
 import math
 import shlex
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from leoclr.backends.method import spread
-from leoclr.cli.config.fields import FIELDS, get
+from leoclr.cli.config.fields import get, keys_of
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.checkpoint import Checkpoint, newest_sound, prune, step_folder
 from leoclr.cli.run.devices import accelerated, agree, explained
@@ -28,30 +28,38 @@ from leoclr.cli.terminal import say, warn
 from leoclr.cli.training import build
 from leoclr.cli.training.bad_images import BadImages, lines_of_all
 from leoclr.cli.training.data import TrainingData
+from leoclr.cli.training.health import Health
 from leoclr.cli.training.initial_weights import start_from_weights
 from leoclr.cli.training.knn_monitor import KnnMonitor
-from leoclr.cli.training.metrics import MetricsLog, require_trackers, start_trackers
-from leoclr.cli.training.preflight import description, micro_batch, warnings_about
+from leoclr.cli.training.metrics import Listener, MetricsLog, require_trackers, start_trackers
+from leoclr.cli.training.preflight import description, facts_of, refuse_problems, warnings_about
 from leoclr.cli.training.progress_line import ProgressLine
 from leoclr.cli.training.result import TrainResult
 from leoclr.cli.training.signals import DEAF_SECONDS, SLOW_SECONDS, GracefulStop
 from leoclr.cli.training.state import RunState
-from leoclr.cli.training.step import TrainStep
+from leoclr.cli.training.step import Schedule, StepResult, TrainStep
 from leoclr.cli.training.throughput import Clock
-from leoclr.datasets.errors import DataError, EvaluationError, RunError
+from leoclr.datasets.errors import RunError
 from leoclr.datasets.loading.device_feed import Pace
 from leoclr.datasets.loading.loader import Batch
-from leoclr.datasets.views import POLICIES
-
-_COLLAPSED = 0.01  # an untrained ResNet lies around 0.1
 
 
-def train(settings: Settings, output: Path, preset: str | None, command: list[str], resume: bool) -> TrainResult:
+def train(
+    settings: Settings,
+    output: Path,
+    preset: str | None,
+    command: list[str],
+    resume: bool,
+    on_metrics: Listener | None = None,
+    asked_to_stop: Callable[[], bool] | None = None,
+) -> TrainResult:
     """Pre-train an encoder as the settings say, in the run folder `output`.
 
     Args:
         preset, command: The preset's name and the command line, for the record.
         resume: Whether to go on from the run's newest sound checkpoint.
+        on_metrics: Called with each line of metrics.jsonl, on the first process.
+        asked_to_stop: Asked after each step whether to save and end; on any process.
 
     Raises:
         LeoclrError: The data, the settings, the device, the run folder or the loss do not allow to go on; what was
@@ -66,7 +74,8 @@ def train(settings: Settings, output: Path, preset: str | None, command: list[st
                 stack.enter_context(RunLock(output))  # after all that the settings and the data can be refused for
             trainer.start(resume, preset, command)
             alone = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
-            return trainer.fit(stack.enter_context(GracefulStop(SLOW_SECONDS if alone else DEAF_SECONDS)))
+            stop = GracefulStop(asked_to_stop, SLOW_SECONDS if alone else DEAF_SECONDS)
+            return trainer.fit(stack.enter_context(stop), on_metrics)
     except RuntimeError as error:
         raise explained(error) or error from None
     except OSError as error:
@@ -83,16 +92,17 @@ class Trainer:
         self.data = TrainingData(settings, accelerator, recorded)
         self.settings = settings = self.data.settings
         self.index, self.plan = self.data.index, self.data.plan
-        micro = micro_batch(settings, self.ranks)
+        self.facts = facts_of(settings, len(self.index), self.ranks)
+        refuse_problems(settings, self.facts)
         self.steps = settings.train.epochs * self.plan.steps_per_epoch
-        self.backend = build.backend(settings, self.device)
+        self.method = build.method(settings, self.device, len(self.index), self.ranks)
         warmup = round(settings.optimizer.warmup_epochs * self.plan.steps_per_epoch)
-        pairs = POLICIES[settings.views].pairs
-        self.take_step = TrainStep(settings, accelerator, self.backend, pairs, micro, self.steps, warmup)
+        length = Schedule(self.steps, self.plan.steps_per_epoch, warmup)
+        self.take_step = TrainStep(settings, accelerator, self.method, self.facts.pairs, self.facts.micro, length)
         self.optimizer = self.take_step.optimizer
-        self.state = RunState(settings, self.index, self.backend, self.optimizer, accelerator)
+        self.state = RunState(settings, self.index, self.method, self.optimizer, accelerator)
         self.knn = KnnMonitor.of(settings, self.index, self.data.val)
-        self.step, self.collapsed = 0, False
+        self.step, self.health = 0, Health(self.main)
         self.samples = torch.empty(0, dtype=torch.long)  # of the newest step
         self.bad = self._bad_images(())
 
@@ -107,9 +117,10 @@ class Trainer:
         if newest is not None:
             self._load(newest.load())
         else:
-            weights = start_from_weights(self.backend, self.settings.encoder)
+            weights = start_from_weights(self.method, self.settings.encoder)
         if self.main:
-            for line in (*damaged, *warnings_about(self.settings, self.index, self.take_step.micro)):
+            warnings = warnings_about(self.settings, self.index, self.facts)
+            for line in (*damaged, *warnings, *self.data.val_remarks()):
                 warn(line)
             if newest is None:
                 about = description(
@@ -121,26 +132,27 @@ class Trainer:
             self._announce()
         self.accelerator.wait_for_everyone()
 
-    def fit(self, stop: GracefulStop) -> TrainResult:
+    def fit(self, stop: GracefulStop, on_metrics: Listener | None = None) -> TrainResult:
         """Loop over the steps that are left, then save."""
-        began, first = time.monotonic(), self.step
-        saved, saved_at, stopped = first, began, 0
+        began = time.monotonic()
+        saved, saved_at, stopped = self.step, began, 0
         clock, pace = Clock(self.step, self.plan.batch_size), Pace(self.device)
         line = ProgressLine(self.step, self.steps, self.plan.steps_per_epoch, self.plan.batch_size, self.main)
-        loader = self.data.batches(self.step, self.steps, lambda: bool(stop.requested))
-        losses, bad = list[Tensor](), list[str]()
+        loader = self.data.batches(self.step, self.steps, lambda: bool(stop.now()))
+        results, bad = list[StepResult](), list[str]()
         values: dict[str, float] = {}
         scored: float | None = None
-        with contextlib.closing(self._log()) as log:
+        with contextlib.closing(self._log(on_metrics)) as log:
             while self.step < self.steps:
                 minutes = (time.monotonic() - saved_at) / 60
                 due = minutes >= self.settings.run.checkpoint_minutes
-                stopped, due = agree(self.accelerator, self.step, stop.requested, due)
+                stopped, due = agree(self.accelerator, self.step, stop.now(), due)
                 if stopped:
                     break
                 if self.step > saved and (due or self._keeps(self.step)):
-                    self._settle(losses, bad)
-                    self.save()
+                    self._settle(results, bad)
+                    with clock.paused():
+                        self.save()
                     saved, saved_at = self.step, time.monotonic()
                 with clock.waiting():
                     batch = next(loader, None)
@@ -150,22 +162,23 @@ class Trainer:
                     stopped = stop.requested
                     break
                 bad += batch.bad
-                loss, embeddings = self._train_step(batch)
+                results.append(self._train_step(batch))
                 pace.step_taken()
-                losses.append(loss)
                 self.step += 1
                 if self.step % self.plan.steps_per_epoch == 0 or self.step % self.settings.run.log_steps == 0:
-                    values = self._measures(self._settle(losses, bad), embeddings, clock)
-                    losses.clear()
+                    values = self._measures(self._settle(results, bad), results, clock)
+                    results.clear()
                     line.show(self.step, values["loss"], values["images_per_second"], values["waiting"])
                     if self._knn_is_due():
                         line.finish_line()
-                        values |= self._score()
+                        with clock.paused():
+                            values |= self._score()
                         scored = values.get("knn", scored)
                     log.write(self.step, values)
             line.finish_line()
-            if losses:
-                self._settle(losses, bad)
+            if results:
+                self._settle(results, bad)
+            images_per_second = clock.mean(self.step)
             checkpoint = self.save()
             self.accelerator.wait_for_everyone()  # else a launcher takes those that are done for a sign to end the rest
         seconds = time.monotonic() - began
@@ -177,18 +190,20 @@ class Trainer:
             stopped_by=stopped,
             loss=values.get("loss"),
             knn=scored,
-            images_per_second=(self.step - first) * self.plan.batch_size / seconds,
+            images_per_second=images_per_second,
             seconds=seconds,
             bad_images=len(self.bad),
             labelled=self.index.labelled,
         )
 
     def save(self) -> Path:
-        """Write a checkpoint (first process only: all hold the same) and remove old ones."""
+        """Write a checkpoint (first process only) and remove old ones."""
+        tensors = self.state.tensors()
         if self.main:
             epoch, bad = self.step / self.plan.steps_per_epoch, self.bad.lines()
             with self.run.still_there():
-                self.state.save(self.run.checkpoints, self.step, steps=self.steps, epoch=epoch, bad_images=bad)
+                more = {"steps": self.steps, "epoch": epoch, "bad_images": bad}
+                self.state.save(self.run.checkpoints, self.step, tensors, **more)
                 prune(self.run.checkpoints, self.step, self.settings.run.keep, self._keeps)
         return step_folder(self.run.checkpoints, self.step)
 
@@ -197,26 +212,30 @@ class Trainer:
         self.step = checkpoint.step
         self.bad = self._bad_images(checkpoint.state["bad_images"])
 
-    def _train_step(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _train_step(self, batch: Batch) -> StepResult:
         self.samples = batch.samples
         try:
             return self.take_step(batch.views, self.step)
         except FloatingPointError:
             raise self._not_finite() from None
 
-    def _settle(self, losses: list[Tensor], bad: list[str]) -> float:
+    def _settle(self, results: list[StepResult], bad: list[str]) -> float:
         """The mean of the losses over all processes; the bad images of all are counted, and `bad` is emptied.
 
         Raises:
             RunError: A loss is not finite, so that nothing is saved or reported that is not.
             DataError: There are too many bad images.
         """
-        mean = float(self.accelerator.reduce(torch.stack(losses).mean(), "mean")) if losses else 0.0
+        mean = self._mean([result.loss for result in results]) if results else 0.0
         if not math.isfinite(mean):
             raise self._not_finite()
         self.bad.add(lines_of_all(bad, self.accelerator))
         bad.clear()
         return mean
+
+    def _mean(self, values: list[Tensor]) -> float:
+        """Over steps and processes."""
+        return float(self.accelerator.reduce(torch.stack(values).mean(), "mean"))
 
     def _not_finite(self) -> RunError:
         keys = ", ".join(self.index.key(int(number)) for number in self.samples[:8])
@@ -225,34 +244,32 @@ class Trainer:
             f"Try a smaller --lr or more warm-up; the batch began with {keys}"
         )
 
-    def _measures(self, loss: float, embeddings: Tensor, clock: Clock) -> dict[str, float]:
-        deviation, rank = (float(value) for value in spread(embeddings))
-        if deviation < _COLLAPSED and self.main and not self.collapsed:
-            warn(f"the embeddings have collapsed at step {self.step}: standard deviation {deviation:.4f} of 1")
-            self.collapsed = True
+    def _measures(self, loss: float, results: list[StepResult], clock: Clock) -> dict[str, float]:
+        health = self.health.measures(results[-1].embeddings, self.step)
+        own = {name: self._mean([result.metrics[name] for result in results]) for name in results[-1].metrics}
         images_per_second, waiting = clock.read(self.step)
         return {
             "epoch": self.step / self.plan.steps_per_epoch,
             "loss": loss,
             "lr": float(self.optimizer.param_groups[0]["lr"]),
-            "embedding_std": deviation,
-            "effective_rank": rank,
+            **health,
+            **own,
             "images_per_second": images_per_second,
             "waiting": waiting,
             "bad_images": float(len(self.bad)),
         }
 
     def _score(self) -> dict[str, float]:
-        """k-NN accuracy as `knn`, on the first process while the others wait. That there is none ends no run."""
+        """k-NN accuracy as `knn`, on the first process while the others wait. A failed score only warns."""
         assert self.knn is not None
         found: dict[str, float] = {}
         if self.main:
             epoch = self.step // self.plan.steps_per_epoch
             try:
-                found["knn"] = self.knn.score(self.backend.encoder.backbone, self.device)
+                found["knn"] = self.knn.score(next(iter(self.method.backbones().values())), self.device)
                 say(f"epoch {epoch}: k-NN top-1 {found['knn']:.2%} ({self.knn.protocol})")
-            except (DataError, EvaluationError) as error:
-                warn(f"epoch {epoch}: no k-NN score: {error}")
+            except Exception as error:  # whatever it is, memory included: the weights are as they were
+                warn(f"epoch {epoch}: no k-NN score: {self.knn.explain(error, self.device)}")
         self.accelerator.wait_for_everyone()
         return found
 
@@ -270,11 +287,11 @@ class Trainer:
         limit = self.settings.data.max_bad_samples
         return BadImages(self.run.path / "bad-images.txt", len(self.index), limit, known, self.main)
 
-    def _log(self) -> MetricsLog:
+    def _log(self, on_metrics: Listener | None) -> MetricsLog:
         """metrics.jsonl and the trackers; the first process's alone."""
         if self.settings.run.trackers:
-            start_trackers(self.accelerator, {key: str(get(self.settings, key)) for key in FIELDS})
-        return MetricsLog(self.run.metrics, self.accelerator, self.step)
+            start_trackers(self.accelerator, {key: str(get(self.settings, key)) for key in keys_of(self.settings)})
+        return MetricsLog(self.run.metrics, self.accelerator, self.step, on_metrics)
 
     def _announce(self) -> None:
         settings = self.settings

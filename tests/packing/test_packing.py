@@ -20,9 +20,10 @@ from leoclr.datasets.errors import BadImage, DataError, RunError
 from leoclr.datasets.images.decode import decode_image
 from leoclr.datasets.packing.arrangement import arrange
 from leoclr.datasets.packing.encoding import Encoding
-from leoclr.datasets.packing.pack import PackedSplit, Recipe, ordered_map, pack
+from leoclr.datasets.packing.pack import PackedSplit, Recipe, pack
 from leoclr.datasets.packing.sources import open_source
 from leoclr.datasets.packing.staging import staged
+from leoclr.datasets.packing.threads import ordered_map
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.locate import open_data
 from leoclr.datasets.shards.reader import SampleReader

@@ -19,8 +19,9 @@ import webdataset
 from PIL import Image
 from typer.testing import CliRunner
 
+from leoclr.cli.commands.index import index
 from leoclr.cli.commands.parsing import LeoclrCommand
-from leoclr.cli.commands.shard import index, shard
+from leoclr.cli.commands.shard import shard
 from leoclr.datasets.errors import DataError, LeoclrError, SettingsError
 from leoclr.datasets.shards.index import Index
 
@@ -46,7 +47,7 @@ def write_images(folder: str, count: int = 10, side: int = 16) -> None:
     for name in ("cat", "dog"):
         Path(folder, name).mkdir(parents=True)
         for number in range(count):
-            Path(folder, name, f"{number}.png").write_bytes(encoded(number, side))
+            Path(folder, name, f"{number}.png").write_bytes(encoded(number + 1000 * (name == "dog"), side))
 
 
 def run(*arguments: str) -> tuple[str, str]:
@@ -63,8 +64,9 @@ def test_shard_prints_a_table_and_the_next_command() -> None:
         ["split", "images", "classes", "shards"],
         ["train", "18", "2", "1"],
         ["val", "2", "2", "1"],
+        ["classes:", "cat,", "dog"],
     ]
-    assert messages.splitlines() == ["next: leoclr train --data 'out put'"]
+    assert messages.splitlines() == ["next: leoclr train --data 'out put' --batch-size 16"]
     assert Path("out put/train/my-photos-000000.tar").is_file()
     assert len(Index.load(Path("out put/val/my-photos.index.json"))) == 2
 
@@ -77,8 +79,8 @@ def test_what_is_passed_over_is_told() -> None:
     Path("photos", "a link").symlink_to("cat")
     _, messages = run("shard", "photos", "out", "--max-bad", "0")
     assert messages.splitlines()[:2] == [
-        "warning: passed over 4 files that are no images by their suffix: 2 .heic, 1 .cr2, 1 without suffix",
-        "warning: passed over 1 folders that links lead to a second time: a link",
+        "warning: passed over 4 files without an image's suffix: 2 .heic, 1 .cr2, 1 without suffix",
+        "warning: passed over 1 folder that links lead to a second time: a link",
     ]
     assert Index.load(Path("out/photos.index.json")).classes == ("cat", "dog")  # and not the link's name
 
@@ -199,7 +201,7 @@ def test_index_of_shards_that_webdataset_wrote() -> None:
     assert found.classes == ("ant", "bee", "cat")
     assert all(entry.sha256 for entry in found.shards)
     table, _ = run("index", "web")
-    assert table == "web/web.index.json: 10 images, 3 classes, 3 shards\n"
+    assert table == "web/web.index.json: 10 images, 3 classes, 3 shards\n    classes: ant, bee, cat\n"
     assert Index.load(Path("web/web.index.json")).classes == ("ant", "bee", "cat")  # which the shards do not hold
 
 

@@ -20,7 +20,9 @@ from torchvision.datasets import CIFAR10, STL10
 
 from leoclr.datasets.errors import BadImage, DataError
 from leoclr.datasets.images.decode import MAX_BYTES, decode_image
-from leoclr.datasets.packing.arrangement import NO_SPLIT, Collection, arrange, hold_out, make_keys
+from leoclr.datasets.packing.arrangement import NO_SPLIT, Collection, arrange, make_keys
+from leoclr.datasets.packing.hold_out import hold_out
+from leoclr.datasets.packing.notes import Notes
 from leoclr.datasets.packing.sources import open_source
 
 LABELLED = {"cat/1.png": b"c1", "cat/2.JPEG": b"c2", "dog/1.png": b"d1", "dog/notes.md": b"-", ".hidden/3.png": b"h"}
@@ -32,12 +34,17 @@ class Names:
     name = "names"
     other_files = Counter[str]()
     repeated = ()
+    reading = None
 
     def __init__(self, *paths: str) -> None:
         self.paths = paths
+        self.notes = Notes()
 
     def read(self, path: str) -> bytes:
         return path.encode()
+
+    def size(self, path: str) -> int | None:
+        return len(path)
 
 
 def write_folder(path: Path, files: Mapping[str, bytes]) -> None:

@@ -29,7 +29,7 @@ max_bad_samples = 0.5
 [encoder]
 backbone = "resnet18"
 stem = "cifar"
-width = 8
+width = 16
 projector_dim = 8
 [moco]
 queue = 8

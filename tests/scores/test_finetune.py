@@ -16,9 +16,10 @@ from leoclr.backends.networks.backbones import Backbone, build_backbone
 from leoclr.datasets.errors import EvaluationError
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.locate import open_data
-from leoclr.evals.accuracy import accuracies, mean_per_class
+from leoclr.evals.accuracy import predictions
+from leoclr.evals.classes import own_classes
 from leoclr.evals.features.preprocessing import Preprocessing, WholeImage
-from leoclr.evals.finetuning.finetune import Diverged, Recipe, finetune, network_scores
+from leoclr.evals.finetuning.finetune import Diverged, Recipe, finetune, network_predictions
 from leoclr.evals.finetuning.label_subsets import balanced_subset, label_subset, parse_percent
 from leoclr.evals.finetuning.labelled_crops import Crops
 from leoclr.evals.finetuning.supervised import Schedule
@@ -64,8 +65,9 @@ def test_a_network_learns_and_the_encoder_it_started_from_stays(
     assert same(before, backbone.state_dict()) and torch.equal(generator, torch.get_rng_state())
     assert not same(before, {n.removeprefix("0."): t for n, t in network.state_dict().items() if n.startswith("0.")})
     test = open_data([str(make_tinted("test", [0, 0, 0, 0, 1, 1, 2, 2], seed=9))])
-    found, skipped = network_scores(network, test, np.arange(3), Preprocessing(WholeImage(16), MEAN, STD), workers=0)
-    assert found["top1"] > 0.8 and found.keys() == {"top1", "mean_per_class"}
+    preprocessing = Preprocessing(WholeImage(16), MEAN, STD)
+    found, outputs = network_predictions(network, test, own_classes(test), preprocessing, workers=0)
+    assert found.accuracies().keys() == {"top1"} and found.accuracies()["top1"] > 0.8 and outputs.skipped == ()
 
 
 def test_the_same_seed_gives_the_same_bits_whatever_the_workers(backbone: Backbone, crops: Crops) -> None:
@@ -98,6 +100,17 @@ def test_a_resumed_training_ends_with_the_bits_of_an_uninterrupted_one(
     assert seen[0] == 48 and sum(seen) == 2 * 48 and same(whole, resumed)
 
 
+@pytest.mark.parametrize(("images", "batch", "steps"), [(40, 25, [20, 20]), (41, 25, [20, 21]), (48, 16, [16] * 3),
+                                                       (9, 2, [2, 2, 2, 3]), (3, 1, [3]), (7, 100, [7])])  # fmt: skip
+def test_every_label_is_used_in_every_epoch(crops: Crops, images: int, batch: int, steps: list[int]) -> None:
+    few = replace(crops, index=crops.index.subset(np.arange(images)), batch_size=batch)
+    assert few.plan.steps_per_epoch == len(steps)
+    for epoch in (0, 3):
+        parts = [few.plan.step(epoch * len(steps) + step) for step in range(len(steps))]
+        assert sorted(len(part.samples) for part in parts) == steps and {part.epoch for part in parts} == {epoch}
+        assert sorted(np.concatenate([part.samples for part in parts]).tolist()) == list(range(images))
+
+
 def test_encoder_and_new_layer_have_rates_of_their_own(backbone: Backbone, crops: Crops) -> None:
     still = tuned(backbone, crops, replace(RECIPE, backbone_lr=0.0, weight_decay=0.0))
     weights = dict(backbone.named_parameters())
@@ -116,12 +129,12 @@ def test_a_training_that_diverges_says_so(backbone: Backbone, crops: Crops) -> N
 def test_mean_per_class_weighs_classes_alike() -> None:
     scores = torch.tensor([[2.0, 1, 0], [2, 1, 0], [2, 1, 0], [2, 1, 0], [0, 1, 1]])
     labels = torch.tensor([0, 0, 0, 1, 1])
-    assert mean_per_class(scores, labels) == pytest.approx((1 + 0.5) / 2)
-    assert accuracies(scores, labels)["top1"] == pytest.approx(4 / 5)
+    assert predictions(scores, labels).mean_per_class() == pytest.approx((1 + 0.5) / 2)
+    assert predictions(scores, labels).accuracies()["top1"] == pytest.approx(4 / 5)
     random = np.random.default_rng(0)
     many, truth = torch.from_numpy(random.normal(size=(200, 6))), torch.from_numpy(random.integers(0, 5, 200))
     per_class = [(many[truth == label].argmax(1) == label).double().mean().item() for label in range(5)]
-    assert mean_per_class(many, truth) == pytest.approx(np.mean(per_class))
+    assert predictions(many, truth).mean_per_class() == pytest.approx(np.mean(per_class))
 
 
 def test_a_subset_takes_the_share_of_every_class_and_larger_ones_hold_smaller_ones(index: Index) -> None:

@@ -19,7 +19,7 @@ from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.checkpoint import save_checkpoint
 from leoclr.cli.run.folder import RunFolder
 from leoclr.cli.scoring.finetuning import label_recipe
-from leoclr.cli.scoring.transfer_data import transfer_data
+from leoclr.cli.scoring.transfer_data import data_set_name, transfer_data
 from leoclr.datasets.errors import DataError, EvaluationError
 from leoclr.datasets.packing.arrangement import arrange
 from leoclr.datasets.packing.sources import open_source
@@ -27,7 +27,7 @@ from leoclr.datasets.shards.index import Index
 from leoclr.evals.finetuning.hyperparameters import LEARNING_RATES, WEIGHT_DECAYS, Point, best, edges, grid, logarithmic
 
 SETTINGS = Settings.model_validate(
-    {"data": {"image_size": 16}, "encoder": {"backbone": "resnet18", "stem": "cifar", "width": 8}}
+    {"data": {"image_size": 16}, "encoder": {"backbone": "resnet18", "stem": "cifar", "width": 16}}
 ).model_dump(mode="json")
 QUICK = ("--epochs", 1, "--train-batch", 16, "--workers", 0, "--backbone-lr", 0.01, "--head-lr", 0.3)
 Run = Callable[..., tuple[int, str, str]]
@@ -44,7 +44,7 @@ def data(tmp_path: Path, make_tinted: Callable[..., Path]) -> Path:
 def make_run(tmp_path: Path, data: Path) -> Callable[..., Path]:
     def make(name: str = "first", seed: int = 0, broken: bool = False) -> Path:
         torch.manual_seed(seed)
-        backbone = build_backbone("resnet18", "cifar", 8)
+        backbone = build_backbone("resnet18", "cifar", 16)
         backbone(torch.randn(16, 3, 16, 16))
         if broken:
             torch.nn.init.constant_(backbone.get_parameter("layer4.1.bn2.bias"), float("nan"))
@@ -123,6 +123,7 @@ def test_semisup_by_share_and_by_list(leoclr: Run, make_run: Callable[..., Path]
     run = make_run()
     code, out, _ = leoclr("semisup", run, "--labels", "20%", *QUICK)
     assert code == 0 and "fine-tuned, 12 labels" in out and "per class %" in out
+    assert "all 12 images each epoch, in 1 step of 12" in out
     found = record(run, "semisup")
     protocol = " ".join(found["protocol"])
     assert "labels of 20 % of each class, 12 images (seed 0)" in protocol and "0.01 (encoder) and 0.3" in protocol
@@ -167,17 +168,29 @@ def test_a_curve_over_labels_is_drawn_and_its_points_are_done_once(leoclr: Run, 
         assert picture.size[0] >= 800 and len(picture.getcolors(1 << 20) or ()) > 5
     work = {path: path.stat().st_mtime_ns for path in first.glob("evals/work/*")}
     assert len(work) == 2 and all(path.suffix == ".json" for path in work)
+    assert found["comparisons"][0]["tests"].keys() == {"10%", "50%"} and "McNemar" in out
+    (own,) = second.glob("evals/label-curve-*.json")  # each run has its own curve
+    assert json.loads(own.read_text())["results"] == results[1]
     again = leoclr("label-curve", first, *two, "--labels", "100%", "--json")[1]
     assert json.loads(again)["curves"][0]["results"].items() >= results[0].items()
     assert all(path.stat().st_mtime_ns == written for path, written in work.items())
     assert list(first.glob("evals/label-curve-*.png"))
 
 
+def test_shares_of_the_same_images_are_one_point(leoclr: Run, make_run: Callable[..., Path]) -> None:
+    code, out, err = leoclr("label-curve", make_run(), "--labels", "1%", "--labels", "2%", "--labels", "50%", *QUICK)
+    assert code == 0 and "1 %, 2 %" in out and "1 % and 2 % of the labels are the same 3 images" in err
+
+
 def test_transfer_searches_then_trains_on_all(leoclr: Run, make_run: Callable[..., Path], tmp_path: Path) -> None:
     run = make_run()
     arguments = ("transfer", run, "--data", tmp_path / "data", "--lr", 0.01, "--lr", 1e30, "--weight-decay", 0)
     code, out, err = leoclr(*arguments, "--weight-decay", 1e-4, "--metric", "mean-per-class", *QUICK[:6])
-    assert code == 0 and "data, fine-tuned" in out and "search 4 of 4: lr 1e+30, weight decay 0.0001: diverged" in err
+    assert (
+        code == 0
+        and f"{tmp_path.name} test, fine-tuned" in out
+        and "search 4 of 4: lr 1e+30, weight decay 0.0001: diverged" in err
+    )
     found = record(run, "transfer")
     assert [point["mean_per_class"] is None for point in found["details"]["grid"]] == [False, False, True, True]
     assert found["details"]["learning_rate"] == 0.01 and found["details"]["training"]["images"] == 60
@@ -187,11 +200,23 @@ def test_transfer_searches_then_trains_on_all(leoclr: Run, make_run: Callable[..
     assert not list((run / "evals" / "work").glob("*.safetensors"))[4:]
 
 
-def test_transfer_by_a_linear_probe(leoclr: Run, make_run: Callable[..., Path]) -> None:
+def test_transfer_by_a_linear_probe(leoclr: Run, make_run: Callable[..., Path], data: Path) -> None:
     run = make_run()
-    code, out, _ = leoclr("transfer", run, "--data", "data", "--mode", "linear")
-    assert code == 0 and "data, linear probe" in out and "per class %" in out
-    assert len(record(run, "transfer-linear")["details"]["holdout"]) == 12
+    data.rename(data.with_name("birds"))
+    code, out, _ = leoclr("transfer", run, "--data", "birds", "--mode", "linear", "--metric", "mean-per-class")
+    assert code == 0 and "birds test, linear probe" in out and "per class %" in out
+    found = record(run, "transfer-linear")
+    assert len(found["details"]["holdout"]) == 12 and found["details"]["chosen_by"] == "mean_per_class"
+    assert found["results"]["holdout"].keys() == {"mean_per_class"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [("shards/birds", "birds"), ("shards/birds/train", "birds"), ("birds/train-{000..009}.tar", "birds"),
+     ("/data/imagenet-{000..999}.tar", "imagenet"), ("s3://bucket/cars/shards/train-000.tar", "cars")]
+)  # fmt: skip
+def test_a_data_set_is_named_by_what_is_no_split(spec: str, name: str) -> None:
+    assert data_set_name(spec) == name
 
 
 def test_the_grid_is_simclr_s() -> None:

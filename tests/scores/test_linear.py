@@ -43,7 +43,7 @@ def test_noise_calls_for_strong_regularisation_and_redundancy_for_none() -> None
     random = np.random.default_rng(0)
     labels = np.arange(1000) % 2
     faint = random.normal(size=(1000, 600)) + 0.06 * (2 * labels - 1)[:, None]
-    chosen = fit_probe(faint.astype(np.float32), labels, grid=grid)
+    chosen = fit_probe(faint.astype(np.float32), labels, grid=grid, seed=1)
     assert chosen.c <= 1e-3
     assert chosen.holdout[chosen.c] > chosen.holdout[1e3] + 0.03
 
@@ -142,11 +142,29 @@ def test_an_edge_of_the_grid_is_noted_and_no_warning_escapes() -> None:
     train = clustered(300, 1, spread=1.0)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        edge = fit_probe(*train, grid=(1e-9, 1e-8, 1e-7, 1e-6, 1e-2))
+        edge = fit_probe(*train, grid=(1e-6, 1e-5, 1e-4, 1e-2))
         inside = fit_probe(*train, grid=(1e-9, 1e-2, 1e-1, 1.0, 1e9))
     assert not caught
     assert len(edge.notes) == 1 and "edge" in edge.notes[0] and "0.01" in edge.notes[0]
     assert not any("edge" in note for note in inside.notes)
+
+
+def test_a_search_that_does_not_converge_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leoclr.evals.probes.logistic.MAX_ITERATIONS", 2)
+    probe = fit_probe(*clustered(200, 1, spread=1.0), grid=(1e-2, 1.0))
+    assert any("in the search for C the fit at 0.01, 1 did not converge" in note for note in probe.notes)
+
+
+def test_the_metric_that_is_asked_for_chooses() -> None:
+    """Nine of ten samples are of one class, whose share strong regularisation gets right and the others wrong."""
+    random = np.random.default_rng(3)
+    labels = np.where(random.random(600) < 0.9, 0, random.integers(1, 4, 600))
+    values = (random.normal(size=(600, 12)) + 1.5 * np.eye(4, 12)[labels]).astype(np.float32)
+    top1, mean = (fit_probe(values, labels, metric=metric) for metric in ("top1", "mean_per_class"))
+    assert top1.holdout != mean.holdout and mean.metric == "mean_per_class"
+    for probe in (top1, mean):
+        assert probe.holdout[probe.c] == max(probe.holdout.values())
+    assert mean.c > top1.c
 
 
 def test_one_class_and_unknown_normalisation_are_refused() -> None:

@@ -89,7 +89,7 @@ def test_the_curve_has_every_share_and_ends_at_the_whole_image(
         assert found.keys() == {"centre", "random", "drop", *(f"part_{share:g}" for share in CURVE_SHARES)}
         assert all("top1_half_width" in found[f"part_{share:g}"] for share in CURVE_SHARES[:-1])
         assert "top1_half_width" not in found["part_1"]
-        assert "square crop of 0.08 of the area" in " ".join(record["protocol"])
+        assert "random square of 5 px cut out" in " ".join(record["protocol"])
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "table7.json",
         "table7.png",
@@ -99,7 +99,7 @@ def test_the_curve_has_every_share_and_ends_at_the_whole_image(
 
 def test_one_encoder_may_have_a_curve(robustness: Run, encoders: list[Path], tmp_path: Path) -> None:
     code, out, _ = robustness(encoders[0], "--curve", "--crop-seeds", 1, "-o", "one.json")
-    assert code == 0 and "square part, 25% of the area" in out
+    assert code == 0 and "square part, 25.0% of the area" in out
     assert (tmp_path / "one.png").exists()
 
 

@@ -50,7 +50,9 @@ def flip(path: Path, position: int) -> None:
 
 def test_sound_shards_have_no_faults(make_shards: MakeShards, capsys: pytest.CaptureFixture[str]) -> None:
     code, report = check(capsys, str(indexed(make_shards((5, 7)))))
+    data = report.pop("data")[0]  # type: ignore[index]
     assert (code, report) == (0, {"shards": 2, "samples": 12, "decoded": True, "faults": [], "warnings": []})
+    assert (data["images"], data["without_label"], data["class_names"]) == (12, 0, ["0", "1", "2", "3"])
 
 
 def test_each_fault_is_found_and_its_consequence_told(

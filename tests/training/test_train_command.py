@@ -27,7 +27,7 @@ image_size = 16
 [encoder]
 backbone = "resnet18"
 stem = "cifar"
-width = 8
+width = 16
 projector_dim = 8
 [moco]
 queue = 16

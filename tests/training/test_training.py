@@ -32,7 +32,7 @@ TINY: dict[str, str] = {
     "data.image_size": "16",
     "encoder.backbone": "resnet18",
     "encoder.stem": "cifar",
-    "encoder.width": "8",
+    "encoder.width": "16",
     "encoder.projector_dim": "8",
     "moco.queue": "16",
     "moco.bn_splits": "2",
@@ -175,7 +175,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     stop_after(0)
 
     def poisoned(self: training.Trainer, batch: Any) -> Any:
-        next(self.backend.encoder.parameters()).data.fill_(float("nan"))
+        next(self.method.parameters()).data.fill_(float("nan"))
         return original(self, batch)
 
     original = training.Trainer._train_step
@@ -262,7 +262,7 @@ def test_a_collapse_is_warned_of_once(
     original = training.Trainer._train_step
 
     def collapsed(self: training.Trainer, batch: Any) -> Any:
-        for parameter in self.backend.encoder.projector.parameters():
+        for parameter in self.method.get_submodule("encoder.projector").parameters():
             parameter.data.fill_(0.1)
         return original(self, batch)
 
@@ -411,3 +411,28 @@ def test_the_first_signal_only_asks(capsys: pytest.CaptureFixture[str]) -> None:
         signal.raise_signal(signal.SIGINT)
         assert stop.requested == signal.SIGINT
     assert "saving" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA error: out of memory"), OSError("no descriptors")])
+def test_a_score_that_fails_only_warns(
+    error: Exception,
+    make_shards: MakeShards,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("leoclr.cli.training.knn_monitor.extract_features", fail)
+    data, val = make_shards((16,)), make_shards((4,), name="val")
+    chosen = settings(data, data__val=str(val), run__knn_epochs="1", train__epochs="1")
+    assert train(chosen, tmp_path / "run").knn is None
+    assert f"epoch 1: no k-NN score: {type(error).__name__}" in capsys.readouterr().err
+
+
+def test_class_numbers_of_any_size_are_scored_while_training(make_shards: MakeShards, tmp_path: Path) -> None:
+    labels = (b"7", b"734298112", b"-1")
+    data, val = (make_shards((count,), name=name, labels=labels) for name, count in (("train", 16), ("val", 6)))
+    chosen = settings(data, data__val=str(val), run__knn_epochs="1", train__epochs="1")
+    assert train(chosen, tmp_path / "run").knn is not None

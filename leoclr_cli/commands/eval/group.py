@@ -27,6 +27,7 @@ COMMANDS = {
     ),
     "transfer": Entry("leoclr.cli.commands.eval.transfer:transfer", "Train on another data set."),
     "detection": Entry("leoclr.cli.commands.eval.detection:detection", "Fine-tune a detector on boxes."),
+    "compare": Entry("leoclr.cli.commands.eval.compare:compare", "Compare two files of predictions."),
 }
 
 app = typer.Typer(help=_HELP, cls=group_of(COMMANDS), rich_markup_mode=None)

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from leoclr.cli.scoring.request import SIMILARITIES_PER_MIB, AsJson, Memory, Output, Request, with_request
+from leoclr.cli.scoring.request import (
+    SIMILARITIES_PER_MIB,
+    AsJson,
+    Memory,
+    Output,
+    Outputs,
+    PredictionsFile,
+    Request,
+    with_request,
+)
 
 
 @with_request()
@@ -10,6 +19,7 @@ def knn(
     request: Request,
     memory: Memory = 256,
     output: Output = None,
+    predictions: PredictionsFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Classify test images by their nearest training images: k = 200 weighted, and k = 20 by majority.
@@ -28,4 +38,4 @@ def knn(
     view = standard_view(evaluation.encoder.image_size)
     train, test = evaluation.train_features(view), evaluation.test_features(view)
     score = knn_score(train, test, device=evaluation.device, chunk=memory * SIMILARITIES_PER_MIB)
-    evaluation.report("knn", score, [f"images: {view.protocol}"], output, as_json)
+    evaluation.report("knn", score, [f"images: {view.protocol}"], Outputs(output, predictions, as_json))

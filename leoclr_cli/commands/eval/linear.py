@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from leoclr.cli.scoring.request import AsJson, Normalise, Output, Request, TrainBatch, with_request
+from leoclr.cli.scoring.request import (
+    AsJson,
+    Normalise,
+    Output,
+    Outputs,
+    PredictionsFile,
+    Request,
+    TrainBatch,
+    with_request,
+)
 from leoclr.datasets.errors import EvaluationError
 
 if TYPE_CHECKING:
@@ -44,6 +53,7 @@ def linear(
     ] = None,
     train_batch: TrainBatch = 256,
     output: Output = None,
+    predictions: PredictionsFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a linear classifier on the frozen encoder; what is to be chosen is chosen on a part of the training data.
@@ -69,7 +79,7 @@ def linear(
     else:
         score = _on_features(evaluation, view, normalise, "device" if protocol == "lbfgs" else "scikit-learn")
     images = f"{'test ' if protocol == 'sgd' else ''}images: {view.protocol}"
-    evaluation.report("linear", score, [images], output, as_json)
+    evaluation.report("linear", score, [images], Outputs(output, predictions, as_json))
 
 
 def _on_features(
@@ -108,9 +118,15 @@ def _by_sgd(evaluation: Evaluation, view: View, rates: list[float], epochs: int,
         held = evaluation.part_features(crops.index, numbers, view, "hold-out of the training data")
     test = evaluation.test_features(view)
     work = evaluation.work(
-        crops.index, evaluation.data.test, kind="linear-sgd", rates=rates, epochs=epochs, batch=batch
+        crops.index,
+        evaluation.data.test,
+        kind="linear-sgd",
+        rates=rates,
+        epochs=epochs,
+        batch=batch,
+        batches="all images",
     )
-    with progress("linear probe", epochs * crops.epoch_images, "images") as advance:
+    with progress("linear probe", epochs * len(crops.index), "images") as advance:
         probe = fit_sgd_probe(
             evaluation.backbone,
             crops,

@@ -8,7 +8,16 @@ from typing import Annotated, Literal
 
 import typer
 
-from leoclr.cli.scoring.request import SIMILARITIES_PER_MIB, AsJson, Memory, Normalise, Request, with_request
+from leoclr.cli.scoring.request import (
+    SIMILARITIES_PER_MIB,
+    AsJson,
+    Memory,
+    Normalise,
+    Outputs,
+    PredictionsFile,
+    Request,
+    with_request,
+)
 from leoclr.datasets.errors import EvaluationError
 
 Crop = Literal["random"]
@@ -38,7 +47,8 @@ def robustness(
         int, typer.Option("--crop-seeds", min=1, metavar="N", help="How often all crops are drawn.")
     ] = 5,
     curve: Annotated[
-        bool, typer.Option("--curve", help="Also square parts of 8 % to all of the area, and a picture of the drop.")
+        bool,
+        typer.Option("--curve", help="Also square parts of about 8 % to all of the area, and a picture of the drop."),
     ] = False,
     probe: Annotated[Probe, typer.Option("--probe", help="Classifier, trained on centre crops.")] = "linear",
     normalise: Normalise = "standard",
@@ -53,11 +63,13 @@ def robustness(
             help="JSON file, pictures beside it; in RUN/evals when left out, robustness.json for several.",
         ),
     ] = None,
+    predictions: PredictionsFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure what random instead of centre crops of the test images cost (the paper's Table 7).
 
-    Several checkpoints are set beside each other in one table and one picture.
+    Several checkpoints are set beside each other in one table and one picture, and compared image by image with the
+    first (McNemar's test).
 
     \b
     Examples:
@@ -72,6 +84,9 @@ def robustness(
         raise EvaluationError(f"--crop-scale {crop_scale[0]:g} {crop_scale[1]:g}: two shares in (0, 1], low then high")
     crops = Crops(crop_scale, crop_seeds, curve, probe, normalise, memory * SIMILARITIES_PER_MIB)
     if checkpoints and len(checkpoints) > 1:
+        if predictions is not None:
+            raise EvaluationError("--predictions is for one checkpoint at a time; several are compared as they are")
         compare(request, checkpoints, crops, output or Path("robustness.json"), as_json)
     else:
-        measure_one(replace(request, checkpoint=checkpoints[0] if checkpoints else None), crops, output, as_json)
+        request = replace(request, checkpoint=checkpoints[0] if checkpoints else None)
+        measure_one(request, crops, Outputs(output, predictions, as_json))

@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from leoclr.cli.scoring.request import AsJson, BackboneRate, Epochs, HeadRate, Output, Request, TrainBatch, with_request
+from leoclr.cli.scoring.request import (
+    AsJson,
+    BackboneRate,
+    Epochs,
+    HeadRate,
+    Output,
+    Outputs,
+    PredictionsFile,
+    Request,
+    TrainBatch,
+    with_request,
+)
+from leoclr.datasets.wording import counted
 
 
 @with_request()
@@ -26,6 +38,7 @@ def semisup(
     head_lr: HeadRate = None,
     train_batch: TrainBatch = 256,
     output: Output = None,
+    predictions: PredictionsFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune the encoder with a part of the labels (the paper's Table 2).
@@ -39,7 +52,7 @@ def semisup(
       leoclr eval semisup runs/imagenet --labels 1percent.txt --train-data shards/train --data shards/val
     """
     from leoclr.cli.scoring.evaluation import Evaluation
-    from leoclr.cli.scoring.finetuning import FINETUNED, finetuned, label_recipe, metrics_of
+    from leoclr.cli.scoring.finetuning import FINETUNED, finetuned, label_recipe
     from leoclr.evals.features.preprocessing import standard_view
     from leoclr.evals.finetuning.label_subsets import label_subset
     from leoclr.evals.scores import Row, Score
@@ -48,9 +61,12 @@ def semisup(
     data, view = evaluation.data, standard_view(evaluation.encoder.image_size)
     subset = label_subset(data.train, labels, request.seed)
     recipe = label_recipe(subset.share, len(subset.numbers), epochs, backbone_lr, head_lr, train_batch)
-    found = finetuned(evaluation, data.train.subset(subset.numbers), data.test, recipe, "fine-tuning")
-    row = Row("finetuned", f"fine-tuned, {len(subset.numbers):,} labels", metrics_of(found))
-    protocol = (subset.protocol, recipe.protocol, f"training images: {evaluation.crops(data.train, 1).protocol}")
-    details = {"labels": len(subset.numbers), "share": subset.share, "training": found}
-    score = Score((row,), protocol, details)
-    evaluation.report("semisup", score, [f"test images: {view.protocol}"], output, as_json, FINETUNED)
+    train = data.train.subset(subset.numbers)
+    found = finetuned(evaluation, train, data.test, recipe, "fine-tuning")
+    row = Row("finetuned", f"fine-tuned, {counted(len(train), 'label')}", found.metrics)
+    crops = evaluation.crops(train, recipe.batch_size)
+    protocol = (subset.protocol, recipe.protocol, f"training images: {crops.protocol}; {crops.batches_protocol}")
+    details = {"labels": len(train), "share": subset.share, "training": found.summary}
+    score = Score((row,), protocol, details, predictions={"finetuned": found.predicted})
+    outputs = Outputs(output, predictions, as_json)
+    evaluation.report("semisup", score, [f"test images: {view.protocol}"], outputs, FINETUNED)

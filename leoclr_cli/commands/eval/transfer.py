@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from leoclr.cli.scoring.request import AsJson, Output, Request, TrainBatch, with_request
+from leoclr.cli.scoring.request import AsJson, Output, Outputs, PredictionsFile, Request, TrainBatch, with_request
 from leoclr.datasets.errors import EvaluationError
 
 Mode = Literal["finetune", "linear"]
@@ -43,8 +43,8 @@ def transfer(
         Metric | None,
         typer.Option(
             "--metric",
-            help="What chooses a fine-tuning's rates and is reported; left out, what the data set is reported with: "
-            "mean-per-class for pets.",
+            help="What chooses the rates of a fine-tuning, or the regularisation of a linear classifier, and is "
+            "reported; left out, what the data set is reported with: mean-per-class for pets.",
         ),
     ] = None,
     lr: Annotated[
@@ -70,6 +70,7 @@ def transfer(
     ] = Path("data"),
     download: Annotated[bool, typer.Option("--download", help="Let torchvision fetch the data set.")] = False,
     output: Output = None,
+    predictions: PredictionsFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune the encoder on another data set, or train a linear classifier on it (the paper's Table 3).
@@ -96,9 +97,10 @@ def transfer(
     evaluation = Evaluation(replace(request, train_data=list(found.train), data=list(found.test)))
     reported = metric.replace("-", "_") if metric else found.metric
     images = [f"test images: {standard_view(evaluation.encoder.image_size).protocol}"]
+    outputs = Outputs(output, predictions, as_json)
     if mode == "linear":
-        evaluation.report("transfer-linear", by_linear_probe(evaluation, found.name, reported), images, output, as_json)
+        evaluation.report("transfer-linear", by_linear_probe(evaluation, found.name, reported), images, outputs)
         return
     points = grid(lr or LEARNING_RATES, weight_decay or WEIGHT_DECAYS)
     score = by_finetuning(evaluation, found.name, reported, points, epochs, train_batch)
-    evaluation.report("transfer", score, images, output, as_json, FINETUNED)
+    evaluation.report("transfer", score, images, outputs, FINETUNED)

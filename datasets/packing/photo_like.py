@@ -1,4 +1,4 @@
-"""Shards to measure with where there are none."""
+"""Shards of generated images, to measure and check with where there is no data."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from leoclr.datasets.packing.arrangement import arrange
+from leoclr.datasets.packing.folder_source import FolderSource
 from leoclr.datasets.packing.pack import Recipe, pack
-from leoclr.datasets.packing.sources import FolderSource
 
 _PHOTOGRAPH = (500, 375)  # the usual size of ImageNet's
 _SMALL = 96  # sets of images up to this size usually come as PNG, as large as they are used

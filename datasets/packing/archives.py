@@ -1,0 +1,184 @@
+"""Tar and zip archives of images as sources.
+
+An archive is untrusted. Links, devices, sparse members, absolute names and `..` are refused, a member is read only
+when it is at most as large as an image may be, and nothing is ever extracted under a name of the archive's choosing.
+"""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import os
+import stat
+import struct
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from leoclr.datasets.errors import BadImage, DataError
+from leoclr.datasets.files import ignore
+from leoclr.datasets.images.decode import MAX_BYTES
+from leoclr.datasets.packing.file_kinds import count_other, is_wanted
+from leoclr.datasets.packing.file_names import is_text, recoded, zip_name
+from leoclr.datasets.packing.layouts import Reading
+from leoclr.datasets.packing.notes import Notes
+from leoclr.datasets.shards.tar import members
+
+_CHUNK = 1 << 20
+_TWICE = "names that stand twice in the archive, of which the last counts"
+_UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    ValueError,
+)
+
+
+class PlacesSource:
+    """Files that lie one behind the other in an open file, read at their offsets."""
+
+    reading: Reading | None = None
+
+    repeated = ()
+
+    def __init__(self, name: str, file: BinaryIO) -> None:
+        self.name = name
+        self.other_files: Counter[str] = Counter()
+        self.notes = Notes()
+        self._descriptor = file.fileno()
+        self._places: dict[str, tuple[int, int]] = {}
+
+    @property
+    def paths(self) -> list[str]:
+        return list(self._places)
+
+    def add(self, path: str, offset: int, size: int) -> None:
+        """List a file."""
+        if path in self._places:
+            self.notes.add(_TWICE, path)
+        self._places[path] = (offset, size)
+
+    def read(self, path: str) -> bytes:
+        offset, size = self._places[path]
+        _check_size(size)
+        try:
+            data = os.pread(self._descriptor, size, offset)
+        except OSError as error:
+            raise BadImage(f"the archive cannot be read ({error.strerror})") from error
+        if len(data) != size:
+            raise BadImage(f"the archive ends within it ({len(data):,} of {size:,} bytes)")
+        return data
+
+    def size(self, path: str) -> int | None:
+        return self._places[path][1]
+
+
+def plain_tar(path: Path, file: BinaryIO, advance: Callable[[int], None], encoding: str | None = None) -> PlacesSource:
+    """List a tar that is not compressed; its images are read where they lie. DataError where it is damaged, cut, or
+    more than one archive in a file: what lies behind such a place would be missing without a word."""
+    source = PlacesSource(str(path), file)
+    position = 0
+    for member in members(file, path):
+        name = _checked_name(path, recoded(member.name, encoding))
+        if member.kind == "file" and is_wanted(name):
+            source.add(name, member.offset, member.size)
+        elif member.kind == "file":
+            count_other(source.other_files, name)
+        elif member.kind != "folder":
+            raise DataError(
+                f"{path}: {member.name!r} is a link or device; an archive must hold plain files and folders only"
+            )
+        advance(member.offset - position)
+        position = member.offset
+    return source
+
+
+def spooled_tar(
+    path: Path, spool: BinaryIO, advance: Callable[[int], None], encoding: str | None = None
+) -> PlacesSource:
+    """Unpack a gzipped tar to `spool`, as one file, and list that."""
+    position = 0
+    try:
+        with path.open("rb") as raw, gzip.GzipFile(fileobj=raw) as stream:
+            while chunk := stream.read(_CHUNK):  # to the end: only there does gzip compare the checksum
+                spool.write(chunk)
+                advance(raw.tell() - position)
+                position = raw.tell()
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise DataError(f"{path}: not such an archive, damaged or truncated ({error})") from error
+    spool.flush()
+    return plain_tar(path, spool, ignore, encoding)
+
+
+class ZipSource:
+    """Members of a zip, read where they lie."""
+
+    reading: Reading | None = None
+
+    repeated = ()
+
+    def __init__(self, path: Path, archive: zipfile.ZipFile, encoding: str | None = None) -> None:
+        self.name = str(path)
+        self.other_files: Counter[str] = Counter()
+        self.notes = Notes()
+        self._archive = archive
+        self._members: dict[str, zipfile.ZipInfo] = {}
+        for member in archive.infolist():
+            name = _checked_name(path, zip_name(member, encoding).replace("\\", "/"))
+            if member.is_dir():
+                continue
+            if stat.S_ISLNK(member.external_attr >> 16):
+                raise DataError(f"{path}: {name!r} is a link; an archive must hold plain files and folders only")
+            if member.flag_bits & 1:
+                raise DataError(f"{path}: {name!r} is encrypted; unpack the archive first")
+            if not is_wanted(name):
+                count_other(self.other_files, name)
+                continue
+            if not is_text(name):
+                raise DataError(
+                    f"{path}: the name {name!a} is not UTF-8, and the archive does not say what it is; give "
+                    "--encoding, such as gbk, shift_jis, cp437 or cp1252"
+                )
+            if name in self._members:
+                self.notes.add(_TWICE, name)
+            self._members[name] = member
+        self.paths = list(self._members)
+
+    def read(self, path: str) -> bytes:
+        member = self._members[path]
+        _check_size(member.file_size)  # zipfile gives out no more than this, whatever the compressed data hold
+        try:
+            return self._archive.read(member)
+        except _UNREADABLE as error:
+            raise BadImage(f"the archive's member is damaged ({error})") from error
+
+    def size(self, path: str) -> int | None:
+        return self._members[path].file_size
+
+
+def open_zip(path: Path) -> zipfile.ZipFile:
+    """DataError where it is no zip archive, or a damaged one."""
+    try:
+        return zipfile.ZipFile(path)
+    except _UNREADABLE as error:
+        raise DataError(f"{path}: not a zip archive, damaged or truncated ({error})") from error
+
+
+def _checked_name(path: Path, name: str) -> str:
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if name.startswith("/") or ".." in parts or "\0" in name:
+        raise DataError(f"{path}: refused the member name {name!r}; names must stay inside the archive")
+    return "/".join(parts)
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_BYTES:
+        raise BadImage(f"the file has {size:,} bytes; the limit is {MAX_BYTES:,}")

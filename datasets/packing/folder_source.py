@@ -1,0 +1,103 @@
+"""A folder of images as a source."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from leoclr.datasets.errors import BadImage, DataError
+from leoclr.datasets.files import ignore
+from leoclr.datasets.images.decode import MAX_BYTES
+from leoclr.datasets.packing.file_kinds import count_other, is_wanted
+from leoclr.datasets.packing.file_names import recoded
+from leoclr.datasets.packing.layouts import Reading
+from leoclr.datasets.packing.notes import Notes
+
+
+class FolderSource:
+    """A folder and all below it. Links are followed; a folder that is reached twice is listed once, by the name that
+    is no link where there is one beside it. What is no regular file (a pipe, a socket, a device) is passed over."""
+
+    reading: Reading | None = None
+
+    def __init__(self, folder: Path, encoding: str | None = None, advance: Callable[[int], None] = ignore) -> None:
+        self.name = str(folder)
+        self.other_files: Counter[str] = Counter()
+        self.repeated: list[str] = []
+        self.paths: list[str] = []
+        self.notes = Notes()
+        self._encoding = encoding
+        self._folder = folder
+        self._stored_names: dict[str, str] = {}  # of those that are decoded otherwise
+        pending, seen = [""], set[str]()
+        while pending:
+            below = pending.pop()
+            real = os.path.realpath(folder / below)
+            if real in seen:
+                self.repeated.append(below)
+                continue
+            seen.add(real)
+            try:
+                with os.scandir(folder / below) as entries:
+                    found = list(entries)
+            except OSError as error:
+                raise DataError(f"{error.filename}: the folder cannot be read ({error.strerror})") from error
+            folders = [entry for entry in found if _is_folder(entry) and not entry.name.startswith(".")]
+            folders.sort(key=lambda entry: (entry.is_symlink(), entry.name), reverse=True)
+            pending += [f"{below}/{entry.name}" if below else entry.name for entry in folders]
+            for entry in found:
+                if not _is_folder(entry):
+                    self._take(f"{below}/{entry.name}" if below else entry.name, entry)
+            advance(len(found))
+
+    def read(self, path: str) -> bytes:
+        try:
+            # Not to wait for a pipe's other end, should one have come in place of a file.
+            descriptor = os.open(self._place(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            with open(descriptor, "rb") as file:
+                status = os.fstat(descriptor)
+                if not stat.S_ISREG(status.st_mode):
+                    raise BadImage("it is no regular file")
+                if status.st_size > MAX_BYTES:
+                    raise BadImage(f"the file has {status.st_size:,} bytes; the limit is {MAX_BYTES:,}")
+                return file.read(MAX_BYTES)
+        except OSError as error:
+            raise BadImage(f"the file cannot be read ({error.strerror})") from error
+
+    def size(self, path: str) -> int | None:
+        try:
+            return os.stat(self._place(path)).st_size
+        except OSError:
+            return None
+
+    def _place(self, path: str) -> Path:
+        return self._folder / self._stored_names.get(path, path)
+
+    def _take(self, stored: str, entry: os.DirEntry[str]) -> None:
+        path = recoded(stored, self._encoding)
+        if _is_special(entry):
+            self.notes.add("passed over, no regular files", path)
+        elif is_wanted(path):
+            self.paths.append(path)
+            if path != stored:
+                self._stored_names[path] = stored
+        else:
+            count_other(self.other_files, path)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_special(entry: os.DirEntry[str]) -> bool:
+    """Whether it is neither a file nor a link that leads nowhere, which is told when it is read."""
+    try:
+        return not entry.is_file() and not stat.S_ISREG(entry.stat().st_mode)
+    except OSError:
+        return False

@@ -1,0 +1,98 @@
+"""Which split a folder's name means."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from leoclr.datasets.errors import DataError
+
+SPLITS = ("train", "val", "test", "unlabeled")
+PLAIN_NAMES = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "unlabeled": "unlabeled",
+    "unlabelled": "unlabeled",
+}
+_OTHER_NAMES = {
+    "training": "train",
+    "trainval": "train",
+    "dev": "val",
+    "development": "val",
+    "eval": "val",
+    "evaluation": "val",
+    "holdout": "val",
+    "hold-out": "val",
+    "hold_out": "val",
+    "held-out": "val",
+    "testing": "test",
+}
+_NAMES = PLAIN_NAMES | _OTHER_NAMES
+_ADORNED = re.compile(rf"({'|'.join(_NAMES)})([ _.-]?(set|data|split|images?|imgs|folder))?[ _.-]?[0-9]{{0,4}}")
+_BEGINNING = re.compile(r"(train|val|test)(?![a-z])|(train|val|test)[A-Z0-9_.-]")
+_EDGE = re.compile(r"[ _.-]")
+
+
+def splits_of(folders: Iterable[str]) -> dict[str, str]:
+    """The split of each folder whose name means one: `Training`, `val2017`, `test_set`, also where all names share a
+    beginning or an end, as in `mnist_train` and `mnist_test`."""
+    names = sorted(folders)
+    found = {name: split for name in names if (split := _split(name))}
+    if len(found) == len(names) or len(names) < 2:
+        return found
+    start = _whole_words(os.path.commonprefix(names))
+    end = _whole_words(os.path.commonprefix([name[::-1] for name in names]))
+    bare = {name: name[len(start) : len(name) - len(end)] for name in names}
+    shared = {name: split for name, inner in bare.items() if (split := _split(inner))}
+    return shared if len(shared) == len(names) else found
+
+
+def is_plain(folder: str) -> bool:
+    """Whether a name always means a split."""
+    return folder.lower() in PLAIN_NAMES
+
+
+def suspicious(folders: Iterable[str]) -> list[str]:
+    """Names that begin as those of two splits or more do, such as trainA and testA; else none."""
+    found = {name: match for name in folders if (match := _BEGINNING.match(name) or _BEGINNING.match(name.lower()))}
+    stems = {(match[1] or match[2]).lower() for match in found.values()}
+    return sorted(found) if len(stems) > 1 else []
+
+
+def parse_split_names(text: str) -> dict[str, str]:
+    """Folder to split, from `train=Training,val=dev`; a split may be named more than once.
+
+    Raises:
+        DataError: It is anything else.
+    """
+    found: dict[str, str] = {}
+    for pair in filter(None, (part.strip() for part in text.split(","))):
+        split, equals, folder = (part.strip() for part in pair.partition("="))
+        if not equals or split not in SPLITS or not folder or "/" in folder or folder in found:
+            raise DataError(
+                f"--split-names {text!r}: expected SPLIT=FOLDER pairs such as train=Training,test=Testing; splits are "
+                f"{', '.join(SPLITS)}"
+            )
+        found[folder] = split
+    return found
+
+
+def repeated(splits: Mapping[str, str]) -> Sequence[str]:
+    """Folders that mean the same split as another one."""
+    values = list(splits.values())
+    return sorted(folder for folder, split in splits.items() if values.count(split) > 1)
+
+
+def _split(name: str) -> str | None:
+    match = _ADORNED.fullmatch(name.strip().lower())
+    return _NAMES[match[1]] if match else None
+
+
+def _whole_words(common: str) -> str:
+    """The common part of names up to its last separator."""
+    edges = [match.end() for match in _EDGE.finditer(common)]
+    return common[: edges[-1]] if edges else ""

@@ -1,0 +1,33 @@
+"""Work on threads, in order, and never far ahead."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+_AHEAD = 4  # results in memory for each thread
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def ordered_map(
+    work: Callable[[_Item], _Result], items: Iterable[_Item], workers: int
+) -> Generator[_Result, None, None]:
+    """`map` on threads: results in the order of `items`, and never more than a few of them in memory.
+
+    Threads are enough, since reading, decoding and hashing let go of Python's lock.
+    """
+    with ThreadPoolExecutor(workers) as threads:
+        pending: deque[Future[_Result]] = deque()
+        try:
+            for item in items:
+                pending.append(threads.submit(work, item))
+                if len(pending) >= _AHEAD * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()

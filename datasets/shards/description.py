@@ -1,0 +1,121 @@
+"""What an index holds, in the same words for every command that prints it."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from leoclr.datasets.shards.index import NO_LABEL, Index
+from leoclr.datasets.shards.scan import NO_IMAGE, UNUSABLE_LABEL
+
+_SHOWN = 10
+_SHOWN_PAIRS = 3
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """A number with its noun: `1 class`, `1,000 classes`."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def label_count(index: Index) -> str:
+    """How many classes occur, in words."""
+    return counted(index.class_count, "class", "classes") if index.class_count else "no labels"
+
+
+def contents(index: Index) -> str:
+    """Images, classes and shards, in words."""
+    shards = counted(len(index.shards), "shard")
+    return f"{counted(len(index), 'image')}, {label_count(index)}, {shards}"
+
+
+def class_line(index: Index) -> str | None:
+    """The names of the classes that occur, or their numbers; None where there are no labels."""
+    if not index.class_count:
+        return None
+    names = [index.class_name(int(label)) for label in index.occurring[: _SHOWN + 1]]
+    unused = len(index.classes) - index.class_count
+    what = "classes" if index.classes else "class numbers"
+    return f"{what}: {shown(names, index.class_count)}" + (f" ({unused:,} more do not occur)" if unused > 0 else "")
+
+
+def shown(names: Sequence[str], count: int | None = None) -> str:
+    """The first of some names, and how many there are beside them."""
+    count = len(names) if count is None else count
+    more = f" and {count - _SHOWN:,} more" if count > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def remarks(index: Index) -> Iterator[str]:
+    """A line for each thing not to miss: images and labels that are left out, and classes that look alike."""
+    left_out = Counter[str]()
+    for shard in index.shards:
+        left_out.update(shard.left_out)
+    if without := sum(shard.without_image for shard in index.shards):
+        them = "samples hold" if without > 1 else "sample holds"
+        first = next(shard.path for shard in index.shards if shard.without_image)
+        yield (
+            f"{without:,} {them} no image of a known format and {'are' if without > 1 else 'is'} left out, "
+            f"in {first} first{_reasons(left_out, NO_IMAGE)}"
+        )
+    missing = int(np.count_nonzero(index.label == NO_LABEL))
+    reasons = _reasons(left_out, UNUSABLE_LABEL)
+    if missing and (missing < len(index) or reasons):
+        key = index.key(int(np.argmax(index.label == NO_LABEL)))
+        what = "no label that is a class number or a class name" if reasons else "no label"
+        have = "have" if missing > 1 else "has"
+        yield f"{missing:,} of {counted(len(index), 'image')} {have} {what}, {key!r} first{reasons}"
+    yield from look_alikes(index.classes)
+
+
+def hint(index: Index) -> str | None:
+    """How labels could be had of shards that have none, where other members may hold some."""
+    beside = sorted({name for shard in index.shards for name in shard.beside})
+    if index.class_count or not beside:
+        return None
+    names = shown([f".{name}" for name in beside])
+    return f"no labels; --label-member takes them from another member ({names}), as in --label-member json:FIELD"
+
+
+def look_alikes(names: Sequence[str]) -> Iterator[str]:
+    """A line for class names that differ only by case, by Unicode form or by spaces."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        alike[plain(name)].append(name)
+    groups = [group for group in alike.values() if len(group) > 1]
+    if groups:
+        pairs = "; ".join(" and ".join(repr(name) for name in group) for group in groups[:_SHOWN_PAIRS])
+        more = f" and {len(groups) - _SHOWN_PAIRS:,} more" if len(groups) > _SHOWN_PAIRS else ""
+        yield f"class names that differ only by case, Unicode form or spaces are classes of their own: {pairs}{more}"
+
+
+def plain(name: str) -> str:
+    """What stays of a name without case, Unicode form and spaces."""
+    return "".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
+def as_json(index: Index) -> dict[str, Any]:
+    """The same for a program."""
+    left_out = Counter[str]()
+    for shard in index.shards:
+        left_out.update(shard.left_out)
+    return {
+        "images": len(index),
+        "without_image": sum(shard.without_image for shard in index.shards),
+        "without_label": int(np.count_nonzero(index.label == NO_LABEL)),
+        "left_out": dict(left_out),
+        "labelled": index.labelled,
+        "classes": index.class_count,
+        "class_names": [index.class_name(int(label)) for label in index.occurring],
+        "shards": len(index.shards),
+        "bytes": sum(shard.bytes for shard in index.shards),
+    }
+
+
+def _reasons(left_out: Counter[str], kind: str) -> str:
+    found = [(name.removeprefix(kind), count) for name, count in left_out.most_common() if name.startswith(kind)]
+    listed = ", ".join(f"{name} ({count:,})" for name, count in found[:_SHOWN])
+    return f": {listed}" if listed else ""

@@ -1,0 +1,149 @@
+"""What the names of folders mean: nothing is guessed in silence."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from leoclr.datasets.errors import DataError
+from leoclr.datasets.packing.arrangement import Collection, arrange
+from leoclr.datasets.packing.layouts import Layout, LayoutKind
+from leoclr.datasets.packing.notes import Notes
+from leoclr.datasets.packing.split_names import parse_split_names, splits_of
+
+
+class Names:
+    """A source that is nothing but names."""
+
+    name = "names"
+    other_files = Counter[str]()
+    repeated = ()
+    reading = None
+
+    def __init__(self, *paths: str) -> None:
+        self.paths = paths
+        self.notes = Notes()
+
+    def read(self, path: str) -> bytes:
+        return path.encode()
+
+    def size(self, path: str) -> int | None:
+        return len(path)
+
+
+def read(*folders: str, extra: tuple[str, ...] = (), kind: LayoutKind | None = None, splits: str = "") -> Collection:
+    """A collection of eleven images in each folder, and those of `extra`."""
+    paths = [f"{folder}/{number}.png" for folder in folders for number in range(11)]
+    return arrange(Names(*paths, *extra), Layout(kind, parse_split_names(splits)))
+
+
+def shape(collection: Collection) -> dict[str, set[int]]:
+    """The labels that occur in each split."""
+    return {split: {picture.label for picture in pictures} for split, pictures in collection.splits.items()}
+
+
+def lines(collection: Collection) -> str:
+    return "\n".join(collection.notes.lines())
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out", "split"),
+    [
+        ("Training", "Testing", "test"),
+        ("training_set", "test_set", "test"),
+        ("train2017", "val2017", "val"),
+        ("train", "dev", "val"),
+        ("TRAIN", "eval", "val"),
+        ("train", "holdout", "val"),
+        ("Train Data", "Validation Data", "val"),
+        ("mnist_train", "mnist_test", "test"),
+        ("train_32x32", "test_32x32", "test"),
+        ("trainval", "test", "test"),
+    ],
+)
+def test_names_of_splits(train: str, held_out: str, split: str) -> None:
+    collection = read(*(f"data/{folder}/{name}" for folder in (train, held_out) for name in ("cat", "dog")))
+    assert shape(collection) == {"train": {0, 1}, split: {0, 1}}
+    assert collection.classes == ("cat", "dog") and collection.kind == "splits"
+    assert dict(collection.split_names) == {train: "train", held_out: split}
+    assert f"{train} as train" in lines(collection) and "--layout classes" in lines(collection)
+
+
+def test_the_usual_names_of_splits_need_no_word() -> None:
+    assert lines(read("train/cat", "train/dog", "val/cat", "val/dog")) == ""
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (("trainA", "testA", "trainB", "testB"), "testA, testB, trainA, trainB can be read in two ways"),
+        (("dev", "testing"), "dev, testing can be read in two ways"),
+        (("train/cat", "train/dog", "extra/cow"), "train can be read in two ways: the split train or a class"),
+        (("train/a", "test/a", "extra/a"), "extra lies beside the split folders test, train"),
+        (("train2014/a", "train2017/a", "val2017/a"), "two of the folders .* are the same split; .*--split-names"),
+        (("cat/train", "cat/test", "dog/train", "dog/test"), "--layout classes-splits, --layout classes"),
+        (("images/train", "images/val", "masks/train", "masks/val"), "hold folders train, val"),
+    ],
+)
+def test_two_readings_are_asked_about(folders: tuple[str, ...], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read(*folders)
+
+
+def test_options_choose_a_reading() -> None:
+    pair = ("Training/cat", "Training/dog", "Testing/cat", "Testing/dog")
+    assert read(*pair, kind="classes").classes == ("Testing", "Training")
+    assert shape(read(*pair, kind="flat")) == {"": {-1}}
+    nested = read("cat/train", "cat/test", "dog/train", "dog/test", kind="classes-splits")
+    assert nested.classes == ("cat", "dog") and shape(nested) == {"train": {0, 1}, "test": {0, 1}}
+    assert {picture.key for picture in nested.splits["train"]} >= {"cat/0", "dog/10"}
+    years = read("2019/cat", "2019/dog", "2020/cat", "2020/dog", "2021/cat", splits="train=2019,train=2020,test=2021")
+    assert shape(years) == {"train": {0, 1}, "test": {0}} and len(years.splits["train"]) == 44
+    assert len({picture.key for picture in years.splits["train"]}) == 44
+    with pytest.raises(DataError, match="extra is no split by its name; say which each is, as in --split-names"):
+        read("train/cat", "extra/cat", kind="splits")
+
+
+@pytest.mark.parametrize("text", ["train", "train=", "training=a", "train=a/b", "train=a,test=a"])
+def test_split_names_that_say_nothing_are_refused(text: str) -> None:
+    with pytest.raises(DataError, match="expected SPLIT=FOLDER pairs such as train=Training"):
+        parse_split_names(text)
+
+
+def test_words_that_are_no_splits() -> None:
+    assert splits_of(["training wheels", "testament", "trained", "valley", "cat"]) == {}
+    assert read("train", "car").classes == ("car", "train")
+    assert read("fold1", "fold2").classes == ("fold1", "fold2")
+
+
+@pytest.mark.parametrize("stray", ["logo.png", "data/logo.png", "data/train/logo.png"])
+def test_a_stray_image_costs_no_label(stray: str) -> None:
+    collection = read("data/train/cat", "data/train/dog", "data/test/cat", "data/test/dog", extra=(stray,))
+    assert shape(collection) == {"train": {0, 1}, "test": {0, 1}}
+    assert "left out, images beside the" in lines(collection) and stray in lines(collection)
+
+
+def test_a_stray_image_beside_classes_is_left_out_and_many_are_a_collection() -> None:
+    collection = read("cat", "dog", extra=("logo.png",))
+    assert shape(collection) == {"": {0, 1}} and "beside the class folders" in lines(collection)
+    mixed = tuple(f"{number}.png" for number in range(5))
+    collection = read("cat", "dog", extra=mixed)
+    assert shape(collection) == {"": {-1}} and len(collection) == 27
+    assert "folders that are no classes, since images lie beside them, 0.png first" in lines(collection)
+    assert len(read("cat", "dog", extra=mixed, kind="classes")) == 22
+
+
+def test_splits_with_other_classes_are_told() -> None:
+    found = lines(read("train/Cat", "train/dog", "test/cat", "test/dog"))
+    assert "classes of the split test that train lacks: 1 (cat)" in found
+    assert "classes of train that the split test lacks: 1 (Cat)" in found
+    found = lines(read("train/cat", "train/dog", "test"))
+    assert "images of the split test without a class, as folders are no classes of it: 11" in found
+
+
+def test_sidecars_in_any_case_and_those_of_no_image() -> None:
+    collection = arrange(Names("a.png", "a.TXT", "a.Json", "b.JPG", "b.txt", "b.TXT", "readme.txt"))
+    assert collection.sidecars["a.txt"] == "a.TXT" and collection.sidecars["a.json"] == "a.Json"
+    assert "text files that belong to no image: 1 (readme.txt)" in lines(collection)
+    assert "text files whose names differ by case only: 1 (b.txt)" in lines(collection)
