@@ -138,12 +138,18 @@ class EncoderSettings(Strict):
     )
     weights: TextOrEmpty = Field(
         default="",
-        description="Where the backbone's first weights are: a run, a checkpoint, an exported file or a state dict; "
-        "empty for random ones.",
+        description="Where the backbone's first weights are: a run, a checkpoint, an exported file or folder, a state "
+        "dict, hf-hub:OWNER/NAME, timm:NAME or torchvision:NAME; empty for random ones.",
     )
     width: Annotated[int, Field(ge=8, multiple_of=8)] = Field(
         default=64,
         description="ResNet-18/34: channels of the first stage, a multiple of 8 from 16 on (64 is the standard).",
+    )
+    drop_path: Annotated[FiniteFloat, Field(ge=0, lt=1)] = Field(
+        default=0.0, description="timm's models: largest probability that a residual branch is left out (ViTs: 0.1)."
+    )
+    freeze_patches: bool = Field(
+        default=False, description="ViTs: keep the patch embedding as it begins, which steadies them (MoCo-v3)."
     )
     projector_layers: PositiveCount = Field(
         default=2, description="Linear layers of the projector: 2 in MoCo-v2 and SimCLR, 1 in MoCo."
@@ -168,8 +174,20 @@ class OptimizerSettings(Strict):
     )
     weight_decay: NonNegative = Field(
         default=1e-4,
-        description="SGD and LARS add it to the gradient, AdamW decouples it. AdamW and LARS leave out biases and "
-        "normalisation.",
+        description="SGD and LARS add it to the gradient, AdamW decouples it. AdamW and LARS leave out biases, "
+        "normalisation, and class token and position embedding of ViTs.",
+    )
+    layer_decay: PositiveFraction = Field(
+        default=1.0,
+        description="Factor of the learning rate from a layer of the backbone to the one before it, for going on from "
+        "given weights; 1 gives all the same.",
+    )
+    trust: Positive = Field(default=0.001, description="LARS: a parameter's rate is trust x |w| / |g| x lr.")
+    trust_clip: bool = Field(
+        default=False, description="LARS: a parameter's rate is at most lr: min(trust x |w| / |g|, lr), as in LARC."
+    )
+    vector_lr: Positive = Field(
+        default=1.0, description="LARS: rate of biases and normalisation, as a share of the others'."
     )
     warmup_epochs: NonNegative = Field(default=0.0, description="Epochs of linear warm-up, counted in train.epochs.")
 

@@ -7,14 +7,10 @@ import math
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.nn import functional as F
 
-from leoclr.backends.method import spread
-from leoclr.cli.terminal import warn
 from leoclr.cli.training.bad_images import BadImages, lines_of_all
+from leoclr.cli.training.health import Health
 from leoclr.cli.training.step import StepResult
-
-_COLLAPSED = 0.01  # an untrained ResNet lies around 0.1
 
 
 class Meter:
@@ -24,7 +20,7 @@ class Meter:
         self._accelerator = accelerator
         self._results: list[StepResult] = []
         self._bad: list[str] = []
-        self._collapsed = False
+        self._health = Health(accelerator.is_main_process)
 
     def add(self, result: StepResult, bad: list[str]) -> None:
         """Note a step, and the images of it that could not be used."""
@@ -48,7 +44,7 @@ class Meter:
     def measures(self, step: int) -> dict[str, float]:
         """The method's own metrics and the health of the embeddings since the last call, by name."""
         newest = self._results[-1]
-        health = self._health(newest.embeddings, step)
+        health = self._health.measures(newest.embeddings, step)
         own = {name: self._mean([result.metrics[name] for result in self._results]) for name in newest.metrics}
         self._results.clear()
         return health | own
@@ -60,13 +56,3 @@ class Meter:
     def _mean(self, values: list[Tensor]) -> float:
         """Over steps and processes."""
         return float(self._accelerator.reduce(torch.stack(values).mean(), "mean"))
-
-    def _health(self, embeddings: Tensor | None, step: int) -> dict[str, float]:
-        """Spread and rank of embeddings, taken to length one; a warning where they have collapsed."""
-        if embeddings is None:
-            return {}
-        deviation, rank = (float(value) for value in spread(F.normalize(embeddings.float(), dim=1)))
-        if deviation < _COLLAPSED and self._accelerator.is_main_process and not self._collapsed:
-            warn(f"the embeddings have collapsed at step {step}: standard deviation {deviation:.4f} of 1")
-            self._collapsed = True
-        return {"embedding_std": deviation, "effective_rank": rank}

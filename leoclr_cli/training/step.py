@@ -69,7 +69,7 @@ class TrainStep:
             or settings.optimizer.clip > 0
             or any(group.frozen is not None for group in method.groups)
         )
-        self._statistics = list(_batch_norm_statistics(method))
+        self._statistics, self._unfinished = list(_batch_norm_statistics(method)), False
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*broadcast_buffers.*", FutureWarning)  # renamed in torch 2.14
             self.model, self._prepared = accelerator.prepare(method, self.optimizer)
@@ -91,17 +91,22 @@ class TrainStep:
         result = self._phase(pixels, now)
         for phase in range(1, self.method.phases):
             result = self._phase(pixels, now._replace(phase=phase))
+        self._unfinished = False
         return result
 
     @torch.no_grad()
     def undo(self) -> None:
-        """Take back what a step that failed in its forward or backward pass has changed: BatchNorm's statistics."""
+        """Take back what a step that failed in its forward or backward pass has changed: BatchNorm's statistics. After a
+        step that was finished there is nothing to do."""
+        if not self._unfinished:
+            return
         for buffers, kept in self._statistics:
             torch._foreach_copy_(buffers, kept)
         self.optimizer.zero_grad(set_to_none=True)
 
     @torch.no_grad()
     def _remember(self) -> None:
+        self._unfinished = True
         for buffers, kept in self._statistics:
             torch._foreach_copy_(kept, buffers)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -28,12 +29,12 @@ from leoclr.cli.training.data import TrainingData
 from leoclr.cli.training.initial_weights import start_from_weights
 from leoclr.cli.training.knn_monitor import KnnMonitor
 from leoclr.cli.training.meter import Meter
-from leoclr.cli.training.metrics import MetricsLog, require_trackers, start_trackers
+from leoclr.cli.training.metrics import Listener, MetricsLog, require_trackers, start_trackers
 from leoclr.cli.training.preflight import description, facts_of, refuse_problems, warnings_about
 from leoclr.cli.training.progress_line import ProgressLine, Reading
 from leoclr.cli.training.rescue import NotFinite, saved_on_failure
 from leoclr.cli.training.result import TrainResult
-from leoclr.cli.training.signals import GracefulStop
+from leoclr.cli.training.signals import DEAF_SECONDS, SLOW_SECONDS, GracefulStop
 from leoclr.cli.training.state import RunState
 from leoclr.cli.training.step import Schedule, StepResult, TrainStep
 from leoclr.cli.training.throughput import Clock
@@ -44,12 +45,22 @@ from leoclr.datasets.loading.loader import Batch
 _FIRST_SAVE_MINUTES = 3.0
 
 
-def train(settings: Settings, output: Path, preset: str | None, command: list[str], resume: bool) -> TrainResult:
+def train(
+    settings: Settings,
+    output: Path,
+    preset: str | None,
+    command: list[str],
+    resume: bool,
+    on_metrics: Listener | None = None,
+    asked_to_stop: Callable[[], bool] | None = None,
+) -> TrainResult:
     """Pre-train an encoder as the settings say, in the run folder `output`.
 
     Args:
         preset, command: The preset's name and the command line, for the record.
         resume: Whether to go on from the run's newest sound checkpoint.
+        on_metrics: Called with each line of metrics.jsonl, on the first process.
+        asked_to_stop: Asked after each step whether to save and end; on any process.
 
     Raises:
         LeoclrError: The data, the settings, the device, the run folder or the loss do not allow to go on; what was
@@ -63,7 +74,9 @@ def train(settings: Settings, output: Path, preset: str | None, command: list[st
             if accelerator.is_main_process:
                 stack.enter_context(RunLock(output))  # after all that the settings and the data can be refused for
             trainer.start(resume, preset, command)
-            return trainer.fit(stack.enter_context(GracefulStop()))
+            alone = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
+            stop = GracefulStop(asked_to_stop, SLOW_SECONDS if alone else DEAF_SECONDS)
+            return trainer.fit(stack.enter_context(stop), on_metrics)
     except RuntimeError as error:
         raise explained(error) or error from None
     except OSError as error:
@@ -106,11 +119,10 @@ class Trainer:
         if newest is not None:
             self._load(newest.load())
         else:
-            weights = start_from_weights(self.method, self.settings.encoder)
+            weights = start_from_weights(self.method, self.settings.encoder, self.settings.data.image_size)
         if self.main:
-            for line in (*damaged, *warnings_about(self.settings, self.index, self.facts)):
-                warn(line)
-            for line in self.data.val_remarks():
+            warnings = warnings_about(self.settings, self.index, self.facts)
+            for line in (*damaged, *warnings, *self.data.val_remarks()):
                 warn(line)
             if newest is None and resume:
                 warn(f"{self.run.path} has no checkpoint yet: the run starts from its beginning")
@@ -124,20 +136,20 @@ class Trainer:
             self._announce()
         self.accelerator.wait_for_everyone()
 
-    def fit(self, stop: GracefulStop) -> TrainResult:
+    def fit(self, stop: GracefulStop, on_metrics: Listener | None = None) -> TrainResult:
         """Loop over the steps that are left, then save. Where a step cannot be had or made, what is done is saved."""
-        began, first = time.monotonic(), self.step
-        self.saved, self.saved_at = first, began
+        began = time.monotonic()
+        self.saved, self.saved_at = self.step, began
         stopped = 0
         clock, pace = Clock(self.step, self.plan.batch_size), Pace(self.device)
         line = ProgressLine(self.step, self.steps, self.plan.steps_per_epoch, self.main)
         values: dict[str, float] = {}
         scored: float | None = None
         failures = saved_on_failure(self.run.path, self._worth_saving, self._save_finished)
-        with contextlib.closing(self._log()) as log, contextlib.closing(line), failures:
-            loader = self.data.batches(self.step, self.steps)
+        with contextlib.closing(self._log(on_metrics)) as log, contextlib.closing(line), failures:
+            loader = self.data.batches(self.step, self.steps, lambda: bool(stop.now()))
             while self.step < self.steps:
-                stopped, due = agree(self.accelerator, self.step, stop.requested, self._save_is_due())
+                stopped, due = agree(self.accelerator, self.step, stop.now(), self._save_is_due())
                 if stopped:
                     break
                 if self.step > self.saved and (due or self._keeps(self.step)):
@@ -145,7 +157,12 @@ class Trainer:
                     with clock.paused():
                         self.save()
                 with clock.waiting():
-                    batch = next(loader)
+                    batch = next(loader, None)
+                if batch is None:  # it was asked to stop, and none comes
+                    if self.ranks > 1:
+                        raise RunError("stopped while waiting for data")
+                    stopped = stop.requested
+                    break
                 self.meter.add(self._train_step(batch), batch.bad)
                 pace.step_taken()
                 self.step += 1
@@ -180,12 +197,10 @@ class Trainer:
 
     def _save_is_due(self) -> bool:
         """By the clock; the first time after an epoch or a few minutes, so that an early failure costs little."""
-        minutes = (time.monotonic() - self.saved_at) / 60
-        if self.saved == 0:
-            return self.step == self.plan.steps_per_epoch or minutes >= min(
-                _FIRST_SAVE_MINUTES, self.settings.run.checkpoint_minutes
-            )
-        return minutes >= self.settings.run.checkpoint_minutes
+        minutes = self.settings.run.checkpoint_minutes
+        first_epoch = self.saved == 0 and self.step == self.plan.steps_per_epoch
+        longest = minutes if self.saved else min(minutes, _FIRST_SAVE_MINUTES)
+        return first_epoch or (time.monotonic() - self.saved_at) / 60 >= longest
 
     def _worth_saving(self) -> bool:
         return self.main and self.step > self.saved and not self.method.per_rank and self.meter.sound()
@@ -252,12 +267,8 @@ class Trainer:
         assert self.knn is not None
         found: dict[str, float] = {}
         if self.main:
-            epoch = self.step // self.plan.steps_per_epoch
-            try:
-                found["knn"] = self.knn.score(next(iter(self.method.backbones().values())), self.device)
-                say(f"epoch {epoch}: k-NN top-1 {found['knn']:.2%} ({self.knn.protocol})")
-            except Exception as error:  # whatever it is, memory included: the weights are as they were
-                warn(f"epoch {epoch}: no k-NN score: {self.knn.explain(error, self.device)}")
+            backbone = next(iter(self.method.backbones().values()))
+            found = self.knn.report(self.step // self.plan.steps_per_epoch, backbone, self.device)
         self.accelerator.wait_for_everyone()
         return found
 
@@ -275,11 +286,11 @@ class Trainer:
         limit = self.settings.data.max_bad_samples
         return BadImages(self.run.path / "bad-images.txt", len(self.index), limit, known, self.main)
 
-    def _log(self) -> MetricsLog:
+    def _log(self, on_metrics: Listener | None) -> MetricsLog:
         """metrics.jsonl and the trackers; the first process's alone."""
         if self.settings.run.trackers:
             start_trackers(self.accelerator, {key: str(get(self.settings, key)) for key in keys_of(self.settings)})
-        return MetricsLog(self.run.metrics, self.accelerator, self.step)
+        return MetricsLog(self.run.metrics, self.accelerator, self.step, on_metrics)
 
     def _announce(self) -> None:
         settings = self.settings

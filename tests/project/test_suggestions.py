@@ -17,7 +17,7 @@ from leoclr.cli.training.signals import GracefulStop
 SMALL = {
     "LEOCLR_DATA__IMAGE_SIZE": "16",
     "LEOCLR_ENCODER__BACKBONE": "resnet18",
-    "LEOCLR_ENCODER__WIDTH": "8",
+    "LEOCLR_ENCODER__WIDTH": "16",
     "LEOCLR_ENCODER__STEM": "cifar",
     "LEOCLR_MOCO__QUEUE": "16",
     "LEOCLR_RUN__DEVICE": "cpu",
@@ -114,12 +114,8 @@ def test_a_run_that_was_stopped_or_is_there_already_can_be_resumed(
     run(f"leoclr shard {pictures('photos', ('cat', 'dog'), 12)} out")
     train = "leoclr train --data out --batch-size 16 --output 'my run'"
 
-    def told_to_stop(stop: GracefulStop) -> GracefulStop:
-        stop.requested = signal.SIGINT
-        return stop
-
     with monkeypatch.context() as stopping:
-        stopping.setattr(GracefulStop, "__enter__", told_to_stop)
+        stopping.setattr(GracefulStop, "requested", signal.SIGINT)
         assert run(train) == 128 + signal.SIGINT
     (resume,) = suggested(capsys.readouterr().err.partition("saved after")[2])
     assert resume == "leoclr train --resume 'my run'"
