@@ -96,8 +96,7 @@ class TrainStep:
 
     @torch.no_grad()
     def undo(self) -> None:
-        """Take back what a step that failed in its forward or backward pass has changed: BatchNorm's statistics. After a
-        step that was finished there is nothing to do."""
+        """Take back what a step that failed in its forward or backward pass has changed: BatchNorm's statistics."""
         if not self._unfinished:
             return
         for buffers, kept in self._statistics:

@@ -30,7 +30,7 @@ from leoclr.cli.training.initial_weights import start_from_weights
 from leoclr.cli.training.knn_monitor import KnnMonitor
 from leoclr.cli.training.meter import Meter
 from leoclr.cli.training.metrics import Listener, MetricsLog, require_trackers, start_trackers
-from leoclr.cli.training.preflight import description, facts_of, refuse_problems, warnings_about
+from leoclr.cli.training.preflight import description, facts_of, refuse_problems, summary_line, warnings_about
 from leoclr.cli.training.progress_line import ProgressLine, Reading
 from leoclr.cli.training.rescue import NotFinite, saved_on_failure
 from leoclr.cli.training.result import TrainResult
@@ -293,12 +293,7 @@ class Trainer:
         return MetricsLog(self.run.metrics, self.accelerator, self.step, on_metrics)
 
     def _announce(self) -> None:
-        settings = self.settings
-        processes = f" in {self.ranks} processes" if self.ranks > 1 else ""
-        say(
-            f"{settings.views} views under {settings.backend}, {settings.encoder.backbone} at "
-            f"{settings.data.image_size} px, {settings.train.precision} on {self.device.type}{processes}"
-        )
+        say(summary_line(self.settings, self.device.type, self.ranks))
         for line in self.data.describe():
             say(line)
         if self.step:
