@@ -28,6 +28,7 @@ from leoclr.cli.training.bad_images import BadImages
 from leoclr.cli.training.data import TrainingData
 from leoclr.cli.training.initial_weights import start_from_weights
 from leoclr.cli.training.knn_monitor import KnnMonitor
+from leoclr.cli.training.memory import check_memory
 from leoclr.cli.training.meter import Meter
 from leoclr.cli.training.metrics import Listener, MetricsLog, require_trackers, start_trackers
 from leoclr.cli.training.preflight import description, facts_of, refuse_problems, summary_line, warnings_about
@@ -97,6 +98,7 @@ class Trainer:
         refuse_problems(settings, self.facts)
         self.steps = settings.train.epochs * self.plan.steps_per_epoch
         self.method = build.method(settings, self.device, len(self.index), self.ranks)
+        self.remarks = check_memory(self.method, settings, self.facts.micro, self.data.workers, self.device)
         warmup = round(settings.optimizer.warmup_epochs * self.plan.steps_per_epoch)
         length = Schedule(self.steps, self.plan.steps_per_epoch, warmup)
         self.take_step = TrainStep(settings, accelerator, self.method, self.facts.pairs, self.facts.micro, length)
@@ -122,7 +124,7 @@ class Trainer:
             weights = start_from_weights(self.method, self.settings.encoder, self.settings.data.image_size)
         if self.main:
             warnings = warnings_about(self.settings, self.index, self.facts)
-            for line in (*damaged, *warnings, *self.data.val_remarks()):
+            for line in (*damaged, *warnings, *self.remarks, *self.data.val_remarks()):
                 warn(line)
             if newest is None and resume:
                 warn(f"{self.run.path} has no checkpoint yet: the run starts from its beginning")
@@ -265,10 +267,8 @@ class Trainer:
     def _score(self) -> dict[str, float]:
         """k-NN accuracy as `knn`, on the first process while the others wait. A failed score only warns."""
         assert self.knn is not None
-        found: dict[str, float] = {}
-        if self.main:
-            backbone = next(iter(self.method.backbones().values()))
-            found = self.knn.report(self.step // self.plan.steps_per_epoch, backbone, self.device)
+        backbone, epoch = next(iter(self.method.backbones().values())), self.step // self.plan.steps_per_epoch
+        found = self.knn.report(epoch, backbone, self.device) if self.main else {}
         self.accelerator.wait_for_everyone()
         return found
 
