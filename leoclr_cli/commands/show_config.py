@@ -54,7 +54,7 @@ def show_config(
 
 def _print_table(resolved: Resolved) -> None:
     if resolved.recipe:
-        print(f"recipe: {resolved.recipe}\n")
+        print(f"recipe: {resolved.recipe}")
     rows = [("setting", "value", "origin")]
     rows += [
         (key, toml_value(get(resolved.settings, key)), resolved.origins[key]) for key in keys_of(resolved.settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -60,7 +61,7 @@ def vicreg_reference(first: Tensor, second: Tensor) -> Tensor:
     return 25 * unlike + 25 * flat + redundant
 
 
-def check_gradients(ours: Tensor, reference: Tensor, inputs: list[Tensor]) -> None:
+def check_gradients(ours: Tensor, reference: Tensor, inputs: Sequence[Tensor]) -> None:
     torch.testing.assert_close(ours, reference)
     for one, other in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(reference, inputs), strict=True):
         torch.testing.assert_close(one, other)
