@@ -1,58 +1,163 @@
 """The seam between a contrastive method and everything else.
 
-A backend is an `nn.Module` that is told the views of a batch and which of them are positives of each other, encodes
-each view once in the role the pairs give it, and returns a loss. It does not know how views are made; what makes views
-does not know of backends. One file a backend; a new one also needs its settings and a word in `build.py`.
+A method is an `nn.Module` in a file of its own, with its settings beside it. It is told the views of a batch and which
+of them are positives of each other, and returns a loss. It does not know how views are made; what makes views does not
+know of methods. Methods are found by the entry points `leoclr.methods`, the built-in ones too: docs/extending.md.
+
+The training step calls, in this order: `forward` (for each micro-batch) and backward; `before_update`; the optimizer;
+`after_update`. Whatever must survive a resume is a parameter or a buffer. Randomness comes from (seed, step) alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal, NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from leoclr.backends.networks.encoder import Encoder
+from leoclr.backends.networks.backbones import Backbone
+from leoclr.backends.settings import Pairs, RunFacts
+from leoclr.backends.settings import anchors_of as anchors_of
+from leoclr.backends.settings import positives_of as positives_of
 
-Pairs = tuple[tuple[str, str], ...]
+
+class Progress(NamedTuple):
+    """Where the run is. Every schedule of a method is a function of it.
+
+    Attributes:
+        step: Number of the step, from 0.
+        steps: Steps of the whole run.
+        steps_per_epoch: For schedules in epochs.
+        phase: Number of the phase within the step, for a method with several.
+    """
+
+    step: int
+    steps: int
+    steps_per_epoch: int
+    phase: int = 0
+
+    @property
+    def epoch(self) -> float:
+        """Epochs that are done, with the part of the present one."""
+        return self.step / self.steps_per_epoch
+
+    @property
+    def share(self) -> float:
+        """Share of the run that is done, in [0, 1)."""
+        return self.step / self.steps
 
 
-class StepOutput(NamedTuple):
-    """The loss, a scalar with gradient, and the first anchor's embeddings, `(n, dim)`, to watch for collapse."""
+Schedule = Callable[[Progress], float]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a method may know of its run when it is built.
+
+    Attributes:
+        new_backbone: Makes a backbone with random weights, as the settings say.
+        projector: The settings `encoder.projector_layers`, `_hidden` and `_dim`.
+        policy_views, pairs: Of the view policy.
+        batch_size: Images in a step, over all processes.
+        images: Images in the data set.
+        ranks: Processes that train together.
+        seed: Of the run.
+        device_type: "cpu" or "cuda"; a method is built on the CPU and moved afterwards.
+    """
+
+    new_backbone: Callable[[], Backbone]
+    projector: tuple[int, int, int] = (2, 0, 128)
+    policy_views: tuple[str, ...] = ("x1", "x2")
+    pairs: Pairs = (("x1", "x2"),)
+    batch_size: int = 256
+    images: int = 0
+    ranks: int = 1
+    seed: int = 0
+    device_type: str = "cpu"
+
+
+class Output(NamedTuple):
+    """What a method makes of a batch.
+
+    Attributes:
+        loss: A scalar with gradient: this rank's part, such that the mean of the parameters' gradients over the ranks
+            is the gradient of the whole batch's loss.
+        embeddings: Detached, `(n, dim)`, of any length, to watch for collapse; None where there are none.
+        metrics: More scalars for `metrics.jsonl`, by name, detached.
+    """
 
     loss: Tensor
-    embeddings: Tensor
+    embeddings: Tensor | None = None
+    metrics: Mapping[str, Tensor] = {}
 
 
-class Backend(Protocol):
-    """What the training loop needs of a contrastive method, beside being an `nn.Module`."""
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters with schedules of their own. The first group whose pattern is found in a parameter's name has it.
 
-    encoder: Encoder
+    Attributes:
+        pattern: A regular expression, searched in names such as `predictor.0.weight`.
+        lr: Learning rate over the run's own: None for the same, a number, or a schedule of factors.
+        constant_lr: Whether the factor applies to the peak rate instead of the scheduled one (SimSiam's predictor).
+        weight_decay: In place of the optimizer's: None for the same, or a schedule.
+        frozen: When the parameters have no gradient at all.
+    """
 
-    def __call__(self, views: Mapping[str, Tensor], pairs: Pairs, step: int) -> StepOutput:
+    pattern: str
+    lr: Schedule | float | None = None
+    constant_lr: bool = False
+    weight_decay: Schedule | None = None
+    frozen: Callable[[Progress], bool] | None = None
+
+
+class Method(nn.Module):
+    """Base of all methods. A subclass takes `(settings, facts)`; its settings are the class `Settings` of its file.
+
+    Attributes:
+        groups: Parameters with schedules of their own.
+        phases: Times that a step goes through forward, backward and update; `now.phase` tells which.
+        per_rank: Names of buffers that differ between ranks, such as a queue of each rank's own embeddings. A
+            checkpoint holds them one after another along their first dimension, and a resume splits them.
+    """
+
+    groups: tuple[ParameterGroup, ...] = ()
+    phases: ClassVar[int] = 1
+    per_rank: ClassVar[tuple[str, ...]] = ()
+
+    def forward(self, views: Mapping[str, Tensor], pairs: Pairs, now: Progress) -> Output:
         """The loss of this rank's part of a batch.
 
         Args:
-            views: Normalised images by view name, each of shape `(n, 3, size, size)`; row i is image i in all.
+            views: Normalised images by view name, `(n, 3, size, size)`; the size may differ between views, and row i
+                is image i in all of them.
             pairs: (anchor, positive) view names.
-            step: Number of the step; all randomness of the backend comes from it and a seed.
         """
-        ...
+        raise NotImplementedError
 
-    def after_step(self) -> None:
-        """Called once after each optimizer step."""
-        ...
+    def before_update(self, now: Progress) -> None:
+        """Called after the backward pass, before the optimizer: gradients may be changed or dropped."""
+
+    def after_update(self, now: Progress) -> None:
+        """Called after the optimizer: momentum encoders, queues and centres move."""
+
+    def backbones(self) -> dict[str, Backbone]:
+        """The backbones by the name of their place, such as `encoder.backbone`; the first is scored and exported."""
+        raise NotImplementedError
 
 
-def anchors_of(pairs: Pairs) -> list[str]:
-    """The views that are anchors, each once, in order."""
-    return list(dict.fromkeys(anchor for anchor, _ in pairs))
+@torch.no_grad()
+def momentum_update(moved: nn.Module, towards: nn.Module, momentum: float) -> None:
+    """`moved <- momentum * moved + (1 - momentum) * towards`, for parameters; buffers stay each network's own."""
+    own, others = list[Tensor](moved.parameters()), list[Tensor](towards.parameters())
+    torch._foreach_lerp_(own, others, 1 - momentum)
 
 
-def encode_views(encoder: Encoder, views: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The embeddings of each view, in one pass where that makes no difference: without statistics over the batch."""
-    if encoder.batch_statistics:
+def encode_views(encoder: Any, views: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The embeddings of each view: in one pass for views of one size, where the encoder has no batch statistics."""
+    sizes = {images.shape[1:] for images in views.values()}
+    if encoder.batch_statistics or len(sizes) > 1:
         return {name: encoder(images) for name, images in views.items()}
     embeddings = encoder(torch.cat(list(views.values())))
     return dict(zip(views, embeddings.chunk(len(views)), strict=True))
@@ -64,7 +169,7 @@ def reduce_pairs(losses: Tensor, reduction: Literal["sum", "mean"]) -> Tensor:
 
 
 def spread(embeddings: Tensor) -> tuple[Tensor, Tensor]:
-    """How far embeddings are from collapse.
+    """How far embeddings of unit length are from collapse.
 
     Returns:
         The standard deviation per dimension, averaged and multiplied by sqrt(dim): 1 where the unit sphere is filled
@@ -76,3 +181,13 @@ def spread(embeddings: Tensor) -> tuple[Tensor, Tensor]:
     values = torch.linalg.svdvals(embeddings - embeddings.mean(dim=0))
     share = values / values.sum().clamp_min(1e-12)
     return deviation, torch.exp(-(share * share.clamp_min(1e-12).log()).sum())
+
+
+def run_facts(facts: Facts, micro: int, accumulation: int) -> RunFacts:
+    """The part of the facts that settings are checked against."""
+    return RunFacts(facts.policy_views, facts.pairs, facts.images, micro, facts.ranks, accumulation)
+
+
+def in_rank_order(method: Method) -> Iterator[tuple[str, Tensor]]:
+    """The buffers of a method that differ between ranks."""
+    return ((name, method.get_buffer(name)) for name in method.per_rank)

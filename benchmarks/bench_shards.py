@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leoclr.datasets.images.augment_pillow import AugmentationSpec
+from leoclr.datasets.images.augmentation import AugmentationSpec
 from leoclr.datasets.loading.loader import StepDataset, batches
 from leoclr.datasets.loading.plan import Plan
 from leoclr.datasets.packing.arrangement import arrange

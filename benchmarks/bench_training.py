@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
+from leoclr.backends.method import Progress
 from leoclr.cli.config.resolve import resolve
 from leoclr.cli.run.devices import choose_device
 from leoclr.cli.training import build
 from leoclr.cli.training.optimizers import build_optimizer
 from leoclr.datasets.images.normalise import normalise
-from leoclr.datasets.views import POLICIES
 
 _BATCH = 64
 
@@ -27,8 +27,8 @@ _BATCH = 64
 @pytest.mark.parametrize("backend", ["moco", "simclr"])
 def test_step(benchmark: Any, rate: Callable[[str, float], None], backend: str, views: str, precision: str) -> None:
     settings = resolve("cifar10", None, {}, {"backend": backend, "views": views}).settings
-    device, policy = choose_device("auto"), POLICIES[settings.views]
-    method = build.backend(settings, device)
+    device, policy = choose_device("auto"), settings.view_policy
+    method = build.method(settings, device, 50_000)
     optimizer = build_optimizer(method, settings.optimizer)
     generator = torch.Generator().manual_seed(0)
     pixels = {
@@ -44,11 +44,11 @@ def test_step(benchmark: Any, rate: Callable[[str, float], None], backend: str, 
             for name, view in pixels.items()
         }
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            loss = method(inputs, policy.pairs, 0).loss
+            loss = method(inputs, policy.pairs, Progress(0, 1, 1)).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        method.after_step()
+        method.after_update(Progress(0, 1, 1))
         return float(loss.detach())  # waits for a GPU
 
     benchmark.pedantic(step, rounds=50 if device.type == "cuda" else 3, warmup_rounds=5 if device.type == "cuda" else 1)

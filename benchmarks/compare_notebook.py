@@ -20,8 +20,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from leoclr.backends.networks.encoder import Encoder
-from leoclr.cli.config.settings import EncoderSettings, Settings
+from leoclr.backends.networks.encoder import contrastive_encoder
+from leoclr.cli.config.sections import EncoderSettings
+from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.checkpoint import load_checkpoint, step_folder
 from leoclr.cli.run.encoders import load_encoder
 from leoclr.datasets.shards.index import Index
@@ -63,7 +64,9 @@ def neighbours(
     """k-NN in percent on the output of the projector and on the backbone's features."""
     encoder = load_encoder(checkpoint)
     model = load_checkpoint(checkpoint, groups=("model",)).tensors["model"]
-    projector = Encoder(encoder.backbone, head.projector_hidden, head.projector_dim, head.projector_layers).projector
+    projector = contrastive_encoder(
+        encoder.backbone, head.projector_layers, head.projector_hidden, head.projector_dim
+    ).projector
     prefix = "encoder.projector."
     projector.load_state_dict(
         {name.removeprefix(prefix): tensor for name, tensor in model.items() if name.startswith(prefix)}

@@ -40,9 +40,10 @@ from sklearn.datasets import load_sample_images
 from torchvision import transforms
 
 from leoclr.cli.commands.app import main as leoclr
+from leoclr.cli.config.augmentation import augmentation_spec
 from leoclr.cli.config.resolve import resolve
-from leoclr.cli.config.settings import AugmentationSettings, Settings
-from leoclr.cli.training.augmentation import augmentation_spec
+from leoclr.cli.config.sections import AugmentationSettings
+from leoclr.cli.config.settings import Settings
 from leoclr.datasets.images.normalise import normalise
 from leoclr.datasets.loading.loader import StepDataset
 from leoclr.datasets.loading.plan import Plan

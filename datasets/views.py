@@ -1,17 +1,39 @@
 """View policies: which views of an image there are, and which of them are positives of each other.
 
-A policy is data, a small graph. It knows nothing of losses, and a backend knows nothing of images: any policy runs
-under any backend. A new policy is a new entry here and nothing else.
+A policy is data, a small graph. It knows nothing of losses, and a method knows nothing of images: any policy runs under
+any method that does not refuse it. Policies are found by the entry points `leoclr.views`, the built-in ones too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
 
 ViewKind = Literal["whole", "crop"]
+Pairs = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class View:
+    """One view of an image.
+
+    Attributes:
+        kind: Whether it shows the whole image or a random crop. Both are augmented.
+        size: Its side as a share of `data.image_size`.
+        changes: Settings of `[augmentation]` that differ for this view, such as `{"blur": 1.0, "solarize": 0.2}`.
+    """
+
+    kind: ViewKind = "crop"
+    size: float = 1.0
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    def side(self, image_size: int) -> int:
+        """Its side in pixels."""
+        return max(1, round(self.size * image_size))
 
 
 @dataclass(frozen=True)
@@ -19,25 +41,45 @@ class ViewPolicy:
     """The views of an image and the pairs among them.
 
     Attributes:
-        views: Name of each view, and whether it shows the whole image or a random crop. Both are augmented.
+        views: By name. The order numbers them, and with it their random draws.
         pairs: (anchor, positive) names. The anchor gets the gradient; each anchor is pulled to its positives only.
+        summary: What it is, in a line.
     """
 
     name: str
-    views: Mapping[str, ViewKind]
-    pairs: tuple[tuple[str, str], ...]
+    views: Mapping[str, View]
+    pairs: Pairs
+    summary: str = ""
 
 
-def _policy(name: str, views: dict[str, ViewKind], *pairs: tuple[str, str]) -> ViewPolicy:
-    return ViewPolicy(name, views, pairs)
+class PolicySettings(BaseModel):
+    """A policy with settings of its own: a subclass, registered as an entry point, becomes the settings section of its
+    name, and makes the policy."""
 
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+    def policy(self) -> ViewPolicy:
+        """The policy that these settings describe."""
+        raise NotImplementedError
+
+
+# LeOCLR, section 3, equation 3.
+LEOCLR = ViewPolicy(
+    "leoclr",
+    {"x": View("whole"), "x1": View(), "x2": View()},
+    (("x", "x1"), ("x", "x2")),
+    "Two crops, each pulled to the uncropped original and never to each other.",
+)
+PAIRWISE = ViewPolicy(
+    "pairwise", {"x1": View(), "x2": View()}, (("x1", "x2"),), "Two crops, the first pulled to the second (MoCo-v2)."
+)
+PAIRWISE_SYMMETRIC = ViewPolicy(
+    "pairwise-symmetric",
+    {"x1": View(), "x2": View()},
+    (("x1", "x2"), ("x2", "x1")),
+    "Two crops, each pulled to the other.",
+)
 
 POLICIES: Mapping[str, ViewPolicy] = MappingProxyType(
-    {
-        # The two crops are pulled to the original and never to each other (LeOCLR, section 3, equation 3).
-        "leoclr": _policy("leoclr", {"x": "whole", "x1": "crop", "x2": "crop"}, ("x", "x1"), ("x", "x2")),
-        # What MoCo and SimCLR do; MoCo's is asymmetric: the second crop is always the key.
-        "pairwise": _policy("pairwise", {"x1": "crop", "x2": "crop"}, ("x1", "x2")),
-        "pairwise-symmetric": _policy("pairwise-symmetric", {"x1": "crop", "x2": "crop"}, ("x1", "x2"), ("x2", "x1")),
-    }
+    {policy.name: policy for policy in (LEOCLR, PAIRWISE, PAIRWISE_SYMMETRIC)}
 )

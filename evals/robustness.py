@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import stats
 
-from leoclr.datasets.images.augment_pillow import UNIFORMS, AugmentationSpec, crop_box
+from leoclr.datasets.images.augmentation import UNIFORMS, AugmentationSpec, crop_box
 from leoclr.datasets.randomness import stream, uniforms
 from leoclr.evals.features.preprocessing import resized_side
 

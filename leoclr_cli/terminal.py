@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -23,6 +24,16 @@ def say(message: str, end: str = "\n") -> None:
 def warn(message: str) -> None:
     """One line that a person should not miss, on stderr."""
     say(f"warning: {message}")
+
+
+def suggest(*commands: Sequence[str]) -> None:
+    """Say which commands may come next, each as it can be typed.
+
+    Args:
+        commands: What follows `leoclr`, word by word.
+    """
+    for words in commands:
+        say(f"next: {shlex.join(('leoclr', *words))}")
 
 
 def print_json(value: Any) -> None:

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
-from leoclr.cli.config.fields import FIELDS, SECTIONS, get
+from pydantic import BaseModel
+
+from leoclr.cli.config.fields import SECTIONS, all_fields, default, plugin_sections
 from leoclr.cli.config.setting_files import toml_value
 from leoclr.cli.config.settings import Settings
 
@@ -20,19 +22,25 @@ START, END = "<!-- settings: start -->\n", "<!-- settings: end -->\n"
 
 def table() -> Iterator[str]:
     """The lines of a table for each section, those of the two choices at the top first."""
-    for section in ("", *SECTIONS):
+    for section in ("", *SECTIONS, *sorted(plugin_sections())):
         if section:
-            meaning = " ".join((Settings.model_fields[section].annotation.__doc__ or "").split())
+            meaning = " ".join((_model(section).__doc__ or "").split())
             yield from ("", f"### {section}", "", meaning)
         yield from ("", "| key | default | meaning |", "|---|---|---|")
-        for key, field in FIELDS.items():
+        for key, field in all_fields().items():
             if key.rpartition(".")[0] == section:
                 meaning = f"{_choices(field.annotation)}{field.description}".replace("|", "\\|")
                 yield f"| `{key}` | `{_default(key)}` | {meaning} |"
 
 
+def _model(section: str) -> type[BaseModel]:
+    model = plugin_sections().get(section) or Settings.model_fields[section].annotation
+    assert isinstance(model, type) and issubclass(model, BaseModel)
+    return model
+
+
 def _default(key: str) -> str:
-    value = get(Settings(), key)
+    value = default(key)
     if isinstance(value, tuple):
         return f"[{', '.join(_number(item) for item in value)}]"
     return toml_value(value)

@@ -7,81 +7,116 @@ With `pairwise` views it is MoCo-v2 (arXiv 2003.04297).
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Tensor
 
 from leoclr.backends.distributed import gather, rank, ranks
 from leoclr.backends.losses import info_nce
-from leoclr.backends.method import Pairs, StepOutput, anchors_of, encode_views, reduce_pairs
+from leoclr.backends.method import Facts, Method, Output, Progress, encode_views, momentum_update, reduce_pairs
+from leoclr.backends.networks.backbones import Backbone
 from leoclr.backends.networks.batchnorm import split_batch_norm
-from leoclr.backends.networks.encoder import Encoder
+from leoclr.backends.networks.encoder import contrastive_encoder
 from leoclr.backends.queue import KeyQueue
+from leoclr.backends.settings import (
+    Fraction,
+    MethodSettings,
+    Pairs,
+    Positive,
+    PositiveCount,
+    RunFacts,
+    anchors_of,
+    positives_of,
+)
 
 
-class MoCo(nn.Module):
+class Settings(MethodSettings):
+    """Momentum encoder and queue (backend moco)."""
+
+    default_views: ClassVar[str] = "leoclr"
+    small: ClassVar[Mapping[str, Any]] = {"queue": 16, "bn_splits": 2}
+
+    queue: PositiveCount = Field(
+        default=65536, description="Keys in the queue; MoCo-v2's value, as the paper states none."
+    )
+    momentum: Fraction = Field(default=0.999, description="EMA decay of the key encoder.")
+    temperature: Positive = Field(
+        default=0.2, description="InfoNCE temperature; MoCo-v2's value, as the paper states none."
+    )
+    enqueue: Literal["first", "last", "all"] = Field(
+        default="first",
+        description="Which positives' keys enter the queue (LeOCLR: X1's, X2's, both). Open in the paper.",
+    )
+    reduction: Literal["sum", "mean"] = Field(default="sum", description="Over the pairs of an image. Equation 3 sums.")
+    bn_splits: PositiveCount = Field(
+        default=8,
+        description="Groups of the global batch with BatchNorm statistics of their own; at least one for each process.",
+    )
+
+    def problems(self, facts: RunFacts) -> Iterator[str]:
+        splits = max(1, self.bn_splits // facts.ranks)
+        if facts.micro % splits or facts.micro // splits < 2:
+            yield (
+                f"a batch of {facts.micro} images cannot be split into {splits} groups of two or more for BatchNorm; "
+                "change --batch-size, or --set moco.bn_splits=1"
+            )
+
+    def warnings(self, facts: RunFacts) -> Iterator[str]:
+        if self.queue > facts.images:
+            yield (
+                f"the queue of {self.queue:,} keys is longer than the data set of {facts.images:,} images: an image is "
+                "among its own negatives; --set moco.queue=... to about a tenth of the data set"
+            )
+
+    def forward_passes(self, facts: RunFacts) -> int:
+        return 3 * len(anchors_of(facts.pairs)) + len(positives_of(facts.pairs))
+
+
+class MoCo(Method):
     """The momentum-queue backend.
 
-    Args:
-        encoder: Trained by gradient: f_q. Its BatchNorm is put in splits here.
-        queue: The negatives, of the encoder's dimension.
-        momentum: m of `theta_k <- m theta_k + (1 - m) theta_q`.
-        enqueue: Which positives' keys become negatives of later steps: the first positive's of the policy (X1 of
-            LeOCLR), the last's (X2), or all.
-        reduction: Whether the losses of an image's pairs are summed (equation 3) or averaged.
-        bn_splits: Groups of the global batch with statistics of their own.
-        seed: Of the shuffle of keys among the groups.
+    Attributes:
+        encoder: Trained by gradient: f_q.
+        key_encoder: Its momentum copy: f_k.
+        queue: The negatives.
     """
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        queue: KeyQueue,
-        momentum: float,
-        temperature: float,
-        enqueue: Literal["first", "last", "all"] = "first",
-        reduction: Literal["sum", "mean"] = "sum",
-        bn_splits: int = 1,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, settings: Settings, facts: Facts) -> None:
         super().__init__()
-        split_batch_norm(encoder, max(1, bn_splits // ranks()))
-        self.encoder = encoder
-        self.key_encoder = copy.deepcopy(encoder).requires_grad_(False)
-        self.queue = queue
-        self.momentum = momentum
-        self.temperature = temperature
-        self.enqueue = enqueue
-        self.reduction = reduction
-        self.shuffles = encoder.batch_statistics and (bn_splits > 1 or ranks() > 1)
-        self.seed = seed
+        self.settings, self.seed = settings, facts.seed
+        self.encoder = contrastive_encoder(facts.new_backbone(), *facts.projector)
+        split_batch_norm(self.encoder, max(1, settings.bn_splits // ranks()))
+        self.key_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
+        self.queue = KeyQueue(settings.queue, facts.projector[2], facts.seed)
+        self.shuffles = self.encoder.batch_statistics and (settings.bn_splits > 1 or ranks() > 1)
         self._waiting: list[Tensor] = []
 
-    def forward(self, views: Mapping[str, Tensor], pairs: Pairs, step: int) -> StepOutput:
-        """The loss of this rank's part of a batch; see `leoclr.backends.method`."""
-        positives = list(dict.fromkeys(positive for _, positive in pairs))
-        keys = self._encode_keys({name: views[name] for name in positives}, step)
+    def forward(self, views: Mapping[str, Tensor], pairs: Pairs, now: Progress) -> Output:
+        positives = positives_of(pairs)
+        keys = self._encode_keys({name: views[name] for name in positives}, now.step)
         losses, embeddings = [], []
         for anchor in anchors_of(pairs):
             query = self.encoder(views[anchor])
             embeddings.append(query.detach())
             own = [keys[positive] for name, positive in pairs if name == anchor]
-            losses.append(info_nce(query, own, self.queue.keys, self.temperature))
-        chosen = {"first": positives[:1], "last": positives[-1:], "all": positives}[self.enqueue]
+            losses.append(info_nce(query, own, self.queue.keys, self.settings.temperature))
+        chosen = {"first": positives[:1], "last": positives[-1:], "all": positives}[self.settings.enqueue]
         self._waiting.extend(keys[name] for name in chosen)
-        return StepOutput(reduce_pairs(torch.cat(losses), self.reduction), embeddings[0])
+        return Output(reduce_pairs(torch.cat(losses), self.settings.reduction), embeddings[0])
 
     @torch.no_grad()
-    def after_step(self) -> None:
+    def after_update(self, now: Progress) -> None:
         """Move the key encoder, then enqueue: no key is ever among the negatives of its own batch."""
-        theta_k: list[Tensor] = list(self.key_encoder.parameters())
-        theta_q: list[Tensor] = list(self.encoder.parameters())
-        torch._foreach_lerp_(theta_k, theta_q, 1 - self.momentum)
+        momentum_update(self.key_encoder, self.encoder, self.settings.momentum)
         for keys in self._waiting:
             self.queue.enqueue(gather(keys))
         self._waiting.clear()
+
+    def backbones(self) -> dict[str, Backbone]:
+        return {"encoder.backbone": self.encoder.backbone, "key_encoder.backbone": self.key_encoder.backbone}
 
     @torch.no_grad()
     def _encode_keys(self, views: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:

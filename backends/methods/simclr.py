@@ -6,46 +6,59 @@ never to each other. With `pairwise` views it is SimCLR (arXiv 2002.05709).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Literal, cast
 
 import torch
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Tensor
 
 from leoclr.backends.losses import nt_xent
-from leoclr.backends.method import Pairs, StepOutput, encode_views, reduce_pairs
-from leoclr.backends.networks.encoder import Encoder
+from leoclr.backends.method import Facts, Method, Output, Progress, encode_views, reduce_pairs
+from leoclr.backends.networks.backbones import Backbone
+from leoclr.backends.networks.batchnorm import sync_batch_norm
+from leoclr.backends.networks.encoder import Encoder, contrastive_encoder
+from leoclr.backends.settings import MethodSettings, Pairs, Positive, RunFacts
 
 
-class SimCLR(nn.Module):
-    """The end-to-end backend.
+class Settings(MethodSettings):
+    """One encoder, negatives from the batch (backend simclr)."""
 
-    Args:
-        reduction: Whether the losses of an image's pairs are summed (equation 3) or averaged.
-        stop_gradient: Whether the positive of an anchor is a constant. The paper's end-to-end form learns both.
-    """
+    default_views: ClassVar[str] = "leoclr"
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        temperature: float,
-        reduction: Literal["sum", "mean"] = "sum",
-        stop_gradient: bool = False,
-    ) -> None:
+    temperature: Positive = Field(default=0.1, description="SimCLR's on ImageNet; on CIFAR-10 it is 0.5.")
+    reduction: Literal["sum", "mean"] = Field(default="sum", description="Over the pairs of an image. Equation 3 sums.")
+    stop_gradient: bool = Field(
+        default=False, description="Whether positives get no gradient. The paper's end-to-end form learns both."
+    )
+    sync_batchnorm: bool = Field(default=True, description="BatchNorm statistics over all GPUs (CUDA only).")
+
+    def problems(self, facts: RunFacts) -> Iterator[str]:
+        if facts.micro * facts.ranks < 2:
+            yield "SimCLR's negatives are the other images of the batch, and a batch of one has none"
+
+    def warnings(self, facts: RunFacts) -> Iterator[str]:
+        if facts.accumulation > 1:
+            yield f"with accumulation, SimCLR's negatives come from micro-batches of {facts.micro} images only"
+
+
+class SimCLR(Method):
+    """The end-to-end backend."""
+
+    def __init__(self, settings: Settings, facts: Facts) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.temperature = temperature
-        self.reduction = reduction
-        self.stop_gradient = stop_gradient
+        self.settings = settings
+        self.encoder = contrastive_encoder(facts.new_backbone(), *facts.projector)
+        if settings.sync_batchnorm and facts.device_type == "cuda":
+            self.encoder = cast(Encoder, sync_batch_norm(self.encoder))
 
-    def forward(self, views: Mapping[str, Tensor], pairs: Pairs, step: int) -> StepOutput:
-        """The loss of this rank's part of a batch; see `leoclr.backends.method`."""
+    def forward(self, views: Mapping[str, Tensor], pairs: Pairs, now: Progress) -> Output:
         embeddings = encode_views(self.encoder, views)
         losses = [
-            nt_xent(embeddings[anchor], embeddings[positive], self.temperature, self.stop_gradient)
+            nt_xent(embeddings[anchor], embeddings[positive], self.settings.temperature, self.settings.stop_gradient)
             for anchor, positive in pairs
         ]
-        return StepOutput(reduce_pairs(torch.stack(losses), self.reduction), embeddings[pairs[0][0]].detach())
+        return Output(reduce_pairs(torch.stack(losses), self.settings.reduction), embeddings[pairs[0][0]].detach())
 
-    def after_step(self) -> None:
-        """Nothing to do: there is no state beside the encoder."""
+    def backbones(self) -> dict[str, Backbone]:
+        return {"encoder.backbone": self.encoder.backbone}

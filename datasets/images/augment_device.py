@@ -21,11 +21,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from leoclr.datasets.images.augment_pillow import CROP_ATTEMPTS, JITTER_ORDERS, AugmentationSpec, widest_centre
+from leoclr.datasets.images.augmentation import (
+    BLUR,
+    BRIGHTNESS,
+    CROP_ATTEMPTS,
+    FLIP,
+    GRAYSCALE,
+    HUE,
+    JITTER,
+    JITTER_ORDERS,
+    ORDER,
+    SIGMA,
+    SOLARIZE,
+    SOLARIZE_THRESHOLD,
+    AugmentationSpec,
+    widest_centre,
+)
 
 _BLENDS = 6
 _HUE, _GRAYSCALE, _RADIUS, _FLIP = range(3 * _BLENDS, 3 * _BLENDS + 4)  # columns, after three for each blend
-COLUMNS = _FLIP + 1
+COLUMNS = _FLIP + 1  # and one more where the view may be solarised
 _NO_TURN = -1.0
 _BLUR_PASSES = 3
 
@@ -47,31 +62,34 @@ _TARGETS = np.array([[0, 0], [0, 1], [1, 0], [0, 0]], np.float32)  # black; the 
 
 
 def draw_all(spec: AugmentationSpec, uniforms: NDArray[np.float64]) -> Tensor:
-    """`leoclr.datasets.images.augment_pillow.draw` for many views, from uniforms of shape `(n, UNIFORMS)`.
+    """`augmentation.draw` for many views, from uniforms of shape `(n, spec.uniforms)`.
 
     Returns:
         float32, shape `(n, COLUMNS)`: for each of six blends its factor, and how much of its target is the pixel's own
         grey and the image's mean grey; then the turn of the hue in 1/255 (-1 for none), grayscale, the radius of the
-        blur's box filters, flip.
+        blur's box filters, flip; and solarisation, a column that is there only where `spec.solarize` is above 0.
     """
-    flip, jitter, *draws, order, grayscale, blur, sigma = uniforms[:, 2 * CROP_ATTEMPTS + 2 :].T
-    jittered = jitter < spec.jitter
+    draws = uniforms.T
+    jittered = draws[JITTER] < spec.jitter
     factors = [
         max(0.0, 1 - strength) + (1 + strength - max(0.0, 1 - strength)) * draw
-        for strength, draw in zip((spec.brightness, spec.contrast, spec.saturation), draws, strict=False)
+        for strength, draw in zip((spec.brightness, spec.contrast, spec.saturation), draws[BRIGHTNESS:HUE], strict=True)
     ]
     factors_n4 = np.stack([*factors, np.ones(len(uniforms))], axis=1)
-    slots = np.where(jittered[:, None], _SLOTS[(order * len(JITTER_ORDERS)).astype(np.int64)], 3)
-    turn = np.trunc(spec.hue * (2 * draws[3] - 1) * 255) % 256
-    sigmas = np.where(blur < spec.blur, spec.blur_sigma[0] + (spec.blur_sigma[1] - spec.blur_sigma[0]) * sigma, 0)
-    columns = np.empty((len(uniforms), COLUMNS), np.float32)
+    slots = np.where(jittered[:, None], _SLOTS[(draws[ORDER] * len(JITTER_ORDERS)).astype(np.int64)], 3)
+    turn = np.trunc(spec.hue * (2 * draws[HUE] - 1) * 255) % 256
+    low, high = spec.blur_sigma
+    sigmas = np.where(draws[BLUR] < spec.blur, low + (high - low) * draws[SIGMA], 0)
+    columns = np.empty((len(uniforms), COLUMNS + (spec.solarize > 0)), np.float32)
     columns[:, 0 : 3 * _BLENDS : 3] = np.take_along_axis(factors_n4, slots, axis=1)
     columns[:, 1 : 3 * _BLENDS : 3] = _TARGETS[slots, 0]
     columns[:, 2 : 3 * _BLENDS : 3] = _TARGETS[slots, 1]
     columns[:, _HUE] = np.where(jittered & (spec.hue > 0), turn, _NO_TURN)
-    columns[:, _GRAYSCALE] = grayscale < spec.grayscale
+    columns[:, _GRAYSCALE] = draws[GRAYSCALE] < spec.grayscale
     columns[:, _RADIUS] = _box_radius(sigmas)
-    columns[:, _FLIP] = flip < spec.flip
+    columns[:, _FLIP] = draws[FLIP] < spec.flip
+    if spec.solarize > 0:
+        columns[:, COLUMNS] = draws[SOLARIZE] < spec.solarize
     return torch.from_numpy(columns)
 
 
@@ -97,7 +115,7 @@ def photometric(pixels: Tensor, parameters: Tensor) -> Tensor:
 
     Args:
         pixels: uint8, shape `(n, 3, size, size)`.
-        parameters: Shape `(n, COLUMNS)`, on the same device.
+        parameters: As `draw_all` returns them, on the same device.
 
     Returns:
         uint8 of the same shape, channels last in memory.
@@ -113,7 +131,11 @@ def photometric(pixels: Tensor, parameters: Tensor) -> Tensor:
     right = blur.transpose(1, 2)
     right = torch.where(columns[:, _FLIP, :, 0] > 0, right.flip(2), right)
     colours = blur[:, None] @ colours @ right[:, None]
-    return to_bytes(colours).contiguous(memory_format=torch.channels_last)
+    drawn = to_bytes(colours)
+    if parameters.shape[1] > COLUMNS:
+        inverted = (columns[:, COLUMNS] > 0) & (drawn >= SOLARIZE_THRESHOLD)
+        drawn = torch.where(inverted, 255 - drawn, drawn)
+    return drawn.contiguous(memory_format=torch.channels_last)
 
 
 def _jitter(pixels: Tensor, columns: Tensor) -> Tensor:

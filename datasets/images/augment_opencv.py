@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from leoclr.datasets.images.augment_pillow import (
+from leoclr.datasets.images.augmentation import (
     PAD_COLOUR,
+    SOLARIZE_THRESHOLD,
     AugmentationSpec,
     Photometric,
     Uniforms,
@@ -33,7 +34,6 @@ from leoclr.datasets.images.augment_pillow import (
     placed,
 )
 from leoclr.datasets.images.decode import decode_pixels
-from leoclr.datasets.views import ViewKind
 
 Pixels = NDArray[np.uint8]
 
@@ -44,20 +44,19 @@ _RED, _GREEN, _BLUE = 19595 / 65536, 38470 / 65536, 7471 / 65536  # Pillow's wei
 _UNCHANGED = (1.0, 0.0, 0.0)
 _TRUNCATION = -0.499  # Pillow truncates where OpenCV rounds; not -0.5, which would be a tie for whole numbers
 _BLUR_PASSES = 3
+_SOLARIZED = np.array([level if level < SOLARIZE_THRESHOLD else 255 - level for level in range(256)], np.uint8)
 _KERNEL_UNITS = 256  # OpenCV filters bytes with weights of 8 bits
 
 
-def views(data: bytes, spec: AugmentationSpec, kinds: Sequence[ViewKind], uniforms: Sequence[Uniforms]) -> list[Pixels]:
-    """The views of an encoded image, one for each of `kinds` with its uniforms. Raises BadImage."""
+def views(data: bytes, specs: Sequence[AugmentationSpec], uniforms: Sequence[Uniforms]) -> list[Pixels]:
+    """The views of an encoded image, one for each spec with its uniforms. Raises BadImage."""
     return [
         apply(of_view, draw(spec, numbers))
-        for of_view, numbers in zip(squares(data, spec, kinds, uniforms), uniforms, strict=True)
+        for of_view, spec, numbers in zip(squares(data, specs, uniforms), specs, uniforms, strict=True)
     ]
 
 
-def squares(
-    data: bytes, spec: AugmentationSpec, kinds: Sequence[ViewKind], uniforms: Sequence[Uniforms]
-) -> list[Pixels]:
+def squares(data: bytes, specs: Sequence[AugmentationSpec], uniforms: Sequence[Uniforms]) -> list[Pixels]:
     """As `views`, before their photometric operations."""
     full: tuple[int, int] | None = None
 
@@ -66,33 +65,32 @@ def squares(
         full = width, height
         return min(
             side / needed
-            for kind, numbers in zip(kinds, uniforms, strict=True)
-            for side, needed in _sides(width, height, spec, kind, numbers)
+            for spec, numbers in zip(specs, uniforms, strict=True)
+            for side, needed in _sides(width, height, spec, numbers)
         )
 
-    image = decode_pixels(data, spare if spec.reduced_decoding else None)
-    return [square(image, spec, kind, numbers, full) for kind, numbers in zip(kinds, uniforms, strict=True)]
+    reduced = all(spec.reduced_decoding for spec in specs)
+    image = decode_pixels(data, spare if reduced else None)
+    return [square(image, spec, numbers, full) for spec, numbers in zip(specs, uniforms, strict=True)]
 
 
 def _sides(
-    width: int, height: int, spec: AugmentationSpec, kind: ViewKind, uniforms: Uniforms
+    width: int, height: int, spec: AugmentationSpec, uniforms: Uniforms
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Of what a view shows: how many pixels of the image lie along each side, and how many of the view."""
-    if kind == "crop":
+    """How many pixels of the image lie along each side of a view, and how many of the view."""
+    if spec.kind == "crop":
         left, top, right, bottom = crop_box(width, height, spec, uniforms)
         return (right - left, spec.image_size), (bottom - top, spec.image_size)
     *_, placed_width, placed_height = placed(width, height, spec)
     return (width, placed_width), (height, placed_height)
 
 
-def augment(image: Pixels, spec: AugmentationSpec, kind: ViewKind, uniforms: Uniforms) -> Pixels:
-    """One view, as `leoclr.datasets.images.augment_pillow.augment`, from RGB pixels of shape `(height, width, 3)`."""
-    return apply(square(image, spec, kind, uniforms), draw(spec, uniforms))
+def augment(image: Pixels, spec: AugmentationSpec, uniforms: Uniforms) -> Pixels:
+    """One view, as `augment_pillow.augment`, from RGB pixels of shape `(height, width, 3)`."""
+    return apply(square(image, spec, uniforms), draw(spec, uniforms))
 
 
-def square(
-    image: Pixels, spec: AugmentationSpec, kind: ViewKind, uniforms: Uniforms, full: tuple[int, int] | None = None
-) -> Pixels:
+def square(image: Pixels, spec: AugmentationSpec, uniforms: Uniforms, full: tuple[int, int] | None = None) -> Pixels:
     """A view before its photometric operations: the crop, or the whole image, as a square of `image_size`.
 
     Args:
@@ -101,7 +99,7 @@ def square(
     height, width = image.shape[:2]
     full_width, full_height = full or (width, height)
     size = spec.image_size
-    if kind == "crop":
+    if spec.kind == "crop":
         left, top, right, bottom = crop_box(full_width, full_height, spec, uniforms)
         left, right = left * width // full_width, -(-right * width // full_width)  # outwards, where it is reduced
         top, bottom = top * height // full_height, -(-bottom * height // full_height)
@@ -141,6 +139,8 @@ def apply(image: Pixels, drawn: Photometric) -> Pixels:
         image = cv2.sepFilter2D(image, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
     if drawn.grayscale:
         image = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
+    if drawn.solarize:
+        image = cv2.LUT(image, _SOLARIZED)
     return torch.from_numpy(image).flip(1).numpy() if drawn.flip else image
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from leoclr.datasets.images.augment_device import to_bytes
-from leoclr.datasets.images.augment_pillow import PAD_COLOUR, AugmentationSpec, placed
+from leoclr.datasets.images.augmentation import PAD_COLOUR, AugmentationSpec, placed
 
 
 def crops(images: Tensor, boxes: Tensor, size: int) -> Tensor:

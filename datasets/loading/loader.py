@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from leoclr.datasets.errors import BadImage, DataError
 from leoclr.datasets.images.augment_device import draw_all
-from leoclr.datasets.images.augment_pillow import UNIFORMS, AugmentationSpec, Uniforms
+from leoclr.datasets.images.augmentation import AugmentationSpec, Uniforms, view_specs
 from leoclr.datasets.images.executors import EXECUTORS
 from leoclr.datasets.loading.plan import Plan
 from leoclr.datasets.loading.workers import load_batches
@@ -37,7 +37,7 @@ class Batch:
 
     Attributes:
         step: Its number, from 0 over the whole run.
-        views: By view name, uint8, shape `(n, 3, size, size)`, channels last in memory.
+        views: By view name, uint8, shape `(n, 3, size, size)`, each with a size of its own, channels last in memory.
         samples: Sample numbers, int64, shape `(n,)`.
         bad: One line for each image that could not be used; another sample took its place.
         error: Why the step could not be made at all (a shard has gone), or None.
@@ -66,8 +66,8 @@ class StepDataset(Dataset[Batch]):
     def __init__(self, index: Index, plan: Plan, policy: ViewPolicy, spec: AugmentationSpec) -> None:
         self.reader = SampleReader(index)
         self.plan = plan
-        self.policy = policy
-        self.spec = spec
+        self.specs = view_specs(policy, spec)
+        self.executor = spec.executor
 
     def __len__(self) -> int:
         return self.plan.steps_per_epoch
@@ -76,9 +76,11 @@ class StepDataset(Dataset[Batch]):
         planned = self.plan.step(step)
         samples = planned.samples.copy()
         bad: list[str] = []
-        size = self.spec.image_size
-        numbers = [self._uniforms(planned.epoch, samples, view) for view in range(len(self.policy.views))]
-        views = {name: np.empty((len(samples), size, size, 3), np.uint8) for name in self.policy.views}
+        numbers = self._uniforms(planned.epoch, samples)
+        views = {
+            name: np.empty((len(samples), spec.image_size, spec.image_size, 3), np.uint8)
+            for name, spec in self.specs.items()
+        }
         try:
             self.reader.prefetch(samples.tolist())
             for row in range(len(samples)):
@@ -90,32 +92,36 @@ class StepDataset(Dataset[Batch]):
         except DataError as error:
             return Batch(step, {}, torch.from_numpy(samples), bad, str(error))
         tensors = {name: torch.from_numpy(pixels).permute(0, 3, 1, 2) for name, pixels in views.items()}
-        parameters = self._parameters(planned.epoch, samples) if self.spec.executor == "device" else {}
+        parameters = self._parameters(planned.epoch, samples) if self.executor == "device" else {}
         return Batch(step, tensors, torch.from_numpy(samples), bad, parameters=parameters)
 
-    def _uniforms(self, epoch: int, samples: NDArray[np.int64], view: int) -> NDArray[np.float64]:
-        return uniforms(self.plan.seed, epoch, samples, view, UNIFORMS)
+    def _uniforms(self, epoch: int, samples: NDArray[np.int64]) -> list[NDArray[np.float64]]:
+        """For each view, the numbers of each sample."""
+        return [
+            uniforms(self.plan.seed, epoch, samples, view, spec.uniforms)
+            for view, spec in enumerate(self.specs.values())
+        ]
 
     def _parameters(self, epoch: int, samples: NDArray[np.int64]) -> dict[str, Tensor]:
+        numbers = self._uniforms(epoch, samples)
         return {
-            name: draw_all(self.spec, self._uniforms(epoch, samples, view))
-            for view, name in enumerate(self.policy.views)
+            name: draw_all(spec, of_view) for (name, spec), of_view in zip(self.specs.items(), numbers, strict=True)
         }
 
     def _views(
         self, samples: NDArray[np.int64], row: int, numbers: list[Uniforms], epoch: int, bad: list[str]
     ) -> list[NDArray[np.uint8]]:
         """The views of one sample, or of another one that takes its place in `samples`."""
-        kinds = tuple(self.policy.views.values())
+        specs = tuple(self.specs.values())
         planned = int(samples[row])
         for attempt in range(SUBSTITUTES):
-            execute = partial(EXECUTORS[self.spec.executor], spec=self.spec, kinds=kinds, uniforms=numbers)
+            execute = partial(EXECUTORS[self.executor], specs=specs, uniforms=numbers)
             try:
                 return self.reader.decoded(int(samples[row]), execute)
             except BadImage as error:
                 bad.append(str(error))
                 samples[row] = substitute(self.plan, epoch, planned, attempt)
-                numbers = [self._uniforms(epoch, samples[row : row + 1], view)[0] for view in range(len(kinds))]
+                numbers = [of_view[0] for of_view in self._uniforms(epoch, samples[row : row + 1])]
         raise DataError(f"{SUBSTITUTES} images in a row cannot be decoded; the last: {bad[-1]}")
 
 

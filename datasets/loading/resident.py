@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from leoclr.datasets.errors import BadImage, DataError
 from leoclr.datasets.files import ignore
 from leoclr.datasets.images.augment_device import crop_boxes, draw_all
-from leoclr.datasets.images.augment_pillow import UNIFORMS, AugmentationSpec
+from leoclr.datasets.images.augmentation import AugmentationSpec, view_specs
 from leoclr.datasets.images.crop_device import crops, wholes
 from leoclr.datasets.images.decode import decode_pixels
 from leoclr.datasets.loading.device_feed import to_device
@@ -91,19 +91,20 @@ def resident_batches(
 ) -> Iterator[Batch]:
     """The steps from `start` to before `stop`, their views on the device before the photometric operations."""
     device, (height, width) = images.pixels.device, images.pixels.shape[2:]
+    specs = view_specs(policy, spec)
     for step in range(start, stop):
         planned = plan.step(step)
         samples, bad = _readable(images, plan, planned.epoch, planned.samples)
         chosen = images.pixels[to_device(torch.from_numpy(samples), device)]
         views, parameters = {}, {}
-        for view, (name, kind) in enumerate(policy.views.items()):
-            numbers = uniforms(plan.seed, planned.epoch, samples, view, UNIFORMS)
-            parameters[name] = to_device(draw_all(spec, numbers), device)
-            if kind == "whole":
-                views[name] = wholes(chosen, spec)
+        for view, (name, of_view) in enumerate(specs.items()):
+            numbers = uniforms(plan.seed, planned.epoch, samples, view, of_view.uniforms)
+            parameters[name] = to_device(draw_all(of_view, numbers), device)
+            if of_view.kind == "whole":
+                views[name] = wholes(chosen, of_view)
             else:
-                boxes = torch.from_numpy(crop_boxes(width, height, spec, numbers).astype(np.float32))
-                views[name] = crops(chosen, to_device(boxes, device), spec.image_size)
+                boxes = torch.from_numpy(crop_boxes(width, height, of_view, numbers).astype(np.float32))
+                views[name] = crops(chosen, to_device(boxes, device), of_view.image_size)
         yield Batch(step, views, torch.from_numpy(samples), bad, parameters=parameters)
 
 

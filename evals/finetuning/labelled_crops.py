@@ -14,20 +14,20 @@ import torch
 from torch import Tensor
 
 from leoclr.datasets.errors import DataError
-from leoclr.datasets.images.augment_pillow import AugmentationSpec
+from leoclr.datasets.images.augmentation import AugmentationSpec
 from leoclr.datasets.images.normalise import normalise
 from leoclr.datasets.loading.device_feed import to_device
 from leoclr.datasets.loading.loader import StepDataset, batches
 from leoclr.datasets.loading.plan import Plan, StepSamples
 from leoclr.datasets.randomness import stream
 from leoclr.datasets.shards.index import Index
-from leoclr.datasets.views import ViewPolicy
+from leoclr.datasets.views import View, ViewPolicy
 from leoclr.evals.classes import own_classes
 from leoclr.evals.features.extract import MAX_BAD_SHARE, choose_workers
 
 CROP_SCALE = (0.08, 1.0)  # torchvision's RandomResizedCrop, which MoCo, SimCLR and BYOL leave as it is
 _VIEW = "image"
-_POLICY = ViewPolicy("crop", {_VIEW: "crop"}, ())
+_POLICY = ViewPolicy("crop", {_VIEW: View()}, ())
 
 
 class WholeEpochs(Plan):

@@ -19,30 +19,32 @@ from accelerate import Accelerator
 
 from leoclr.cli.benchmark.operations import operations
 from leoclr.cli.benchmark.summary import Alternative, Part, Rate, Report
-from leoclr.cli.config.fields import from_text, get
+from leoclr.cli.config.augmentation import augmentation_spec
+from leoclr.cli.config.fields import from_text, get, replaced
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.devices import accelerated, check_precision, choose_device
 from leoclr.cli.run.versions import environment, versions
 from leoclr.cli.training import build
-from leoclr.cli.training.augmentation import augmentation_spec, settle_executor
+from leoclr.cli.training.auto import DataFacts, settle
 from leoclr.cli.training.data import TrainingData, worker_count
-from leoclr.cli.training.preflight import micro_batch
-from leoclr.cli.training.step import TrainStep
+from leoclr.cli.training.preflight import facts_of
+from leoclr.cli.training.step import Schedule, TrainStep
 from leoclr.datasets.errors import RunError
 from leoclr.datasets.images.decode import decode_image, decode_pixels
 from leoclr.datasets.loading.device_feed import Pace
 from leoclr.datasets.loading.loader import StepDataset
 from leoclr.datasets.loading.plan import Plan
+from leoclr.datasets.loading.resident import first_size
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.locate import open_data
 from leoclr.datasets.shards.reader import SampleReader
-from leoclr.datasets.views import POLICIES
 
 _PARTS = 20  # that the time is divided into
 _LONG = 10  # shares of the time; what takes longer is done once
 _MOST_AT_ONCE, _TIMES = 50, 8  # steps between two looks at the clock on a GPU; and how many looks there should be
 _SAMPLES = 64  # different images that single operations are measured on
 _CPU_BATCH = 64  # where a step of the whole batch would take too long to repeat
+_LARGEST_BATCH = 4096  # that is looked for where a method refuses smaller ones
 _END = 1  # step of a schedule of one: its learning rate is nought, so weights stay finite however often it is taken
 Advance = Callable[[str], None]
 
@@ -60,9 +62,9 @@ class Bench:
         self._device = choose_device(settings.run.device)
         check_precision(settings.train.precision, self._device)
         self._index = open_data(settings.data.train)
-        chosen = settle_executor(settings, self._device.type, None)
-        self._settings = with_values(chosen, {"data.batch_size": self._batch(chosen), "train.accumulation": "1"})
-        micro_batch(self._settings, 1)
+        facts = DataFacts(len(self._index), first_size(self._index))
+        chosen = settle(settings, self._device.type, facts, None)
+        self._settings = replaced(chosen, {"data.batch_size": self._batch(chosen), "train.accumulation": 1})
         self._folder, self._advance, self._slice = folder, advance, seconds / _PARTS
         self._workers = worker_count(settings.run.workers, self._device.type)
         self._resident = False
@@ -94,11 +96,17 @@ class Bench:
         if self._device.type == "cpu":
             large = settings.data.image_size > 64
             most = min(most, _CPU_BATCH // 4 if large else _CPU_BATCH)
-        splits = settings.moco.bn_splits if settings.backend == "moco" else 1
-        least = 2 * splits  # two images for each group of BatchNorm
-        if len(self._index) < least:
-            raise RunError(f"{len(self._index)} images are too few for {splits} groups of two; --set moco.bn_splits=1")
-        return max(most // splits * splits, least)
+        alone = replaced(settings, {"train.accumulation": 1})
+        candidates = (*range(most, 0, -1), *range(most + 1, min(len(self._index), _LARGEST_BATCH) + 1))
+        batch: int | None = next((size for size in candidates if not self._problems(alone, size)), None)
+        if batch is None:
+            raise RunError(f"{len(self._index)} images are too few: {self._problems(alone, most)[0]}")
+        return batch
+
+    def _problems(self, settings: Settings, batch: int) -> list[str]:
+        """Why the method refuses such a batch."""
+        facts = facts_of(replaced(settings, {"data.batch_size": batch}), len(self._index), 1)
+        return list(settings.method.problems(facts))
 
     def _read(self) -> Rate:
         reader = SampleReader(self._index)
@@ -142,15 +150,15 @@ class Bench:
     def _step(self, settings: Settings) -> Rate:
         """Bare steps: forward, backward, update, queue."""
         batch = settings.data.batch_size
-        size = settings.data.image_size
+        sides = {name: view.side(settings.data.image_size) for name, view in settings.view_policy.views.items()}
         generator = torch.Generator().manual_seed(0)
         with accelerated(settings, self._folder) as accelerator:
             take_step = _train_step(settings, accelerator)
             views = {
-                name: torch.randint(0, 256, (batch, 3, size, size), generator=generator, dtype=torch.uint8)
+                name: torch.randint(0, 256, (batch, 3, side, side), generator=generator, dtype=torch.uint8)
                 .to(accelerator.device)
                 .contiguous(memory_format=torch.channels_last)
-                for name in POLICIES[settings.views].views
+                for name, side in sides.items()
             }
 
             def work() -> int:
@@ -264,21 +272,19 @@ class Bench:
 def with_values(settings: Settings, values: dict[str, Any]) -> Settings:
     """The settings with other values at some dotted keys."""
     for key, value in values.items():
-        section, _, name = key.partition(".")
-        inner = getattr(settings, section).model_copy(update={name: from_text(key, str(value))})
-        settings = settings.model_copy(update={section: inner})
+        settings = replaced(settings, {key: from_text(key, str(value))})
     return settings
 
 
 def _train_step(settings: Settings, accelerator: Accelerator) -> TrainStep:
-    method = build.backend(settings, accelerator.device)
-    pairs = POLICIES[settings.views].pairs
-    return TrainStep(settings, accelerator, method, pairs, settings.data.batch_size, _END, 0)
+    method = build.method(settings, accelerator.device, _END)
+    batch = settings.data.batch_size
+    return TrainStep(settings, accelerator, method, settings.view_policy.pairs, batch, Schedule(_END + 1, 1))
 
 
 def _dataset(index: Index, settings: Settings) -> StepDataset:
     plan = Plan.of(index, settings.data.batch_size, settings.train.seed)
-    return StepDataset(index, plan, POLICIES[settings.views], augmentation_spec(settings))
+    return StepDataset(index, plan, settings.view_policy, augmentation_spec(settings))
 
 
 def _count(done: Iterator[object]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -184,8 +185,6 @@ def _carry_out(
     units = list(plan.units())
     steps = [step for unit in units for step in unit.steps()]
     if dry_run:
-        import shlex
-
         for step in steps:
             if not step.done():
                 print(shlex.join(("leoclr", *step.command())))
@@ -194,7 +193,7 @@ def _carry_out(
     try:
         for number, step in enumerate(steps, start=1):
             if not step.done():
-                say(f"[{number}/{len(steps)}] leoclr {' '.join(step.command())}")
+                say(f"[{number}/{len(steps)}] {shlex.join(('leoclr', *step.command()))}")
                 step.run()
     except KeyboardInterrupt:
         _report(plan, short, as_json)

@@ -8,7 +8,7 @@ import typer
 
 from leoclr.cli import terminal as console
 from leoclr.cli.commands.flags import with_settings
-from leoclr.cli.config.fields import FIELDS, get
+from leoclr.cli.config.fields import get, keys_of
 from leoclr.cli.config.flags import Given
 from leoclr.cli.config.resolve import Resolved, describe_presets
 from leoclr.cli.config.setting_files import to_toml, toml_value
@@ -52,7 +52,9 @@ def show_config(
 
 def _print_table(resolved: Resolved) -> None:
     rows = [("setting", "value", "origin")]
-    rows += [(key, toml_value(get(resolved.settings, key)), resolved.origins[key]) for key in FIELDS]
+    rows += [
+        (key, toml_value(get(resolved.settings, key)), resolved.origins[key]) for key in keys_of(resolved.settings)
+    ]
     key_width, value_width = (max(len(row[column]) for row in rows) for column in (0, 1))
     for key, value, origin in rows:
         print(f"{key:{key_width}}  {value:{min(value_width, 44)}}  {origin}")

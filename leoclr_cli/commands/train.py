@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -17,8 +16,10 @@ from leoclr.cli.commands.flags import with_settings
 from leoclr.cli.config.fields import from_text
 from leoclr.cli.config.flags import Given
 from leoclr.cli.config.resolve import Resolved, differences
+from leoclr.cli.config.sections import EncoderSettings
 from leoclr.cli.config.settings import Settings
-from leoclr.cli.terminal import print_json, say, warn
+from leoclr.cli.exporting.formats import usual_format
+from leoclr.cli.terminal import counted, print_json, say, suggest, warn
 from leoclr.cli.training.progress_line import duration
 from leoclr.datasets.errors import DataError, RunError, SettingsError
 
@@ -87,7 +88,7 @@ def train(
     result = run_training(resolved.settings, run, given.preset, sys.argv, resume=resume is not None)
     try:
         if main:
-            _report(asdict(result), json_output)
+            _report(asdict(result), resolved.settings.encoder, json_output)
     finally:  # also where nobody listens any more
         if result.stopped_by:
             raise typer.Exit(128 + result.stopped_by)
@@ -162,20 +163,21 @@ def _refuse_bad_data(settings: Settings, resume: Path | None) -> None:
             raise DataError(f"{error}; {flag} says where they have moved to") from None
 
 
-def _report(result: dict[str, Any], json_output: bool) -> None:
+def _report(result: dict[str, Any], encoder: EncoderSettings, json_output: bool) -> None:
     run = result["run"]
     if json_output:
         print_json(result)
     if result["stopped_by"]:
-        say(f"saved after step {result['step']:,}; go on with:  leoclr train --resume {shlex.quote(run)}")
+        say(f"saved after step {result['step']:,} of {result['steps']:,}")
+        suggest(("train", "--resume", run))
         return
     if result["loss"] is None:
-        say(f"the run is complete already, with {result['steps']:,} steps")
+        say(f"the run is complete already, with {counted(result['steps'], 'step')}")
     else:
         say(
-            f"done in {duration(result['seconds'])}: {result['step']:,} steps, loss {result['loss']:.4f}, "
+            f"done in {duration(result['seconds'])}: {counted(result['step'], 'step')}, loss {result['loss']:.4f}, "
             f"{result['images_per_second']:,.0f} images/s"
         )
-    name = shlex.quote(run)
-    score = f"leoclr eval linear {name}" + ("" if result["labelled"] else " --train-data LABELLED")
-    say(f"checkpoint: {result['checkpoint']}\nnext:  {score}    leoclr export {name} --format torchvision")
+    say(f"checkpoint: {result['checkpoint']}")
+    score = ("eval", "linear", run) if result["labelled"] else ("report", run)  # which shows neighbours without labels
+    suggest(score, ("export", run, "--format", usual_format(encoder.backbone, encoder.width)))

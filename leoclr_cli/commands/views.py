@@ -51,14 +51,13 @@ def views(
         raise SettingsError(f"-o {output}: the picture is a PNG file; give a name that ends in .png")
     settings = settings_of(given)
 
+    from leoclr.cli.config.augmentation import augmentation_spec
     from leoclr.cli.plotting.pictures import views_picture
-    from leoclr.cli.training.augmentation import augmentation_spec
     from leoclr.datasets.files import atomic_path
-    from leoclr.datasets.views import POLICIES
 
     names, originals = _read(images, count, _MAX_ROWS // draws)
     picture = views_picture(
-        originals, names, augmentation_spec(settings), POLICIES[settings.views], settings.train.seed, draws, size
+        originals, names, augmentation_spec(settings), settings.view_policy, settings.train.seed, draws, size
     )
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Annotated, Any, get_args, get_origin
 
@@ -17,24 +17,84 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from leoclr.cli.config.plugins import METHODS, VIEWS, method_settings, plugin, plugins, policy_settings
 from leoclr.cli.config.settings import Settings
+from leoclr.datasets.errors import SettingsError
 from leoclr.datasets.storage.addresses import redacted
 
+_CHOSEN_FROM = {"backend": METHODS, "views": VIEWS}
+_FREE = ("method", "policy")  # fields of Settings that stand for a section of another name
 
-def _fields() -> dict[str, FieldInfo]:
+
+def _fields_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
     fields: dict[str, FieldInfo] = {}
-    for name, field in Settings.model_fields.items():
+    for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             fields |= {f"{name}.{key}": inner for key, inner in field.annotation.model_fields.items()}
-        else:
+        elif name not in _FREE:
             fields[name] = field
     return fields
 
 
-FIELDS = _fields()
+FIELDS = _fields_of(Settings)  # of every run; `all_fields` has those of methods and view policies too
 SECTIONS = tuple(dict.fromkeys(key.partition(".")[0] for key in FIELDS if "." in key))
 VARIABLE_PREFIX = "LEOCLR_"
-VARIABLES = {VARIABLE_PREFIX + key.replace(".", "__").upper(): key for key in FIELDS}
+
+
+@cache
+def plugin_sections() -> Mapping[str, type[BaseModel]]:
+    """Section name to settings class, of every installed method and view policy whose settings can be read."""
+    found: dict[str, type[BaseModel]] = {}
+    for group, read in ((METHODS, method_settings), (VIEWS, policy_settings)):
+        for one in plugins(group).values():
+            try:
+                settings = read(one.name)
+            except SettingsError:
+                continue  # told where it is chosen
+            if settings is None:
+                continue
+            if one.section in found or one.section in SECTIONS:
+                raise SettingsError(
+                    f"the section [{one.section}] of {one.package} {one.version} exists already; one of the two "
+                    "packages must be uninstalled"
+                )
+            found[one.section] = settings
+    return found
+
+
+@cache
+def all_fields() -> Mapping[str, FieldInfo]:
+    """Every setting there is by its dotted key, with those of all installed methods and view policies."""
+    of_plugins = {
+        f"{section}.{key}": field
+        for section, model in plugin_sections().items()
+        for key, field in model.model_fields.items()
+    }
+    return FIELDS | of_plugins
+
+
+def sections() -> tuple[str, ...]:
+    """The names of all sections."""
+    return (*SECTIONS, *plugin_sections())
+
+
+def keys_of(settings: Settings) -> tuple[str, ...]:
+    """The settings that a run has: those of all runs, of its method and of its view policy."""
+    own = own_sections(settings)
+    return (*FIELDS, *(f"{section}.{key}" for section, model in own.items() for key in type(model).model_fields))
+
+
+def own_sections(settings: Settings) -> dict[str, BaseModel]:
+    """The sections of the method and the view policy of a run, by name."""
+    found: dict[str, BaseModel] = {plugin(METHODS, settings.backend).section: settings.method}
+    if settings.policy is not None:
+        found[plugin(VIEWS, settings.views).section] = settings.policy
+    return found
+
+
+def variables() -> Mapping[str, str]:
+    """The environment variable of each setting, and the setting."""
+    return {VARIABLE_PREFIX + key.replace(".", "__").upper(): key for key in all_fields()}
 
 
 class BadValue(ValueError):
@@ -42,16 +102,39 @@ class BadValue(ValueError):
 
 
 def get(settings: Settings, key: str) -> Any:
-    """The value at a dotted key."""
-    value: Any = settings
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value
+    """The value at a dotted key of `keys_of(settings)`."""
+    section, _, name = key.rpartition(".")
+    if not section:
+        return getattr(settings, name)
+    return getattr(own_sections(settings).get(section) or getattr(settings, section), name)
+
+
+def default(key: str) -> Any:
+    """The default at a dotted key of `all_fields`."""
+    section, _, name = key.rpartition(".")
+    if section in plugin_sections():
+        return getattr(plugin_sections()[section](), name)
+    return get(Settings(), key)
+
+
+def replaced(settings: Settings, values: Mapping[str, Any]) -> Settings:
+    """The settings with other values at some dotted keys, checked as a whole.
+
+    Raises:
+        ValidationError: A value does not fit, by itself or beside the others.
+    """
+    tree = settings.model_dump()
+    for key, value in values.items():
+        section, _, name = key.rpartition(".")
+        (tree[section] if section else tree)[name] = value
+    return Settings.model_validate(tree)
 
 
 def choices(key: str) -> tuple[str, ...]:
     """The words that a setting takes; none where it takes more than a list of words."""
-    return tuple(choice for choice in get_args(FIELDS[key].annotation) if isinstance(choice, str))
+    if key in _CHOSEN_FROM:
+        return tuple(plugins(_CHOSEN_FROM[key]))
+    return tuple(choice for choice in get_args(all_fields()[key].annotation) if isinstance(choice, str))
 
 
 def nested(values: dict[str, Any]) -> dict[str, Any]:
@@ -122,47 +205,47 @@ def nearest_key(key: str) -> str | None:
     So a key in the wrong section (`train.lr`), or in none (`lr`), finds its own.
     """
     name = key.rpartition(".")[2]
-    names = {known.rpartition(".")[2] for known in FIELDS}
+    names = {known.rpartition(".")[2] for known in all_fields()}
     meant = name if name in names else nearest(name, names)
-    candidates = [known for known in FIELDS if known.rpartition(".")[2] == meant]
+    candidates = [known for known in all_fields() if known.rpartition(".")[2] == meant]
     return max(candidates, key=lambda known: difflib.SequenceMatcher(None, key, known).ratio(), default=None)
 
 
 def nearest_variable(name: str) -> str | None:
     """The environment variable that an unknown one was probably meant to be."""
-    for known in VARIABLES:
+    for known in variables():
         if known.replace("__", "_") == name.upper().replace("__", "_"):
             return known
     meant = nearest_key(name.removeprefix(VARIABLE_PREFIX).lower().replace("__", "."))
-    return next((known for known, key in VARIABLES.items() if key == meant), None)
+    return next((known for known, key in variables().items() if key == meant), None)
 
 
 def unknown(key: str) -> str:
     """What to say of a dotted key that is no setting."""
     section = key.partition(".")[0]
-    if key not in SECTIONS and (guess := nearest_key(key)):
+    if key not in sections() and (guess := nearest_key(key)):
         return f"unknown key; did you mean {guess}?"
-    if section in SECTIONS:
-        names = [known.partition(".")[2] for known in FIELDS if known.startswith(f"{section}.")]
+    if section in sections():
+        names = [known.partition(".")[2] for known in all_fields() if known.startswith(f"{section}.")]
         return f"unknown key; {section} has {', '.join(names)}"
     return "unknown key; `leoclr show-config` lists them all"
 
 
 @cache
 def _adapter(key: str) -> TypeAdapter[Any]:
-    field = FIELDS[key]
+    field = all_fields()[key]
     annotated: Any = Annotated[field.annotation, field]
     return TypeAdapter(annotated, config=ConfigDict(allow_inf_nan=False))
 
 
 def is_list(key: str) -> bool:
     """Whether a setting is a list."""
-    return get_origin(FIELDS[key].annotation) is tuple
+    return get_origin(all_fields()[key].annotation) is tuple
 
 
 def is_switch(key: str) -> bool:
     """Whether a setting is true or false."""
-    return FIELDS[key].annotation is bool
+    return all_fields()[key].annotation is bool
 
 
 def _in_words(error: ErrorDetails) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from leoclr.cli.config.fields import FIELDS, is_list, is_switch, nearest, nearest_key
+from leoclr.cli.config.fields import all_fields, is_list, is_switch, nearest, nearest_key
 from leoclr.cli.config.resolve import Resolved, resolve
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.options import spread
@@ -170,7 +170,7 @@ def _hint(flag: str, names: set[str]) -> str:
     if dashed in names:
         return f"; did you mean {dashed}?"
     if SET in names:
-        keys = [key for key in FIELDS if word in (key, key.rpartition(".")[2], key.replace(".", "_"))]
+        keys = [key for key in all_fields() if word in (key, key.rpartition(".")[2], key.replace(".", "_"))]
         if keys:
             return f"; did you mean {' or '.join(f'{SET} {key}=VALUE' for key in keys)}?"
     if guess := nearest(flag, names):

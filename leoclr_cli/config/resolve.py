@@ -17,23 +17,27 @@ from typing import Any
 from pydantic import ValidationError
 
 from leoclr.cli.config.fields import (
-    FIELDS,
-    SECTIONS,
     VARIABLE_PREFIX,
-    VARIABLES,
     BadValue,
-    choices,
+    all_fields,
+    default,
     from_file,
     from_text,
     get,
+    keys_of,
     nearest,
     nearest_variable,
     nested,
+    plugin_sections,
+    sections,
     shown,
     unknown,
+    variables,
 )
+from leoclr.cli.config.plugins import METHODS, VIEWS, method_settings, plugin, plugins
+from leoclr.cli.config.sections import LEAST_WIDTH
 from leoclr.cli.config.setting_files import read_settings_file
-from leoclr.cli.config.settings import LEAST_WIDTH, Settings
+from leoclr.cli.config.settings import Settings
 from leoclr.datasets.errors import SettingsError
 from leoclr.datasets.storage.credentials import VARIABLE as CREDENTIALS
 
@@ -112,8 +116,10 @@ def resolve(
             place and, for an unknown name, the nearest one.
     """
     lowest = "default" if base is None else "run"
-    values = {key: get(Settings() if base is None else base, key) for key in FIELDS}
-    layers = _Layers(values, dict.fromkeys(FIELDS, lowest))
+    lowest_values = {key: default(key) for key in all_fields()}
+    if base is not None:
+        lowest_values |= {key: get(base, key) for key in keys_of(base)}
+    layers = _Layers(lowest_values, dict.fromkeys(all_fields(), lowest))
     if preset is not None:
         with layers.collecting():
             _lay_file(layers, preset_path(preset), f"preset {preset}")
@@ -123,13 +129,21 @@ def resolve(
     _lay_environment(layers, environment)
     _lay_flags(layers, flags, flag_names or {})
     _raise(layers.problems)
+    backend, views = layers.values["backend"], layers.values["views"]
+    if layers.origins["views"] == "default" and method_settings(backend).default_views != views:
+        layers.values["views"] = views = method_settings(backend).default_views
+        layers.origins["views"] = f"default of {backend}"
+    own = {plugin(METHODS, backend).section, plugin(VIEWS, views).section}
+    others = plugin_sections().keys() - own
+    values = {key: value for key, value in layers.values.items() if key.partition(".")[0] not in others}
     try:
-        settings = Settings.model_validate(nested(layers.values))
+        settings = Settings.model_validate(nested(values))
     except ValidationError as error:
         _raise(list(_conflicts(error, layers.origins)))
         raise
-    _raise(list(_unsafe(settings, layers.origins)))
-    return Resolved(settings, layers.origins, tuple(_without_effect(settings, layers)))
+    origins = {key: layers.origins[key] for key in keys_of(settings)}
+    _raise(list(_unsafe(settings, origins)))
+    return Resolved(settings, origins, tuple(_without_effect(settings, layers)))
 
 
 def differences(before: Settings, after: Settings) -> list[str]:
@@ -146,7 +160,8 @@ def differences(before: Settings, after: Settings) -> list[str]:
             return False
         return bool(get(before, key) != get(after, key))
 
-    return [f"{key}: {get(before, key)} -> {get(after, key)}" for key in FIELDS if differs(key)]
+    shared = [key for key in keys_of(after) if key in keys_of(before)]
+    return [f"{key}: {get(before, key)} -> {get(after, key)}" for key in shared if differs(key)]
 
 
 def preset_names() -> tuple[str, ...]:
@@ -178,13 +193,13 @@ def _lay_file(layers: _Layers, path: Path, origin: str) -> None:
         place = f"{origin}: {dotted}"
         if len(key) == 1 and "." in dotted:
             layers.problems.append(f"{place}: a dotted name; write the key inside its section")
-        elif dotted in FIELDS:
+        elif dotted in all_fields():
             layers.put(dotted, value, from_file, origin, place)
-        elif dotted in SECTIONS:
+        elif dotted in sections():
             layers.problems.append(f"{place}: must be a section with keys, got {shown(value)}")
         elif len(key) == 1 and isinstance(value, dict):
-            guess = nearest(dotted, SECTIONS)
-            hint = f"did you mean {guess}?" if guess else f"there are {', '.join(SECTIONS)}"
+            guess = nearest(dotted, sections())
+            hint = f"did you mean {guess}?" if guess else f"there are {', '.join(sections())}"
             layers.problems.append(f"{place}: unknown section; {hint}")
         else:
             layers.problems.append(f"{place}: {unknown(dotted)}")
@@ -193,7 +208,7 @@ def _lay_file(layers: _Layers, path: Path, origin: str) -> None:
 def _leaves(content: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Keys as (name,) or (section, name), with their values."""
     for key, value in content.items():
-        if key in SECTIONS and isinstance(value, dict):
+        if key in sections() and isinstance(value, dict):
             for name, inner in value.items():
                 yield (key, name), inner
         else:
@@ -202,8 +217,8 @@ def _leaves(content: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]
 
 def _lay_environment(layers: _Layers, environment: Mapping[str, str]) -> None:
     for name in sorted(name for name in environment if name.startswith(VARIABLE_PREFIX) and name != CREDENTIALS):
-        if name in VARIABLES:
-            layers.put(VARIABLES[name], environment[name], from_text, f"env {name}", name)
+        if name in variables():
+            layers.put(variables()[name], environment[name], from_text, f"env {name}", name)
         else:
             guess = nearest_variable(name)
             hint = f"did you mean {guess}?" if guess else "a variable is named like LEOCLR_OPTIMIZER__LR"
@@ -213,7 +228,7 @@ def _lay_environment(layers: _Layers, environment: Mapping[str, str]) -> None:
 def _lay_flags(layers: _Layers, flags: Mapping[str, str | Sequence[str]], names: Mapping[str, str]) -> None:
     for key, value in flags.items():
         place = names.get(key, f"--set {key}")
-        if key in FIELDS:
+        if key in all_fields():
             layers.put(key, value, from_text, f"flag {place.partition(' ')[0]}", place)
         else:
             layers.problems.append(f"{place}: {unknown(key)}")
@@ -223,7 +238,7 @@ def _conflicts(error: ValidationError, origins: Mapping[str, str]) -> Iterator[s
     """The lines of `Settings`' own check across keys, each with the origins of the keys that it names."""
     for detail in error.errors(include_url=False):
         for line in detail["msg"].removeprefix("Value error, ").splitlines():
-            keys = [key for key in re.findall(r"[a-z_]+\.[a-z_]+", line) if key in FIELDS]
+            keys = [key for key in re.findall(r"[a-z_]+\.[a-z_]+", line) if key in all_fields() and key in origins]
             yield f"{line} ({', '.join(f'{key}: {origins[key]}' for key in keys)})"
 
 
@@ -236,10 +251,14 @@ def _unsafe(settings: Settings, origins: Mapping[str, str]) -> Iterator[str]:
 
 def _without_effect(settings: Settings, layers: _Layers) -> Iterator[str]:
     """One line for each value that somebody set to something else and that nothing reads."""
-    others = set(choices("backend")) - {settings.backend}
-    for key in FIELDS:
-        if key in layers.changed and key.partition(".")[0] in others:
-            yield f"{key} ({layers.origins[key]}) has no effect: the backend is {settings.backend}"
+    of_methods = {one.section for one in plugins(METHODS).values()}
+    for key in all_fields():
+        section = key.partition(".")[0]
+        if key in layers.changed and key not in keys_of(settings):
+            chosen = f"the backend is {settings.backend}" if section in of_methods else f"views are {settings.views}"
+            yield f"{key} ({layers.origins[key]}) has no effect: {chosen}"
+        elif key in layers.changed and key in settings.method.ignores:
+            yield f"{key} ({layers.origins[key]}) has no effect under {settings.backend}"
     key = "encoder.projector_hidden"
     if key in layers.changed and settings.encoder.projector_layers == 1:
         yield f"{key} ({layers.origins[key]}) has no effect: encoder.projector_layers is 1"

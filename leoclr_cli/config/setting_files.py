@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from leoclr.cli.config.fields import FIELDS, get, nearest
+from leoclr.cli.config.fields import all_fields, get, keys_of, nearest
 from leoclr.cli.config.settings import Settings
 from leoclr.datasets.errors import SettingsError
 
@@ -45,11 +45,11 @@ def to_toml(settings: Settings) -> str:
     """All settings as a TOML file, with what each means; `read_settings_file` gives the same values back."""
     lines = ["# Settings of leoclr train. Use: leoclr train --config THIS-FILE"]
     section = ""
-    for key in sorted(FIELDS, key=lambda key: "." in key):
+    for key in sorted(keys_of(settings), key=lambda key: "." in key):
         if key.rpartition(".")[0] != section:
             section = key.rpartition(".")[0]
             lines += ["", f"[{section}]"]
-        lines += [f"# {FIELDS[key].description}", f"{key.rpartition('.')[2]} = {toml_value(get(settings, key))}"]
+        lines += [f"# {all_fields()[key].description}", f"{key.rpartition('.')[2]} = {toml_value(get(settings, key))}"]
     return "\n".join(lines) + "\n"
 
 

@@ -1,279 +1,116 @@
-"""Every setting of a training run: its type, its range, its only default, and what it means.
+"""All settings of a training run.
 
 The tree has two levels: a section and a key (`moco.temperature`), plus two choices at the top (`backend`,
 `views`) and nothing else. It is frozen, and it refuses unknown keys, NaN and wrong types. Where values come from
 (presets, files, environment, flags) is `leoclr.cli.config.resolve`; nothing here reads anything.
 
-The defaults are the paper's ImageNet recipe (LeOCLR, arXiv 2403.06813, section 4): ResNet-50, MoCo-v2's heads,
-queue and augmentations, SGD at 0.03, batch 256. What the paper leaves open says so.
+The sections of the chosen method and view policy are in the methods' own files; `leoclr.cli.config.plugins` finds them.
 """
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
-from leoclr.datasets.storage.addresses import WITHOUT_CREDENTIAL, carries_credential
-
-# A gradient of torch's channels-last convolutions on a CPU is written past its end where there are fewer channels than
-# a vector register holds float32: 8 with AVX2 (glibc's heap checks find it with 4 and 6 channels, not with 8 and 12),
-# 16 with AVX-512 (aborts with 8). `encoder.width` 8 stays readable for the runs that have it.
-LEAST_WIDTH = 16
-
-
-def _plain(text: str) -> str:
-    """Refuse what webdataset would run (`pipe:`), chain (`::`) or substitute (`${`), and what cannot be printed."""
-    for refused in ("pipe:", "::", "${"):
-        if refused in text.casefold():
-            raise ValueError(f"must not contain {refused!r}: nothing named by a setting is ever run")
-    if not text.strip() or not text.isprintable():
-        raise ValueError("must be printable text, and not empty")
-    return text
-
-
-def _without_credential(text: str) -> str:
-    if carries_credential(text):
-        raise ValueError(WITHOUT_CREDENTIAL)
-    return text
+from leoclr.backends.settings import MethodSettings, Strict
+from leoclr.cli.config.plugins import METHODS, VIEWS, method_settings, plugin, plugins, policy_settings
+from leoclr.cli.config.sections import (
+    AugmentationSettings,
+    DataSettings,
+    EncoderSettings,
+    OptimizerSettings,
+    RunSettings,
+    TrainSettings,
+)
+from leoclr.datasets.errors import SettingsError
+from leoclr.datasets.views import PolicySettings, ViewPolicy
 
 
-def _device(text: str) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
-        raise ValueError("must be auto, cpu, cuda or cuda:N")
-    return text
+def _installed(group: str, name: str) -> str:
+    try:
+        names = tuple(plugins(group))
+    except SettingsError as error:
+        raise ValueError(str(error)) from None
+    if name not in names:
+        listed = " or ".join(filter(None, (", ".join(f"'{one}'" for one in names[:-1]), f"'{names[-1]}'")))
+        raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": listed})
+    return name
 
 
-def _going_up(pair: tuple[float, float]) -> tuple[float, float]:
-    low, high = pair
-    if low > high:
-        raise ValueError("must be two numbers, low then high")
-    return pair
-
-
-Fraction = Annotated[FiniteFloat, Field(ge=0, le=1)]
-Positive = Annotated[FiniteFloat, Field(gt=0)]
-PositiveFraction = Annotated[FiniteFloat, Field(gt=0, le=1)]
-NonNegative = Annotated[FiniteFloat, Field(ge=0)]
-Count = Annotated[int, Field(ge=0, lt=2**63)]
-PositiveCount = Annotated[int, Field(ge=1, lt=2**63)]
-Text = Annotated[str, AfterValidator(_plain)]
-TextOrEmpty = Annotated[str, AfterValidator(lambda text: _plain(text) if text else text)]
-Source = Annotated[Text, AfterValidator(_without_credential)]
-Sigma = Annotated[float, Field(gt=0, le=20, allow_inf_nan=False)]  # beyond, the fast blur's weights of 8 bits fail
-PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(_going_up)]
-FractionRange = Annotated[tuple[PositiveFraction, PositiveFraction], AfterValidator(_going_up)]
-
-
-class Strict(BaseModel):
-    """A frozen model that refuses keys it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
-
-
-class DataSettings(Strict):
-    """Which images, and how they are read."""
-
-    train: tuple[Source, ...] = Field(
-        default=(),
-        description="Shards: brace ranges, globs, folders or index files; also https:// and s3:// addresses.",
-    )
-    val: tuple[Source, ...] = Field(default=(), description="Labelled shards for the k-NN score during training.")
-    batch_size: PositiveCount = Field(default=256, description="Images in an optimizer step, over all processes.")
-    image_size: PositiveCount = Field(default=224, description="Side of every view, in pixels.")
-    resident: Literal["auto", "yes", "no"] = Field(
-        default="auto",
-        description="Whether all images stay on the device, decoded, and are cropped there too; they must have one "
-        "size. auto: on a GPU, for images of at most 128 px that take at most 4 GiB; a resumed run keeps its own.",
-    )
-    shuffle_window: Count = Field(
-        default=0, description="Samples that are mixed at a time; 0 mixes the whole data set (best for local shards)."
-    )
-    max_bad_samples: Fraction = Field(
-        default=0.001, description="Share of the data set that may be unreadable before the run stops."
-    )
-
-
-class AugmentationSettings(Strict):
-    """MoCo-v2's augmentations. They apply to every view, the original included; only crops are also cropped."""
-
-    executor: Literal["auto", "device", "fast", "pillow"] = Field(
-        default="auto",
-        description="What applies them: the processors (fast); the GPU, after the crop (device); Pillow, bit for bit "
-        "as torchvision and several times slower. auto: device on a GPU, else fast; a resumed run keeps its own.",
-    )
-    reduced_decoding: bool = Field(
-        default=False,
-        description="Decode a JPEG at a half, a quarter or an eighth of its size where no view needs more: several "
-        "times faster for large photographs, and not quite the same pixels. Not with pillow, not with data.resident.",
-    )
-    original: Literal["squash", "pad", "center"] = Field(
-        default="squash",
-        description="How the original becomes a square: resized to it (the paper), padded, or its centre.",
-    )
-    crop_scale: FractionRange = Field(
-        default=(0.2, 1.0), description="Share of the area a crop covers. MoCo-v2's range; the paper gives none."
-    )
-    crop_ratio: PositiveRange = Field(default=(3 / 4, 4 / 3), description="Width over height of a crop.")
-    flip: Fraction = Field(default=0.5, description="Probability of a horizontal flip.")
-    jitter: Fraction = Field(default=0.8, description="Probability of colour jitter.")
-    brightness: NonNegative = Field(default=0.4, description="Largest relative change of brightness.")
-    contrast: NonNegative = Field(default=0.4, description="Largest relative change of contrast.")
-    saturation: NonNegative = Field(default=0.4, description="Largest relative change of saturation.")
-    hue: Annotated[FiniteFloat, Field(ge=0, le=0.5)] = Field(default=0.1, description="Largest turn of the hue circle.")
-    grayscale: Fraction = Field(default=0.2, description="Probability of grayscale.")
-    blur: Fraction = Field(default=0.5, description="Probability of Gaussian blur.")
-    blur_sigma: Annotated[tuple[Sigma, Sigma], AfterValidator(_going_up)] = Field(
-        default=(0.1, 2.0), description="Standard deviation of the blur, pixels."
-    )
-    mean: tuple[Fraction, Fraction, Fraction] = Field(default=(0.485, 0.456, 0.406), description="Mean per channel.")
-    std: tuple[Positive, Positive, Positive] = Field(
-        default=(0.229, 0.224, 0.225), description="Deviation per channel."
-    )
-
-
-class EncoderSettings(Strict):
-    """Backbone and projector."""
-
-    backbone: Text = Field(
-        default="resnet50", description="A torchvision classifier (resnet18, convnext_tiny, ...) or timm:NAME."
-    )
-    stem: Literal["imagenet", "cifar"] = Field(
-        default="imagenet", description="ResNets: 7x7 stride 2 and max-pool, or 3x3 stride 1 (for 32 px images)."
-    )
-    weights: TextOrEmpty = Field(
-        default="",
-        description="Where the backbone's first weights are: a run, a checkpoint, an exported file or a state dict; "
-        "empty for random ones.",
-    )
-    width: Annotated[int, Field(ge=8, multiple_of=8)] = Field(
-        default=64,
-        description="ResNet-18/34: channels of the first stage, a multiple of 8 from 16 on (64 is the standard).",
-    )
-    projector_layers: PositiveCount = Field(
-        default=2, description="Linear layers of the projector: 2 in MoCo-v2 and SimCLR, 1 in MoCo."
-    )
-    projector_hidden: Count = Field(
-        default=0, description="Width of the projector's hidden layers; 0 takes the backbone's."
-    )
-    projector_dim: PositiveCount = Field(default=128, description="Dimension of the embedding.")
-
-
-class MoCoSettings(Strict):
-    """Momentum encoder and queue (backend moco)."""
-
-    queue: PositiveCount = Field(default=65536, description="Keys in the queue. MoCo-v2's; the paper gives none.")
-    momentum: Fraction = Field(default=0.999, description="Of the key encoder.")
-    temperature: Positive = Field(default=0.2, description="MoCo-v2's; the paper gives none.")
-    enqueue: Literal["first", "last", "all"] = Field(
-        default="first",
-        description="Which positives' keys enter the queue (LeOCLR: X1's, X2's, both). Open in the paper.",
-    )
-    reduction: Literal["sum", "mean"] = Field(default="sum", description="Over the pairs of an image. Equation 3 sums.")
-    bn_splits: PositiveCount = Field(
-        default=8,
-        description="Groups of the global batch with BatchNorm statistics of their own; at least one for each process.",
-    )
-
-
-class SimCLRSettings(Strict):
-    """One encoder, negatives from the batch (backend simclr)."""
-
-    temperature: Positive = Field(default=0.1, description="SimCLR's on ImageNet; on CIFAR-10 it is 0.5.")
-    reduction: Literal["sum", "mean"] = Field(default="sum", description="Over the pairs of an image. Equation 3 sums.")
-    stop_gradient: bool = Field(default=False, description="Whether positives get no gradient.")
-    sync_batchnorm: bool = Field(default=True, description="BatchNorm statistics over all GPUs (CUDA only).")
-
-
-class OptimizerSettings(Strict):
-    """Optimizer and schedule: linear warm-up, then half a cosine to zero."""
-
-    name: Literal["sgd", "adamw", "lars"] = Field(default="sgd", description="The update rule.")
-    lr: Positive = Field(
-        default=0.03, description="Peak learning rate for the batch size as it is: nothing rescales it."
-    )
-    momentum: Fraction = Field(default=0.9, description="SGD and LARS; AdamW's betas are 0.9 and 0.999.")
-    weight_decay: NonNegative = Field(
-        default=1e-4,
-        description="SGD and LARS add it to the gradient, AdamW decouples it. AdamW and LARS leave out biases and "
-        "normalisation.",
-    )
-    warmup_epochs: NonNegative = Field(default=0.0, description="Epochs of linear warm-up, counted in train.epochs.")
-
-
-class TrainSettings(Strict):
-    """How long and in what precision."""
-
-    epochs: PositiveCount = Field(
-        default=200, description="Passes over the data. The paper: 800, and 200 in its ablations."
-    )
-    seed: Count = Field(
-        default=0, description="Of the initial weights, the order of the samples and every augmentation."
-    )
-    precision: Literal["float32", "bf16", "fp16"] = Field(
-        default="float32", description="Of the encoder's forward pass. Loss, normalisation and queue stay float32."
-    )
-    channels_last: bool = Field(default=True, description="Memory format of the encoder; faster on most hardware.")
-    compile: bool = Field(
-        default=False,
-        description="Compile the encoder with torch.compile: for GPUs. The first step takes a minute or more, sums "
-        "differ in their last bits, and on a CPU it is no faster.",
-    )
-    accumulation: PositiveCount = Field(
-        default=1,
-        description="Micro-batches that a process splits its share of a step into; BatchNorm sees one at a time.",
-    )
-
-
-class RunSettings(Strict):
-    """What may differ when a run is resumed: nothing here changes the weights."""
-
-    device: Annotated[Text, AfterValidator(_device)] = Field(default="auto", description="auto, cpu, cuda or cuda:N.")
-    workers: Annotated[int, Field(ge=-1)] = Field(default=-1, description="Loader processes per process; -1 chooses.")
-    timeout_minutes: Annotated[FiniteFloat, Field(gt=0, le=1440)] = Field(
-        default=30.0,
-        description="How long processes wait for each other; the first may index shards or score meanwhile.",
-    )
-    checkpoint_minutes: NonNegative = Field(
-        default=15.0, description="Time between checkpoints; there is one more at the end."
-    )
-    checkpoint_epochs: Count = Field(default=0, description="Also save every so many epochs, and keep those; 0 never.")
-    keep: PositiveCount = Field(default=2, description="Newest checkpoints that are kept.")
-    knn_epochs: Count = Field(
-        default=10, description="Epochs between k-NN scores, when labelled data is given; 0 never."
-    )
-    log_steps: PositiveCount = Field(default=20, description="Steps between lines of metrics.jsonl.")
-    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
-        default=("tensorboard",),
-        description="Where metrics go besides metrics.jsonl; wandb and mlflow must be installed.",
-    )
-    cache: Text = Field(
-        default="auto", description="Folder for blocks of remote shards; auto: in the user's cache folder."
-    )
-    cache_gib: Positive = Field(default=20.0, description="Most GiB that blocks of remote shards take there.")
-    deterministic: bool = Field(
-        default=False, description="On a GPU, refuse operations whose result differs from run to run; slower."
-    )
+Backend = Annotated[str, AfterValidator(lambda name: _installed(METHODS, name))]
+Views = Annotated[str, AfterValidator(lambda name: _installed(VIEWS, name))]
 
 
 class Settings(Strict):
-    """All settings of `leoclr train`."""
+    """All settings of `leoclr train`.
 
-    backend: Literal["moco", "simclr"] = Field(
-        default="moco", description="Where targets and negatives come from: momentum encoder and queue, or the batch."
+    Attributes:
+        method: The section of the chosen method; in files and records it has the method's name.
+        policy: The section of the chosen view policy, likewise; None where it has no settings.
+    """
+
+    backend: Backend = Field(
+        default="moco", description="The method: `leoclr method list` shows those that are installed."
     )
-    views: Literal["leoclr", "pairwise", "pairwise-symmetric"] = Field(
-        default="leoclr", description="Which views are pulled together: the original and each crop, or two crops."
+    views: Views = Field(
+        default="leoclr",
+        description="Which views of an image there are, and which are pulled together; by default the method's own.",
     )
     data: DataSettings = DataSettings()
     augmentation: AugmentationSettings = AugmentationSettings()
     encoder: EncoderSettings = EncoderSettings()
-    moco: MoCoSettings = MoCoSettings()
-    simclr: SimCLRSettings = SimCLRSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     train: TrainSettings = TrainSettings()
     run: RunSettings = RunSettings()
+    method: SerializeAsAny[MethodSettings] = Field(default=None, validate_default=False)  # type: ignore[assignment]
+    policy: SerializeAsAny[PolicySettings] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_sections(cls, values: Any) -> Any:
+        """Read the sections of the method and the policy; those of others, which old records hold, are left out."""
+        if not isinstance(values, dict):
+            return values
+        backend = _installed(METHODS, str(values.get("backend", "moco")))
+        views = _installed(VIEWS, str(values.get("views", "leoclr")))
+        others = {one.section for group in (METHODS, VIEWS) for one in plugins(group).values()}
+        kept = {key: value for key, value in values.items() if key not in others}
+        try:
+            section, of_policy = method_settings(backend), policy_settings(views)
+        except SettingsError as error:
+            raise ValueError(str(error)) from None
+        own = values.get("method") or values.get(plugin(METHODS, backend).section, {})
+        kept["method"] = section.model_validate(own)
+        if of_policy is not None:
+            own = values.get("policy") or values.get(plugin(VIEWS, views).section, {})
+            kept["policy"] = of_policy.model_validate(own)
+        return kept
+
+    @property
+    def view_policy(self) -> ViewPolicy:
+        """The views of an image and their pairs."""
+        if self.policy is not None:
+            return self.policy.policy()
+        policy: ViewPolicy = plugin(VIEWS, self.views).load()
+        return policy
+
+    @model_serializer(mode="wrap")
+    def _as_sections(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = handler(self)
+        method, policy = written.pop("method"), written.pop("policy")
+        written[plugin(METHODS, self.backend).section] = method
+        if policy is not None:
+            written[plugin(VIEWS, self.views).section] = policy
+        return written
 
     @model_validator(mode="after")
     def _values_fit_together(self) -> Settings:

@@ -80,7 +80,7 @@ def export_encoder(
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write {path}: {error}") from error
     files = tuple(path / name for name in names) if format.is_folder else (path,)
-    return ExportReport(path, format, files, difference, pixels, target.usage(path))
+    return ExportReport(path, format, files, difference, pixels, target.usage(path.absolute()))
 
 
 def preprocessing_difference(encoder: LoadedEncoder, transform: Transform) -> float:

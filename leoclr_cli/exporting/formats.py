@@ -26,6 +26,17 @@ class ExportFormat(StrEnum):
         return _SUFFIXES.get(self, f".{self}")
 
 
+def usual_format(backbone: str, width: int) -> ExportFormat:
+    """The most portable format of those that hold an architecture in any stem.
+
+    Args:
+        width: Channels of the first stage of a ResNet; libraries have 64.
+    """
+    if width != 64:
+        return ExportFormat.safetensors
+    return ExportFormat.timm if backbone.startswith("timm:") else ExportFormat.torchvision
+
+
 _SUFFIXES = {
     ExportFormat.hf: "-hf",
     ExportFormat.torchvision: ".pth",

@@ -63,8 +63,9 @@ class HubFolder(Target):
 
     def usage(self, path: Path) -> tuple[str, ...]:
         return (
-            f'model = timm.create_model("local-dir:{path}", pretrained=True)  # num_classes=10 adds a new classifier',
-            f'model = transformers.AutoModel.from_pretrained("{path}")  # features: model(pixels).pooler_output',
+            "import timm, transformers",
+            f"model = timm.create_model({f'local-dir:{path}'!r}, pretrained=True)  # num_classes=10: a new classifier",
+            f"model = transformers.AutoModel.from_pretrained({str(path)!r})  # features: model(pixels).pooler_output",
         )
 
     def _network(self) -> Any:

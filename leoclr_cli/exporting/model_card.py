@@ -16,7 +16,7 @@ from leoclr.cli.plotting.charts import Line, line_chart
 from leoclr.cli.reporting.line_charts import thin
 from leoclr.cli.reporting.run_facts import ReportedRun, number, read_run
 from leoclr.cli.reporting.run_pictures import anonymous_views
-from leoclr.cli.reporting.run_tables import BACKENDS
+from leoclr.cli.reporting.run_tables import has_effect
 from leoclr.cli.run.encoders import LoadedEncoder
 from leoclr.cli.terminal import warn
 from leoclr.evals.tables import METRICS
@@ -130,8 +130,7 @@ def _training(encoder: LoadedEncoder, run: ReportedRun) -> Iterator[str]:
     versions = run.part("versions")
     rows.append(("versions", _cell(", ".join(f"{name} {value}" for name, value in versions.items())) or "unknown"))
     yield _table(("", ""), rows)
-    unused = tuple(f"{name}." for name in BACKENDS if name != told.get("backend"))
-    shown = {key: value for key, value in told.items() if not key.startswith((*_PRIVATE, *unused))}
+    shown = {key: value for key, value in told.items() if not key.startswith(_PRIVATE) and has_effect(key, told)}
     recipe = [(f"`{_cell(key)}`", _cell(value)) for key, value in shown.items()]
     table = _table(("setting", "value"), recipe)
     yield f"<details><summary>All settings of the recipe</summary>\n\n{table}\n\n</details>"

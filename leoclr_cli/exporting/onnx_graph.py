@@ -46,7 +46,10 @@ class Onnx(Target):
         return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
     def usage(self, path: Path) -> tuple[str, ...]:
+        size = self.encoder.image_size
         return (
-            f'session = onnxruntime.InferenceSession("{path}")',
-            'features = session.run(None, {"images": images})[0]  # images: float32 array',
+            "import numpy, onnxruntime",
+            f"images = numpy.zeros((1, 3, {size}, {size}), numpy.float32)  # yours, normalised as said above",
+            f"session = onnxruntime.InferenceSession({str(path)!r})",
+            'features = session.run(None, {"images": images})[0]',
         )

@@ -33,8 +33,9 @@ class Safetensors(Target):
 
     def usage(self, path: Path) -> tuple[str, ...]:
         return (
+            "from pathlib import Path",
             "from leoclr.cli.run.encoders import load_encoder",
-            f'model = load_encoder(Path("{path}")).backbone  # or: leoclr eval knn {path}',
+            f"model = load_encoder(Path({str(path)!r})).backbone",
         )
 
 
@@ -95,9 +96,10 @@ class Torchvision(StateDict):
 
     def usage(self, path: Path) -> tuple[str, ...]:
         return (
+            "import torch, torchvision",
             f"model = torchvision.models.{self.encoder.name}()",
             *self.stem_usage(),
-            f'model.load_state_dict(torch.load("{path}", weights_only=True), strict=False)  # all but the last layer',
+            f"model.load_state_dict(torch.load({str(path)!r}, weights_only=True), strict=False)  # not the last layer",
         )
 
 
@@ -121,9 +123,10 @@ class Timm(StateDict):
 
     def usage(self, path: Path) -> tuple[str, ...]:
         return (
+            "import timm, torch",
             f'model = timm.create_model("{timm_name(self.encoder)}", num_classes=0)',
             *self.stem_usage(),
-            f'model.load_state_dict(torch.load("{path}", weights_only=True))',
+            f"model.load_state_dict(torch.load({str(path)!r}, weights_only=True))",
         )
 
 
@@ -163,7 +166,9 @@ class Detectron2(Torchvision):
     def usage(self, path: Path) -> tuple[str, ...]:
         mean, std = ([round(255 * value, 3) for value in values] for values in (self.encoder.mean, self.encoder.std))
         return (
-            f'cfg.MODEL.WEIGHTS = "{path}"',
+            "from detectron2.config import get_cfg",
+            "cfg = get_cfg()",
+            f"cfg.MODEL.WEIGHTS = {str(path)!r}",
             'cfg.INPUT.FORMAT = "RGB"',
             f"cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = {mean}, {std}",
             f"cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.STRIDE_IN_1X1 = {self.encoder.name[6:]}, False",

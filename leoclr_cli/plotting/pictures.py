@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from leoclr.cli.plotting.drawing import GREEN, GROUND, INK, RED, Colour, Tile, fit, font, sheet
-from leoclr.datasets.images.augment_pillow import UNIFORMS, AugmentationSpec, Box, Photometric, crop_box, draw
+from leoclr.datasets.images.augmentation import AugmentationSpec, Box, Photometric, crop_box, draw, view_specs
 from leoclr.datasets.images.executors import one_view
 from leoclr.datasets.randomness import uniforms
 from leoclr.datasets.views import ViewPolicy
@@ -117,22 +117,22 @@ def _views_row(
     colours = _view_colours(policy)
     boxes: dict[str, Box] = {}
     tiles = []
-    for view, (name, kind) in enumerate(policy.views.items()):
-        numbers = uniforms(seed, epoch, np.array([sample]), view, UNIFORMS)[0]
-        if kind == "crop":
-            boxes[name] = crop_box(*image.size, spec, numbers)
+    for view, (name, of_view) in enumerate(view_specs(policy, spec).items()):
+        numbers = uniforms(seed, epoch, np.array([sample]), view, of_view.uniforms)[0]
+        if of_view.kind == "crop":
+            boxes[name] = crop_box(*image.size, of_view, numbers)
             part = f"{_share(boxes[name], image):.0%} of the area"
         else:
-            part = _WHOLE[spec.original]
-        pixels = fit(Image.fromarray(one_view(image, spec, kind, numbers)), size, size)
-        tiles.append(Tile(pixels, (part, _describe(draw(spec, numbers))), colours[name]))
+            part = _WHOLE[of_view.original]
+        pixels = fit(Image.fromarray(one_view(image, of_view, numbers)), size, size)
+        tiles.append(Tile(pixels, (part, _describe(draw(of_view, numbers))), colours[name]))
     height = tiles[0].image.height
     original = fit(image, height * 4 // 3, height)
     return [Tile(_with_boxes(image, original, boxes, colours, text_size)), *tiles]
 
 
 def _view_colours(policy: ViewPolicy) -> dict[str, Colour]:
-    crops = [name for name, kind in policy.views.items() if kind == "crop"]
+    crops = [name for name, view in policy.views.items() if view.kind == "crop"]
     colours = {name: _CROP_COLOURS[number % len(_CROP_COLOURS)] for number, name in enumerate(crops)}
     return {name: colours.get(name, INK) for name in policy.views}
 
@@ -142,7 +142,8 @@ def _headings(policy: ViewPolicy) -> list[str]:
     anchors = {anchor for anchor, _ in policy.pairs}
     kinds = {"whole": "whole image", "crop": "crop"}
     return [
-        f"{name.upper()}: {kinds[kind]}{', anchor' if name in anchors else ''}" for name, kind in policy.views.items()
+        f"{name.upper()}: {kinds[view.kind]}{', anchor' if name in anchors else ''}"
+        for name, view in policy.views.items()
     ]
 
 
@@ -157,6 +158,7 @@ def _describe(drawn: Photometric) -> str:
         "jitter" if drawn.jitter else "",
         "grey" if drawn.grayscale else "",
         f"blur {drawn.blur:.1f}" if drawn.blur else "",
+        "solarise" if drawn.solarize else "",
         "flip" if drawn.flip else "",
     ]
     return ", ".join(filter(None, operations)) or "colours as they are"

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
+from leoclr.cli.config.augmentation import augmentation_spec
 from leoclr.cli.config.resolve import differences
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.exporting.export import ExportReport, export_encoder
@@ -33,7 +34,6 @@ from leoclr.cli.run.checkpoint import newest_checkpoint
 from leoclr.cli.run.encoders import LoadedEncoder, fresh_encoder, load_encoder
 from leoclr.cli.run.folder import RunFolder
 from leoclr.cli.terminal import progress, say
-from leoclr.cli.training.augmentation import augmentation_spec
 from leoclr.cli.training.progress_line import duration
 from leoclr.cli.training.trainer import train
 from leoclr.datasets.errors import DataError, RunError
@@ -42,7 +42,6 @@ from leoclr.datasets.packing.pack import Recipe
 from leoclr.datasets.shards.index import SUFFIX, Index
 from leoclr.datasets.shards.locate import open_data
 from leoclr.datasets.shards.reader import SampleReader
-from leoclr.datasets.views import POLICIES
 from leoclr.evals.features.extract import Features
 from leoclr.evals.probes.knn import nearest
 
@@ -232,7 +231,7 @@ class Quickstart:
         settings, reader = self._settings, SampleReader(index)
         images = [reader.image(number) for number in range(_PICTURED)]
         names = [f"{index.key(number)}.png" for number in range(_PICTURED)]
-        spec, policy = augmentation_spec(settings), POLICIES[settings.views]
+        spec, policy = augmentation_spec(settings), settings.view_policy
         _save(views_picture(images, names, spec, policy, settings.train.seed), self._folder.views)
 
     def _scores(self, encoder: LoadedEncoder, train_index: Index, test_index: Index) -> tuple[Line, ...]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
-from leoclr.cli.config.settings import Count, NonNegative, Positive, PositiveCount, Strict
+from leoclr.backends.settings import Count, NonNegative, Positive, PositiveCount, Strict
 from leoclr.datasets.errors import SettingsError
 
 FOLDER = Path(__file__).parent

@@ -11,23 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from leoclr.cli.config.settings import Settings
 from leoclr.cli.recipes.definition import Column, Recipe
 from leoclr.cli.recipes.steps import Plan, Unit, read_json
+from leoclr.cli.training.preflight import facts_of
 from leoclr.datasets.errors import RunError
 from leoclr.datasets.files import write_atomic
-from leoclr.datasets.views import POLICIES, ViewPolicy
 
 FORMAT = 1
 _HOLD_PATHS = ("data", "checkpoint")
 _TAKE_PATHS = ("--data", "--train-data", "--test-data", "--val-data", "--output", "-o")
 
 
-def forward_passes(backend: str, policy: ViewPolicy) -> int:
-    """Of the encoder, for each image. A backward pass counts as two; MoCo's keys have none."""
-    if backend != "moco":
-        return 3 * len(policy.views)
-    anchors, positives = ({pair[place] for pair in policy.pairs} for place in (0, 1))
-    return 3 * len(anchors) + len(positives)
+def forward_passes(settings: Settings) -> int:
+    """Forward passes of the encoder for each image. A backward pass counts as two; MoCo's keys have none."""
+    return settings.method.forward_passes(facts_of(settings, images=1, ranks=1))
 
 
 def write_result(unit: Unit, recipe_name: str) -> Path:
@@ -35,7 +33,7 @@ def write_result(unit: Unit, recipe_name: str) -> Path:
     plan, run = unit.plan, read_json(unit.run / "run.json")
     sessions = unit.pretraining().sessions()
     settings = run["settings"]
-    passes = forward_passes(settings["backend"], POLICIES[settings["views"]])
+    passes = forward_passes(Settings.model_validate(settings))
     scores = {}
     for column in unit.columns():
         record = read_json(unit.record(column))

@@ -286,5 +286,5 @@ def _refuse_failure(code: int, command: tuple[str, ...]) -> None:
         raise KeyboardInterrupt
     if code:
         raise RunError(
-            f"a step failed with exit code {code}; the same command goes on from it: leoclr {' '.join(command)}"
+            f"a step failed with exit code {code}; the same command goes on from it: {shlex.join(('leoclr', *command))}"
         )

@@ -161,10 +161,14 @@ def _curves(runs: Sequence[ReportedRun]) -> Html:
 def _scores(runs: Sequence[ReportedRun]) -> Html:
     if any(run.records for run in runs):
         return score_tables(runs)
+    run = runs[0]
+    data = run.part("data")
+    labelled = data.get("labelled", data.get("classes", True))
+    command = "eval knn" if labelled else "embed"
     return element(
         "p",
-        "No score has been computed yet: ",
-        element("code", f"leoclr eval knn {shlex.quote(str(runs[0].folder.path))}"),
+        "No score has been computed yet" + (": " if labelled else ", as the data has no labels; its features: "),
+        element("code", f"leoclr {command} {shlex.quote(str(run.folder.path))}"),
         class_="quiet",
     )
 

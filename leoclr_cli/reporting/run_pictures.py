@@ -14,19 +14,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
+from leoclr.cli.config.augmentation import augmentation_spec
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.plotting.drawing import fit
 from leoclr.cli.plotting.pictures import neighbours_picture, views_picture
 from leoclr.cli.reporting.feature_map import FeatureMap, MapKind, places
 from leoclr.cli.reporting.run_facts import ReportedRun
 from leoclr.cli.run.encoders import LoadedEncoder, load_encoder
-from leoclr.cli.training.augmentation import augmentation_spec
 from leoclr.datasets.errors import LeoclrError
 from leoclr.datasets.randomness import Permutation
 from leoclr.datasets.shards.index import NO_LABEL, Index
 from leoclr.datasets.shards.locate import open_data
 from leoclr.datasets.shards.reader import SampleReader
-from leoclr.datasets.views import POLICIES
 from leoclr.evals.features.cache import FeatureCache, feature_key
 from leoclr.evals.features.extract import Features, check_features, extract_features
 from leoclr.evals.features.preprocessing import Preprocessing, standard_view
@@ -118,7 +117,7 @@ def _views(run: ReportedRun, index: Index, named: bool = True) -> Image.Image | 
         images = [reader.image(number) for number in numbers]
         names = [index.key(number) if named else f"image {number + 1}" for number in numbers]
         spec = augmentation_spec(settings)
-        return views_picture(images, names, spec, POLICIES[settings.views], settings.train.seed, size=160)
+        return views_picture(images, names, spec, settings.view_policy, settings.train.seed, size=160)
     except (LeoclrError, ValidationError) as error:
         run.problems.append(f"The views cannot be drawn: {str(error).splitlines()[0]}")
         return None

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any
 
-from leoclr.cli.config.settings import Settings
+from leoclr.cli.config.fields import plugin_sections
 from leoclr.cli.reporting.markup import Html, element, join, table
 from leoclr.cli.reporting.run_facts import ReportedRun, flat, number
 from leoclr.evals.tables import METRICS
 
 _HALF_WIDTH = "_half_width"
 _METRICS = METRICS | {"ap50": "AP50 %", "ap": "AP %", "ap75": "AP75 %"}
-BACKENDS = get_args(Settings.model_fields["backend"].annotation)  # each has a section of its name
 
 
 def chip(colour: int, name: str) -> Html:
@@ -20,14 +19,16 @@ def chip(colour: int, name: str) -> Html:
     return element("span", element("i", class_=f"swatch bg{colour}"), name, class_="chip")
 
 
+def has_effect(key: str, settings: Mapping[str, str]) -> bool:
+    """Whether a setting is of all runs, or of the run's own method or views: older records hold those of others too."""
+    own = {settings.get(choice, "").strip('"').replace("-", "_") for choice in ("backend", "views")}
+    section = key.partition(".")[0]
+    return section in own or section not in plugin_sections()
+
+
 def settings_tables(runs: Sequence[ReportedRun], defaults: Mapping[str, str]) -> Html:
     """What differs, between the runs or from the defaults, for all to see; everything, folded away."""
-    used = {run.settings.get("backend") for run in runs}
-    keys = [
-        key
-        for key in dict.fromkeys(key for run in runs for key in run.settings)
-        if key.partition(".")[0] not in BACKENDS or key.partition(".")[0] in used  # others have no effect
-    ]
+    keys = list(dict.fromkeys(key for run in runs for key in run.settings if has_effect(key, run.settings)))
     if len(runs) > 1:
         told = [key for key in keys if len({run.settings.get(key) for run in runs}) > 1]
         heading = "What differs between the runs"

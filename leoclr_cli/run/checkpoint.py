@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from leoclr.cli.run.json_file import read_json_object
 from leoclr.datasets.errors import CheckpointError
 from leoclr.datasets.files import fsync_folder, new_file_mode, sha256_file
 
@@ -36,7 +37,6 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 STATE = "state.json"
 PARTIAL = ".partial-"
-MAX_JSON_BYTES = 64 << 20
 _STEP_FOLDER = re.compile(r"step-(\d{9,})")
 _GROUP_FILE = re.compile(r"[A-Za-z0-9_-]+\.safetensors")
 
@@ -84,7 +84,7 @@ class Sound:
             if group not in names:
                 raise CheckpointError(f"{self.path} holds no group {group!r}, only {', '.join(names)}")
         wanted = names if groups is None else groups
-        state = _read_json(self.path / STATE)
+        state = read_json_object(self.path / STATE)
         tensors = {name: _read_group(self.path / f"{name}.safetensors") for name in wanted}
         return Checkpoint(self.path, self.step, tensors, state)
 
@@ -177,7 +177,7 @@ def verify(path: Path) -> Sound:
     Raises:
         CheckpointError: Names the file that is missing, changed or not allowed.
     """
-    manifest = _read_json(path / MANIFEST)
+    manifest = read_json_object(path / MANIFEST)
     files, step = manifest.get("files"), manifest.get("step")
     if manifest.get("format") != FORMAT or type(step) is not int or not isinstance(files, dict):
         raise CheckpointError(f"{path / MANIFEST} is not a manifest of format {FORMAT}")
@@ -283,25 +283,3 @@ def _read_group(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_JSON_BYTES + 1)
-        if len(data) > MAX_JSON_BYTES:
-            raise CheckpointError(f"{path} is larger than {MAX_JSON_BYTES:,} bytes")
-        value = json.loads(data, parse_constant=_refuse_constant)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing") from error
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds no JSON object")
-    return value
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not allowed")

@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from leoclr.backends.networks.backbones import Backbone, build_backbone
+from leoclr.backends.settings import Strict
 from leoclr.backends.weights import weights_digest
-from leoclr.cli.config.settings import AugmentationSettings, DataSettings, Settings, Strict
+from leoclr.cli.config.sections import AugmentationSettings, DataSettings, EncoderSettings
 from leoclr.cli.run.checkpoint import Sound
 from leoclr.cli.run.folder import RunFolder, find_checkpoint
 from leoclr.cli.run.foreign_weights import Architecture, deduce, fit, listing, read_safetensors, read_torch_file
@@ -22,7 +23,7 @@ from leoclr.cli.terminal import say
 from leoclr.datasets.errors import CheckpointError
 from leoclr.evals.features.preprocessing import ResizeRule, standard_rule
 
-_PREFIX = "encoder.backbone."
+_USUAL_PLACE = "encoder.backbone"  # of the backbone in checkpoints that do not say
 _HEADER = "leoclr"
 Triple = tuple[float, float, float]
 
@@ -143,14 +144,17 @@ def read_encoder(path: Path) -> LoadedEncoder:
 def _from_checkpoint(sound: Sound) -> LoadedEncoder:
     path, checkpoint = sound.path, sound.load(groups=("model",))
     try:
-        settings = Settings.model_validate(checkpoint.state["settings"])
-    except (KeyError, ValidationError) as error:
+        recorded = checkpoint.state["settings"]  # the method itself need not be installed
+        encoder = EncoderSettings.model_validate(recorded["encoder"])
+        data = DataSettings.model_validate(recorded["data"])
+        augmentation = AugmentationSettings.model_validate(recorded["augmentation"])
+    except (KeyError, TypeError, ValidationError) as error:
         raise CheckpointError(f"{path / 'state.json'} holds no settings of this version: {_reason(error)}") from error
     model = checkpoint.tensors["model"]
-    tensors = {name.removeprefix(_PREFIX): model[name] for name in model if name.startswith(_PREFIX)}
-    encoder = settings.encoder
+    prefix = f"{checkpoint.state.get('encoder', _USUAL_PLACE)}."
+    tensors = {name.removeprefix(prefix): model[name] for name in model if name.startswith(prefix)}
     architecture = Architecture(encoder.backbone, encoder.stem, encoder.width)
-    preprocessing = _Preprocessing(settings.data.image_size, settings.augmentation.mean, settings.augmentation.std)
+    preprocessing = _Preprocessing(data.image_size, augmentation.mean, augmentation.std)
     run = path.resolve().parent.parent
     is_in_run = RunFolder(run).settings_file.exists()
     return _filled(architecture, preprocessing, tensors, path, run if is_in_run else None)
@@ -221,8 +225,8 @@ def _build(architecture: Architecture, seed: int) -> Backbone:
             raise CheckpointError(f"cannot build {architecture}: {error}") from None
 
 
-def _reason(error: KeyError | ValidationError) -> str:
-    if isinstance(error, KeyError):
+def _reason(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
         return f"{error} is missing"
     first: Any = error.errors()[0]
     return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

@@ -6,21 +6,23 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
+from leoclr.cli.config.augmentation import augmentation_spec
+from leoclr.cli.config.fields import replaced
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.terminal import progress
-from leoclr.cli.training.augmentation import augmentation_spec, settle_executor
+from leoclr.cli.training.auto import DataFacts, settle
 from leoclr.cli.training.remote_cache import block_cache, cache_line, check_cache
-from leoclr.cli.training.resident_choice import settle_resident
+from leoclr.datasets.errors import RunError
 from leoclr.datasets.loading.device_feed import on_device
 from leoclr.datasets.loading.loader import Batch, StepDataset, batches
 from leoclr.datasets.loading.plan import Plan
-from leoclr.datasets.loading.resident import resident_batches
+from leoclr.datasets.loading.resident import ResidentImages, first_size, load_resident, resident_batches
 from leoclr.datasets.shards.description import class_line, contents, remarks
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.locate import open_data, sibling_split
-from leoclr.datasets.views import POLICIES
 
 _MOST_WORKERS = 16
 
@@ -33,10 +35,10 @@ class TrainingData:
         val_specs, val: Labelled data for the k-NN score, as it was named and opened; empty and None where there is
             none.
         plan: Which samples make up which step.
-        settings: Those of the run, with what was auto about the views settled.
+        settings: Those of the run, with nothing `auto` about the views.
 
     Args:
-        recorded: The settings in the run.json of a run that is gone on with.
+        recorded: The settings in the run.json of a run that is resumed.
 
     Raises:
         LeoclrError: The data cannot be opened, or cannot be used as the settings say.
@@ -45,7 +47,6 @@ class TrainingData:
     def __init__(self, settings: Settings, accelerator: Accelerator, recorded: Mapping[str, Any] | None = None) -> None:
         data = settings.data
         self._device = accelerator.device
-        settings = settle_executor(settings, self._device.type, recorded)
         with accelerator.main_process_first():
             self.index = _open(data.train, settings)
             check_cache(settings, self.index)
@@ -54,11 +55,17 @@ class TrainingData:
         rank, ranks = accelerator.process_index, accelerator.num_processes
         self.plan = Plan.of(self.index, data.batch_size, settings.train.seed, rank, ranks, data.shuffle_window)
         self._workers = worker_count(settings.run.workers, self._device.type)
-        self.settings, self._images = settle_resident(settings, self.index, self._device, self._workers, recorded)
+        facts = DataFacts(len(self.index), first_size(self.index) if self._device.type == "cuda" else None)
+        self.settings = settle(settings, self._device.type, facts, recorded)
+        self._images = None
+        if self.settings.data.resident == "yes":
+            self._images = resident_images(self.index, self._device, self._workers, must=data.resident == "yes")
+            if self._images is None:
+                self.settings = replaced(self.settings, {"data.resident": "no"})
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """This process's part of the steps from `start` to before `stop`, on its device."""
-        policy, spec = POLICIES[self.settings.views], augmentation_spec(self.settings)
+        policy, spec = self.settings.view_policy, augmentation_spec(self.settings)
         if self._images is not None:
             return on_device(resident_batches(self._images, self.plan, policy, spec, start, stop), self._device)
         dataset = StepDataset(self.index, self.plan, policy, spec)
@@ -85,6 +92,27 @@ class TrainingData:
         """What a person should not miss of the labelled data for the k-NN score."""
         for line in remarks(self.val) if self.val is not None else ():
             yield f"data for the k-NN score: {line}"
+
+
+def resident_images(index: Index, device: torch.device, workers: int, must: bool) -> ResidentImages | None:
+    """All images on the device; None where they have several sizes or do not fit, unless they `must`.
+
+    All processes of a run find the same, as it depends on the data and the kind of device alone, but where one has too
+    little memory: that one has loader processes, for the same steps.
+
+    Raises:
+        RunError: They must, and cannot.
+    """
+    try:
+        with progress("decoding", len(index), "images") as advance:
+            images = load_resident(index, device, workers, advance)
+    except torch.OutOfMemoryError:
+        if must:
+            raise RunError("the decoded images do not fit on the device; take --set data.resident=no") from None
+        return None
+    if images is None and must:
+        raise RunError("data.resident yes needs images that all have one size; take --set data.resident=no")
+    return images
 
 
 def worker_count(asked: int, device_type: str) -> int:

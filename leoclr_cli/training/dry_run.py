@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 
 from leoclr.cli.config.settings import Settings
+from leoclr.cli.training.preflight import facts_of, refuse_problems
 from leoclr.cli.training.remote_cache import block_cache, check_cache
 from leoclr.datasets.loading.plan import Plan
 from leoclr.datasets.shards.locate import open_data
-from leoclr.datasets.views import POLICIES
 
 _FIRST_KEYS = 8
-_FLOAT_BYTES = 4
 
 
 def plan_of(settings: Settings, processes: int) -> dict[str, Any]:
@@ -28,8 +27,8 @@ def plan_of(settings: Settings, processes: int) -> dict[str, Any]:
     plan = Plan.of(index, batch, settings.train.seed, 0, processes, window)
     share = batch // processes
     first = plan.order(0, np.arange(min(_FIRST_KEYS, len(index))))
-    views = len(POLICIES[settings.views].views)
-    queue = settings.moco.queue * settings.encoder.projector_dim * _FLOAT_BYTES if settings.backend == "moco" else 0
+    refuse_problems(settings, facts_of(settings, len(index), processes))
+    pixels = sum(view.side(settings.data.image_size) ** 2 for view in settings.view_policy.views.values())
     return {
         "samples": len(index),
         "shards": len(index.shards),
@@ -42,8 +41,7 @@ def plan_of(settings: Settings, processes: int) -> dict[str, Any]:
         "batch_size": batch,
         "images_per_process": [share] * processes,
         "shuffle_window": window or len(index),
-        "batch_bytes_per_process": share * views * 3 * settings.data.image_size**2,
-        "queue_bytes": queue,
+        "batch_bytes_per_process": share * 3 * pixels,
         "first_keys": [index.key(int(number)) for number in first],
     }
 
@@ -64,7 +62,7 @@ def as_text(plan: dict[str, Any]) -> str:
             "by process",
             f"shuffle   {plan['shuffle_window']:,} samples mixed at a time ({mixed})",
             f"memory    {plan['batch_bytes_per_process'] / mib:,.1f} MiB for a batch of views, of which each loader "
-            f"worker holds up to three; {plan['queue_bytes'] / mib:,.1f} MiB for the queue",
+            "worker holds up to three",
             f"order     {', '.join(plan['first_keys'])}, ...",
         )
     )

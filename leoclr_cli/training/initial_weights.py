@@ -5,17 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from leoclr.backends.methods.moco import MoCo
-from leoclr.backends.methods.simclr import SimCLR
-from leoclr.backends.networks.encoder import Encoder
-from leoclr.cli.config.settings import EncoderSettings
+from leoclr.backends.method import Method
+from leoclr.cli.config.sections import EncoderSettings
 from leoclr.cli.run.encoders import load_encoder
 from leoclr.datasets.errors import SettingsError
 from leoclr.datasets.shards.locate import absolute
 
 
-def start_from_weights(method: MoCo | SimCLR, settings: EncoderSettings) -> dict[str, Any] | None:
-    """Load `encoder.weights` into each backbone of the method; projector and queue stay random.
+def start_from_weights(method: Method, settings: EncoderSettings) -> dict[str, Any] | None:
+    """Load `encoder.weights` into each backbone of the method; heads and queue stay random.
 
     Returns:
         Where they come from and their SHA-256, for run.json; None where the setting is empty.
@@ -30,8 +28,7 @@ def start_from_weights(method: MoCo | SimCLR, settings: EncoderSettings) -> dict
     found, wanted = (f"{encoder.stem} stem, width {encoder.width}" for encoder in (loaded, settings))
     if found != wanted:
         raise SettingsError(f"encoder.weights {settings.weights} has {found}; the settings say {wanted}")
-    for part in method.children():
-        if isinstance(part, Encoder):
-            part.backbone.load_state_dict(loaded.backbone.state_dict())
+    for backbone in method.backbones().values():
+        backbone.load_state_dict(loaded.backbone.state_dict())
     (source,) = absolute([settings.weights])
     return {"source": source, "digest": loaded.digest}

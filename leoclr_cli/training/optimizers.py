@@ -1,110 +1,135 @@
-"""Optimizers and the learning-rate schedule."""
+"""Optimizers, their parameter groups, and the learning-rate schedule."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from leoclr.cli.config.settings import OptimizerSettings
+from leoclr.backends.method import Method, ParameterGroup, Progress
+from leoclr.backends.optimizers import LARS
+from leoclr.cli.config.sections import OptimizerSettings
 
 
-def learning_rate(step: int, steps: int, warmup_steps: int, peak: float) -> float:
-    """The rate of a step (from 0): linear from peak / warmup_steps up to `peak`, then half a cosine towards 0."""
+def learning_rate(step: int, steps: int, warmup_steps: int, peak: float, final: float = 0.0) -> float:
+    """The rate of a step (from 0): linear from peak / warmup_steps up to `peak`, then half a cosine.
+
+    Args:
+        final: Share of the peak that the cosine ends at.
+    """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, steps - warmup_steps)
-    return peak * 0.5 * (1 + math.cos(math.pi * progress))
+    height = 0.5 * (1 + math.cos(math.pi * progress))
+    return peak * height if final == 0 else peak * (final + (1 - final) * height)
 
 
-def build_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """The optimizer for what of `module` is trained.
+def build_optimizer(method: Method, settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """The optimizer for what of a method is trained, with the method's groups of parameters.
 
     SGD decays every parameter, as MoCo and the paper do. AdamW and LARS leave out biases and normalisation, and LARS
     does not adapt them either (arXiv 2002.05709, appendix B.8).
     """
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = list(_groups(method, leave_out_vectors=settings.name != "sgd"))
     if settings.name == "sgd":
         sgd = torch.optim.SGD(
-            trained, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=True
+            groups, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=True
         )
         if settings.momentum:  # else torch leaves its memory unwritten where fp16 overflows in the first step
-            for parameter in trained:
-                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            for group in sgd.param_groups:
+                for parameter in group["params"]:
+                    sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return sgd
-    groups: list[dict[str, Any]] = [
-        {"params": [parameter for parameter in trained if parameter.ndim > 1]},
-        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
-    ]
     if settings.name == "adamw":
         return torch.optim.AdamW(groups, settings.lr, weight_decay=settings.weight_decay, fused=True)
-    groups[1]["trust"] = 0.0
+    for group in groups:
+        if group["vectors"]:
+            group["trust"] = 0.0
     return LARS(groups, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
 
 
-class LARS(torch.optim.Optimizer):
-    """Layer-wise adaptive rate scaling (arXiv 1708.03888, algorithm 1), which keeps very large batches stable.
+def _groups(method: Method, leave_out_vectors: bool) -> Iterator[dict[str, Any]]:
+    """torch's parameter groups: by the method's group, and matrices before vectors where those are told apart.
 
-    `rate = lr * trust * |w| / (|g| + weight_decay * |w|)` for each parameter, and the momentum runs over
-    `rate * (g + weight_decay * w)`. A group with `trust` 0 takes plain momentum steps of `lr`.
+    Each has the `names` of its parameters, and in `group` the number of the method's group, or -1.
     """
+    found: dict[tuple[bool, int], dict[str, Any]] = {}
+    for name, parameter in method.named_parameters():
+        if parameter.requires_grad:
+            vectors, number = leave_out_vectors and parameter.ndim <= 1, _group_of(name, method.groups)
+            group = found.setdefault(
+                (vectors, number), {"params": [], "names": [], "vectors": vectors, "group": number}
+            )
+            group["params"].append(parameter)
+            group["names"].append(name)
+    for (vectors, _), group in sorted(found.items(), key=lambda item: item[0]):
+        yield group | ({"weight_decay": 0.0} if vectors else {})
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        trust: float = 0.001,
-    ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient."""
-        assert closure is None, "LARS evaluates no closure"
-        for group in self.param_groups:
-            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if parameters:
-                self._update(parameters, group)
+def _group_of(name: str, groups: tuple[ParameterGroup, ...]) -> int:
+    return next((number for number, group in enumerate(groups) if re.search(group.pattern, name)), -1)
 
-    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        directions = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
-        if group["trust"]:
-            weights, lengths = (torch.stack(list(torch._foreach_norm(each))) for each in (parameters, gradients))
-            adapted = group["trust"] * weights / (lengths + group["weight_decay"] * weights)
-            rates = torch.where((weights > 0) & (lengths > 0), adapted, torch.ones_like(adapted))
-            torch._foreach_mul_(directions, list(rates.unbind()))
-        for parameter in parameters:
-            if "momentum_buffer" not in self.state[parameter]:
-                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
-        torch._foreach_mul_(buffers, group["momentum"])
-        torch._foreach_add_(buffers, directions, alpha=group["lr"])
-        torch._foreach_sub_(parameters, buffers)
+
+def schedule(optimizer: torch.optim.Optimizer, method: Method, now: Progress, rate: float, peak: float) -> None:
+    """Give each group its learning rate and weight decay of a step."""
+    for group in optimizer.param_groups:
+        number = group.get("group", -1)
+        if number < 0:
+            group["lr"] = rate
+            continue
+        own = method.groups[number]
+        factor = own.lr(now) if callable(own.lr) else 1.0 if own.lr is None else own.lr
+        group["lr"] = factor * (peak if own.constant_lr else rate)
+        if own.weight_decay is not None and not group["vectors"]:
+            group["weight_decay"] = own.weight_decay(now)
+
+
+def drop_frozen_gradients(optimizer: torch.optim.Optimizer, method: Method, now: Progress) -> None:
+    """Take the gradients of groups that are frozen now: the optimizer leaves such parameters and their state alone."""
+    for group in optimizer.param_groups:
+        number = group.get("group", -1)
+        frozen = method.groups[number].frozen if number >= 0 else None
+        if frozen is not None and frozen(now):
+            for parameter in group["params"]:
+                parameter.grad = None
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What the optimizer remembers, by `PARAMETER.NAME` with the parameter's number."""
-    states = optimizer.state_dict()["state"]
-    return {f"{number}.{name}": value for number, state in states.items() for name, value in state.items()}
+    """What the optimizer remembers, by `PARAMETER.FIELD` with the parameter's name in the method."""
+    return {
+        f"{name}.{field}": value
+        for name, parameter in _named(optimizer)
+        for field, value in optimizer.state.get(parameter, {}).items()
+    }
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Undo `optimizer_tensors`; the hyper-parameters stay as they are.
+    """Undo `optimizer_tensors`; the hyper-parameters stay as they are. Checkpoints of version 0.1.0, which have the
+    parameter's number in place of its name, are read too.
 
     Each tensor gets the memory layout of its parameter: torch's fused kernels walk both as flat memory and would pair
     the wrong elements, without an error, if one were channels-last and the other not.
+
+    Raises:
+        KeyError: A tensor belongs to no parameter.
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    named = list(_named(optimizer))
+    numbers = {name: number for number, (name, _) in enumerate(named)}
     states: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
-        number, _, field = name.partition(".")
-        parameter = parameters[int(number)]
+        owner, _, field = name.rpartition(".")
+        number = int(owner) if owner.isdigit() else numbers[owner]
+        parameter = named[number][1]
         same_layout = torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
-        states.setdefault(int(number), {})[field] = same_layout
+        states.setdefault(number, {})[field] = same_layout
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _named(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    """The parameters of an optimizer in the order of its groups, which numbers them."""
+    for group in optimizer.param_groups:
+        yield from zip(group["names"], group["params"], strict=True)

@@ -1,4 +1,5 @@
-"""What is said about a run before its first step: refusals with their arithmetic, warnings, and its description."""
+"""What is checked and said about a run before its first step: refusals with their arithmetic, warnings, and its
+description."""
 
 from __future__ import annotations
 
@@ -8,6 +9,8 @@ from typing import Any
 
 import torch
 
+from leoclr.backends.settings import RunFacts
+from leoclr.cli.config.plugins import METHODS, plugin
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.versions import environment, versions
 from leoclr.datasets.errors import RunError
@@ -20,7 +23,7 @@ def micro_batch(settings: Settings, ranks: int) -> int:
     """Images that a process pushes through the encoder at a time.
 
     Raises:
-        RunError: The batch cannot be split evenly over processes, micro-batches and BatchNorm groups.
+        RunError: The batch cannot be split evenly over processes and micro-batches.
     """
     batch_size, accumulation = settings.data.batch_size, settings.train.accumulation
     if batch_size % (ranks * accumulation):
@@ -28,27 +31,26 @@ def micro_batch(settings: Settings, ranks: int) -> int:
             f"batch size {batch_size} cannot be split evenly into {ranks * accumulation} parts "
             f"({ranks} processes x {accumulation} micro-batches)"
         )
-    micro = batch_size // (ranks * accumulation)
-    splits = max(1, settings.moco.bn_splits // ranks)
-    if settings.backend == "moco" and (micro % splits or micro // splits < 2):
-        raise RunError(
-            f"a batch of {micro} images cannot be split into {splits} groups of two or more for BatchNorm; "
-            f"change --batch-size, or --set moco.bn_splits=1"
-        )
-    if settings.backend == "simclr" and micro * ranks < 2:
-        raise RunError("SimCLR's negatives are the other images of the batch, and a batch of one has none")
-    return micro
+    return batch_size // (ranks * accumulation)
 
 
-def warnings_about(settings: Settings, index: Index, micro: int) -> Iterator[str]:
+def facts_of(settings: Settings, images: int, ranks: int) -> RunFacts:
+    """What the settings of a method are checked against. Raises RunError as `micro_batch`."""
+    policy = settings.view_policy
+    micro = micro_batch(settings, ranks)
+    return RunFacts(tuple(policy.views), policy.pairs, images, micro, ranks, settings.train.accumulation)
+
+
+def refuse_problems(settings: Settings, facts: RunFacts) -> None:
+    """Raise RunError where the method cannot train so."""
+    problems = list(settings.method.problems(facts))
+    if problems:
+        raise RunError("\n  ".join(problems))
+
+
+def warnings_about(settings: Settings, index: Index, facts: RunFacts) -> Iterator[str]:
     """What will work, but perhaps not as it was meant."""
-    if settings.backend == "moco" and settings.moco.queue > len(index):
-        yield (
-            f"the queue of {settings.moco.queue:,} keys is longer than the data set of {len(index):,} images: an "
-            "image is among its own negatives; --set moco.queue=... to about a tenth of the data set"
-        )
-    if settings.backend == "simclr" and settings.train.accumulation > 1:
-        yield f"with accumulation, SimCLR's negatives come from micro-batches of {micro} images only"
+    yield from settings.method.warnings(facts)
     yield from remarks(index)
 
 
@@ -62,8 +64,10 @@ def description(
     ranks: int,
 ) -> dict[str, Any]:
     """The content of run.json: all that is needed to know, repeat, resume or score the run."""
+    found = plugin(METHODS, settings.backend)
     return {
         "settings": settings.model_dump(mode="json"),
+        "method": {"package": found.package, "version": found.version},
         "preset": preset,
         "data": {
             "train": list(absolute(settings.data.train)),
@@ -71,6 +75,7 @@ def description(
             "digest": index.digest,
             "samples": len(index),
             "classes": list(index.classes),
+            "labelled": index.labelled,
         },
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": command,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from leoclr.cli.config.settings import RunSettings, Settings
+from leoclr.cli.config.sections import RunSettings
+from leoclr.cli.config.settings import Settings
 from leoclr.datasets.errors import RunError
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.storage.addresses import folder_of, is_remote

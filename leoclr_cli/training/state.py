@@ -1,5 +1,5 @@
-"""What of a run must survive a resume: tensors, and a few values. Position in the data, learning rate and all
-randomness follow from the settings and the number of the step."""
+"""State needed to resume bit for bit: tensors and a few values. Position in the data, learning rate and all randomness
+follow from the settings and the number of the step."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from leoclr.backends.methods.moco import MoCo
-from leoclr.backends.methods.simclr import SimCLR
+from leoclr.backends.distributed import gather, rank, ranks
+from leoclr.backends.method import Method
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.checkpoint import Checkpoint, save_checkpoint
 from leoclr.cli.run.versions import versions
@@ -22,24 +22,27 @@ from leoclr.datasets.shards.index import Index
 
 
 class RunState:
-    """Both encoders, the queue and its head, the optimizer's memory, and what the rest of a checkpoint says."""
+    """All parameters and buffers of the method, the optimizer's memory, and the values of state.json."""
 
     def __init__(
         self,
         settings: Settings,
         index: Index,
-        backend: MoCo | SimCLR,
+        method: Method,
         optimizer: torch.optim.Optimizer,
         accelerator: Accelerator,
     ) -> None:
-        self._settings, self._index, self._backend, self._optimizer = settings, index, backend, optimizer
+        self._settings, self._index, self._method, self._optimizer = settings, index, method, optimizer
         self._accelerator = accelerator
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """By group and name, on whatever device they are."""
-        return {"model": self._backend.state_dict(), "optimizer": optimizer_tensors(self._optimizer)}
+        """By group and name, on whatever device they are. Where the method has buffers of each rank's own, all ranks
+        must ask at once: they come one after another, in rank order."""
+        model = self._method.state_dict()
+        model |= {name: gather(model[name]) for name in self._method.per_rank}
+        return {"model": model, "optimizer": optimizer_tensors(self._optimizer)}
 
-    def save(self, folder: Path, step: int, **more: Any) -> Path:
+    def save(self, folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], **more: Any) -> Path:
         """Write the checkpoint of `step` into a folder of checkpoints; `more` are values of state.json."""
         scaler = self._accelerator.scaler
         state = {
@@ -47,10 +50,11 @@ class RunState:
             **more,
             "settings": self._settings.model_dump(mode="json"),
             "data": {"digest": self._index.digest, "samples": len(self._index)},
+            "encoder": next(iter(self._method.backbones())),
             "scaler": scaler.state_dict() if scaler is not None else None,
             "versions": versions(),
         }
-        return save_checkpoint(folder, step, self.tensors(), state)
+        return save_checkpoint(folder, step, tensors, state)
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Take everything over from a checkpoint of the same run.
@@ -68,7 +72,7 @@ class RunState:
                 f"digest {index.digest[:12]}); resume on the same shards"
             )
         try:
-            self._backend.load_state_dict(checkpoint.tensors["model"])
+            self._method.load_state_dict(self._own_part(checkpoint.tensors["model"]))
             load_optimizer_tensors(self._optimizer, checkpoint.tensors["optimizer"])
         except (RuntimeError, ValueError, KeyError, IndexError) as error:
             detail = " ".join(str(error).split())
@@ -76,3 +80,16 @@ class RunState:
         scaler = self._accelerator.scaler
         if scaler is not None and checkpoint.state["scaler"] is not None:
             scaler.load_state_dict(checkpoint.state["scaler"])
+
+    def _own_part(self, model: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of this rank: buffers that differ between ranks are split anew among however many there are."""
+        own = {}
+        for name in self._method.per_rank:
+            whole, wanted = model[name], self._method.get_buffer(name)
+            if len(whole) != len(wanted) * ranks():
+                raise ValueError(
+                    f"{name} of {len(whole)} rows cannot be split among {ranks()} processes; resume with as many "
+                    "processes as before"
+                )
+            own[name] = whole[rank() * len(wanted) :][: len(wanted)]
+        return model | own

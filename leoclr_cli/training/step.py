@@ -6,75 +6,130 @@ import contextlib
 import math
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from leoclr.backends.method import Pairs
-from leoclr.backends.methods.moco import MoCo
-from leoclr.backends.methods.simclr import SimCLR
+from leoclr.backends.method import Method, Output, Progress
 from leoclr.cli.config.settings import Settings
-from leoclr.cli.training.optimizers import build_optimizer, learning_rate
+from leoclr.cli.training.optimizers import build_optimizer, drop_frozen_gradients, learning_rate, schedule
 from leoclr.datasets.images.normalise import normalise
+from leoclr.datasets.views import Pairs
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The lengths that schedules run over, in steps."""
+
+    steps: int
+    steps_per_epoch: int
+    warmup_steps: int = 0
+
+
+class StepResult(NamedTuple):
+    """What a step found, all detached and of this process.
+
+    Attributes:
+        loss: Not finite where the loss or any process's gradient is not.
+        embeddings: Of the last micro-batch, to watch for collapse; None where the method has none.
+        metrics: The method's own, averaged over micro-batches.
+    """
+
+    loss: Tensor
+    embeddings: Tensor | None
+    metrics: dict[str, Tensor]
 
 
 class TrainStep:
-    """Owns the optimizer, and what Accelerate makes of it and of the backend.
+    """Owns the optimizer, and what Accelerate makes of it and of the method.
 
     Args:
         pairs: (anchor, positive) view names.
         micro: Images that go through the encoder at a time.
-        steps, warmup_steps: Of the whole run, for the learning rate.
     """
 
     def __init__(
         self,
         settings: Settings,
         accelerator: Accelerator,
-        backend: MoCo | SimCLR,
+        method: Method,
         pairs: Pairs,
         micro: int,
-        steps: int,
-        warmup_steps: int,
+        length: Schedule,
     ) -> None:
-        self.settings, self.accelerator, self.backend, self.pairs = settings, accelerator, backend, pairs
-        self.micro, self.steps, self.warmup_steps = micro, steps, warmup_steps
-        self.optimizer = build_optimizer(backend, settings.optimizer)
+        self.settings, self.accelerator, self.method, self.pairs = settings, accelerator, method, pairs
+        self.micro, self.length = micro, length
+        self.optimizer = build_optimizer(method, settings.optimizer)
+        self._changes_gradients = (
+            type(method).before_update is not Method.before_update
+            or settings.optimizer.clip > 0
+            or any(group.frozen is not None for group in method.groups)
+        )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*broadcast_buffers.*", FutureWarning)  # renamed in torch 2.14
-            self.model, self._prepared = accelerator.prepare(backend, self.optimizer)
+            self.model, self._prepared = accelerator.prepare(method, self.optimizer)
 
-    def __call__(self, pixels: Mapping[str, Tensor], step: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, pixels: Mapping[str, Tensor], step: int) -> StepResult:
         """Take step number `step` on this process's part of the batch, uint8 views by name, on its device.
-
-        Returns:
-            The loss, detached and not yet averaged over processes, and the anchors' embeddings. Where the loss or any
-            process's gradient is not finite, neither is the loss.
 
         Raises:
             FloatingPointError: It is not finite; the weights are as before. On a CPU only: a GPU would have to wait.
         """
-        accelerator, train = self.accelerator, self.settings.train
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(step, self.steps, self.warmup_steps, self.settings.optimizer.lr)
-        stream = train.seed * accelerator.num_processes + accelerator.process_index
+        settings, length = self.settings, self.length
+        optimizer = settings.optimizer
+        now = Progress(step, length.steps, length.steps_per_epoch)
+        rate = learning_rate(step, length.steps, length.warmup_steps, optimizer.lr, optimizer.final_lr)
+        schedule(self.optimizer, self.method, now, rate, optimizer.lr)
+        stream = settings.train.seed * self.accelerator.num_processes + self.accelerator.process_index
         torch.manual_seed((stream * 2**32 + step) % 2**64)
-        device, augmentation = accelerator.device, self.settings.augmentation
-        total = torch.zeros((), device=device)
-        for number in range(train.accumulation):
-            part = slice(number * self.micro, (number + 1) * self.micro)
-            inputs = {name: normalise(view[part], augmentation.mean, augmentation.std) for name, view in pixels.items()}
-            last = number == train.accumulation - 1
-            with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
-                output = self.model(inputs, self.pairs, step)
-                accelerator.backward(output.loss / train.accumulation)
-            total += output.loss.detach() / train.accumulation
-        if accelerator.scaler is None:  # which itself leaves out a step whose gradients overflow
-            total += 0.0 * nn.utils.get_total_norm([p.grad for p in self.backend.parameters() if p.grad is not None])
-        if device.type == "cpu" and not math.isfinite(float(total)):
+        result = self._phase(pixels, now)
+        for phase in range(1, self.method.phases):
+            result = self._phase(pixels, now._replace(phase=phase))
+        return result
+
+    def _phase(self, pixels: Mapping[str, Tensor], now: Progress) -> StepResult:
+        result = self._gradients(pixels, now)
+        total = result.loss
+        if self.accelerator.scaler is None:  # which itself leaves out a step whose gradients overflow
+            gradients = [p.grad for p in self.method.parameters() if p.grad is not None]
+            total = total + 0.0 * nn.utils.get_total_norm(gradients)
+        if total.device.type == "cpu" and not math.isfinite(float(total)):
             raise FloatingPointError
+        if self._changes_gradients:
+            self._change_gradients(now)
         self._prepared.step()
         self._prepared.zero_grad(set_to_none=True)
-        self.backend.after_step()
-        return total, output.embeddings
+        self.method.after_update(now)
+        return result._replace(loss=total)
+
+    def _gradients(self, pixels: Mapping[str, Tensor], now: Progress) -> StepResult:
+        """Forward and backward of each micro-batch."""
+        accelerator, train = self.accelerator, self.settings.train
+        total = torch.zeros((), device=accelerator.device)
+        metrics: dict[str, Tensor] = {}
+        for number in range(train.accumulation):
+            part = slice(number * self.micro, (number + 1) * self.micro)
+            inputs = {name: self._normalised(view[part]) for name, view in pixels.items()}
+            last = number == train.accumulation - 1
+            with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
+                output: Output = self.model(inputs, self.pairs, now)
+                accelerator.backward(output.loss / train.accumulation)
+            total += output.loss.detach() / train.accumulation
+            for name, value in output.metrics.items():
+                metrics[name] = metrics.get(name, 0.0) + value.detach() / train.accumulation
+        return StepResult(total, output.embeddings, metrics)
+
+    def _change_gradients(self, now: Progress) -> None:
+        """What the method and the settings do to gradients: as they are, and not as the scaler of fp16 has them."""
+        if self.accelerator.scaler is not None:
+            self.accelerator.unscale_gradients(self._prepared)
+        self.method.before_update(now)
+        drop_frozen_gradients(self.optimizer, self.method, now)
+        if self.settings.optimizer.clip > 0:
+            nn.utils.clip_grad_norm_(self.method.parameters(), self.settings.optimizer.clip)
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        return normalise(pixels, self.settings.augmentation.mean, self.settings.augmentation.std)

@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn import functional as F
 
 from leoclr.backends.method import spread
-from leoclr.cli.config.fields import FIELDS, get
+from leoclr.cli.config.fields import get, keys_of
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.checkpoint import Checkpoint, newest_sound, prune, step_folder
 from leoclr.cli.run.devices import accelerated, agree, explained
@@ -31,17 +32,16 @@ from leoclr.cli.training.data import TrainingData
 from leoclr.cli.training.initial_weights import start_from_weights
 from leoclr.cli.training.knn_monitor import KnnMonitor
 from leoclr.cli.training.metrics import MetricsLog, require_trackers, start_trackers
-from leoclr.cli.training.preflight import description, micro_batch, warnings_about
+from leoclr.cli.training.preflight import description, facts_of, refuse_problems, warnings_about
 from leoclr.cli.training.progress_line import ProgressLine
 from leoclr.cli.training.result import TrainResult
 from leoclr.cli.training.signals import GracefulStop
 from leoclr.cli.training.state import RunState
-from leoclr.cli.training.step import TrainStep
+from leoclr.cli.training.step import Schedule, StepResult, TrainStep
 from leoclr.cli.training.throughput import Clock
 from leoclr.datasets.errors import RunError
 from leoclr.datasets.loading.device_feed import Pace
 from leoclr.datasets.loading.loader import Batch
-from leoclr.datasets.views import POLICIES
 
 _COLLAPSED = 0.01  # an untrained ResNet lies around 0.1
 
@@ -82,14 +82,15 @@ class Trainer:
         self.data = TrainingData(settings, accelerator, recorded)
         self.settings = settings = self.data.settings
         self.index, self.plan = self.data.index, self.data.plan
-        micro = micro_batch(settings, self.ranks)
+        self.facts = facts_of(settings, len(self.index), self.ranks)
+        refuse_problems(settings, self.facts)
         self.steps = settings.train.epochs * self.plan.steps_per_epoch
-        self.backend = build.backend(settings, self.device)
+        self.method = build.method(settings, self.device, len(self.index), self.ranks)
         warmup = round(settings.optimizer.warmup_epochs * self.plan.steps_per_epoch)
-        pairs = POLICIES[settings.views].pairs
-        self.take_step = TrainStep(settings, accelerator, self.backend, pairs, micro, self.steps, warmup)
+        length = Schedule(self.steps, self.plan.steps_per_epoch, warmup)
+        self.take_step = TrainStep(settings, accelerator, self.method, self.facts.pairs, self.facts.micro, length)
         self.optimizer = self.take_step.optimizer
-        self.state = RunState(settings, self.index, self.backend, self.optimizer, accelerator)
+        self.state = RunState(settings, self.index, self.method, self.optimizer, accelerator)
         self.knn = KnnMonitor.of(settings, self.index, self.data.val)
         self.step, self.collapsed = 0, False
         self.samples = torch.empty(0, dtype=torch.long)  # of the newest step
@@ -106,9 +107,9 @@ class Trainer:
         if newest is not None:
             self._load(newest.load())
         else:
-            weights = start_from_weights(self.backend, self.settings.encoder)
+            weights = start_from_weights(self.method, self.settings.encoder)
         if self.main:
-            for line in (*damaged, *warnings_about(self.settings, self.index, self.take_step.micro)):
+            for line in (*damaged, *warnings_about(self.settings, self.index, self.facts)):
                 warn(line)
             for line in self.data.val_remarks():
                 warn(line)
@@ -128,7 +129,7 @@ class Trainer:
         saved, saved_at, stopped = self.step, began, 0
         clock, pace = Clock(self.step, self.plan.batch_size), Pace(self.device)
         line = ProgressLine(self.step, self.steps, self.plan.steps_per_epoch, self.plan.batch_size, self.main)
-        loader, losses, bad = self.data.batches(self.step, self.steps), list[Tensor](), list[str]()
+        loader, results, bad = self.data.batches(self.step, self.steps), list[StepResult](), list[str]()
         values: dict[str, float] = {}
         scored: float | None = None
         with contextlib.closing(self._log()) as log:
@@ -139,20 +140,19 @@ class Trainer:
                 if stopped:
                     break
                 if self.step > saved and (due or self._keeps(self.step)):
-                    self._settle(losses, bad)
+                    self._settle(results, bad)
                     with clock.paused():
                         self.save()
                     saved, saved_at = self.step, time.monotonic()
                 with clock.waiting():
                     batch = next(loader)
                 bad += batch.bad
-                loss, embeddings = self._train_step(batch)
+                results.append(self._train_step(batch))
                 pace.step_taken()
-                losses.append(loss)
                 self.step += 1
                 if self.step % self.plan.steps_per_epoch == 0 or self.step % self.settings.run.log_steps == 0:
-                    values = self._measures(self._settle(losses, bad), embeddings, clock)
-                    losses.clear()
+                    values = self._measures(self._settle(results, bad), results, clock)
+                    results.clear()
                     line.show(self.step, values["loss"], values["images_per_second"], values["waiting"])
                     if self._knn_is_due():
                         line.finish_line()
@@ -161,8 +161,8 @@ class Trainer:
                         scored = values.get("knn", scored)
                     log.write(self.step, values)
             line.finish_line()
-            if losses:
-                self._settle(losses, bad)
+            if results:
+                self._settle(results, bad)
             images_per_second = clock.mean(self.step)
             checkpoint = self.save()
             self.accelerator.wait_for_everyone()  # else a launcher takes those that are done for a sign to end the rest
@@ -182,11 +182,13 @@ class Trainer:
         )
 
     def save(self) -> Path:
-        """Write a checkpoint (first process only: all hold the same) and remove old ones."""
+        """Write a checkpoint (first process only) and remove old ones."""
+        tensors = self.state.tensors()
         if self.main:
             epoch, bad = self.step / self.plan.steps_per_epoch, self.bad.lines()
             with self.run.still_there():
-                self.state.save(self.run.checkpoints, self.step, steps=self.steps, epoch=epoch, bad_images=bad)
+                more = {"steps": self.steps, "epoch": epoch, "bad_images": bad}
+                self.state.save(self.run.checkpoints, self.step, tensors, **more)
                 prune(self.run.checkpoints, self.step, self.settings.run.keep, self._keeps)
         return step_folder(self.run.checkpoints, self.step)
 
@@ -195,26 +197,30 @@ class Trainer:
         self.step = checkpoint.step
         self.bad = self._bad_images(checkpoint.state["bad_images"])
 
-    def _train_step(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _train_step(self, batch: Batch) -> StepResult:
         self.samples = batch.samples
         try:
             return self.take_step(batch.views, self.step)
         except FloatingPointError:
             raise self._not_finite() from None
 
-    def _settle(self, losses: list[Tensor], bad: list[str]) -> float:
+    def _settle(self, results: list[StepResult], bad: list[str]) -> float:
         """The mean of the losses over all processes; the bad images of all are counted, and `bad` is emptied.
 
         Raises:
             RunError: A loss is not finite, so that nothing is saved or reported that is not.
             DataError: There are too many bad images.
         """
-        mean = float(self.accelerator.reduce(torch.stack(losses).mean(), "mean")) if losses else 0.0
+        mean = self._mean([result.loss for result in results]) if results else 0.0
         if not math.isfinite(mean):
             raise self._not_finite()
         self.bad.add(lines_of_all(bad, self.accelerator))
         bad.clear()
         return mean
+
+    def _mean(self, values: list[Tensor]) -> float:
+        """Over steps and processes."""
+        return float(self.accelerator.reduce(torch.stack(values).mean(), "mean"))
 
     def _not_finite(self) -> RunError:
         keys = ", ".join(self.index.key(int(number)) for number in self.samples[:8])
@@ -223,31 +229,39 @@ class Trainer:
             f"Try a smaller --lr or more warm-up; the batch began with {keys}"
         )
 
-    def _measures(self, loss: float, embeddings: Tensor, clock: Clock) -> dict[str, float]:
-        deviation, rank = (float(value) for value in spread(embeddings))
-        if deviation < _COLLAPSED and self.main and not self.collapsed:
-            warn(f"the embeddings have collapsed at step {self.step}: standard deviation {deviation:.4f} of 1")
-            self.collapsed = True
+    def _measures(self, loss: float, results: list[StepResult], clock: Clock) -> dict[str, float]:
+        health = self._health(results[-1].embeddings)
+        own = {name: self._mean([result.metrics[name] for result in results]) for name in results[-1].metrics}
         images_per_second, waiting = clock.read(self.step)
         return {
             "epoch": self.step / self.plan.steps_per_epoch,
             "loss": loss,
             "lr": float(self.optimizer.param_groups[0]["lr"]),
-            "embedding_std": deviation,
-            "effective_rank": rank,
+            **health,
+            **own,
             "images_per_second": images_per_second,
             "waiting": waiting,
             "bad_images": float(len(self.bad)),
         }
 
+    def _health(self, embeddings: Tensor | None) -> dict[str, float]:
+        """Spread and rank of embeddings, taken to length one; a warning where they have collapsed."""
+        if embeddings is None:
+            return {}
+        deviation, rank = (float(value) for value in spread(F.normalize(embeddings.float(), dim=1)))
+        if deviation < _COLLAPSED and self.main and not self.collapsed:
+            warn(f"the embeddings have collapsed at step {self.step}: standard deviation {deviation:.4f} of 1")
+            self.collapsed = True
+        return {"embedding_std": deviation, "effective_rank": rank}
+
     def _score(self) -> dict[str, float]:
-        """k-NN accuracy as `knn`, on the first process while the others wait. A score that fails only warns."""
+        """k-NN accuracy as `knn`, on the first process while the others wait. A failed score only warns."""
         assert self.knn is not None
         found: dict[str, float] = {}
         if self.main:
             epoch = self.step // self.plan.steps_per_epoch
             try:
-                found["knn"] = self.knn.score(self.backend.encoder.backbone, self.device)
+                found["knn"] = self.knn.score(next(iter(self.method.backbones().values())), self.device)
                 say(f"epoch {epoch}: k-NN top-1 {found['knn']:.2%} ({self.knn.protocol})")
             except Exception as error:  # whatever it is, memory included: the weights are as they were
                 warn(f"epoch {epoch}: no k-NN score: {self.knn.explain(error, self.device)}")
@@ -271,7 +285,7 @@ class Trainer:
     def _log(self) -> MetricsLog:
         """metrics.jsonl and the trackers; the first process's alone."""
         if self.settings.run.trackers:
-            start_trackers(self.accelerator, {key: str(get(self.settings, key)) for key in FIELDS})
+            start_trackers(self.accelerator, {key: str(get(self.settings, key)) for key in keys_of(self.settings)})
         return MetricsLog(self.run.metrics, self.accelerator, self.step)
 
     def _announce(self) -> None:

@@ -12,8 +12,10 @@ from PIL import Image, ImageFilter
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as F
 
-from leoclr.datasets.images.augment_pillow import UNIFORMS, AugmentationSpec, apply, augment, crop_box, draw, whole
+from leoclr.datasets.images.augment_pillow import apply, augment, whole
+from leoclr.datasets.images.augmentation import UNIFORMS, AugmentationSpec, crop_box, draw, view_specs
 from leoclr.datasets.randomness import uniforms
+from leoclr.datasets.views import View, ViewKind, ViewPolicy
 
 NEVER = AugmentationSpec(image_size=24, flip=0, jitter=0, grayscale=0, blur=0)
 ALWAYS = AugmentationSpec(image_size=24, flip=1, jitter=1, grayscale=1, blur=1)
@@ -29,10 +31,10 @@ def drawn(count: int, seed: int = 0) -> NDArray[np.float64]:
     return uniforms(seed, 0, np.arange(count), 0, UNIFORMS)
 
 
-def reference(image: Image.Image, spec: AugmentationSpec, kind: str, numbers: NDArray[np.float64]) -> Image.Image:
+def reference(image: Image.Image, spec: AugmentationSpec, numbers: NDArray[np.float64]) -> Image.Image:
     """The same view by torchvision's functions on Pillow images, with Pillow's blur as MoCo has it."""
     size = [spec.image_size, spec.image_size]
-    left, top, right, bottom = crop_box(*image.size, spec, numbers) if kind == "crop" else (0, 0, *image.size)
+    left, top, right, bottom = crop_box(*image.size, spec, numbers) if spec.kind == "crop" else (0, 0, *image.size)
     image = F.resized_crop(image, top, left, bottom - top, right - left, size, InterpolationMode.BILINEAR)
     parameters = draw(spec, numbers)
     adjust = {
@@ -47,27 +49,44 @@ def reference(image: Image.Image, spec: AugmentationSpec, kind: str, numbers: ND
         image = F.rgb_to_grayscale(image, num_output_channels=3)
     if parameters.blur:
         image = image.filter(ImageFilter.GaussianBlur(radius=parameters.blur))
+    if parameters.solarize:
+        image = F.solarize(image, 128)
     return F.hflip(image) if parameters.flip else image
 
 
 @pytest.mark.parametrize("kind", ["whole", "crop"])
+@pytest.mark.parametrize("solarize", [0.0, 0.3])
 @pytest.mark.parametrize("size", SIZES)
-def test_views_equal_torchvision_bit_for_bit(size: tuple[int, int], kind: str) -> None:
-    spec = AugmentationSpec(image_size=24, hue=0.5)
+def test_views_equal_torchvision_bit_for_bit(size: tuple[int, int], solarize: float, kind: ViewKind) -> None:
+    spec = AugmentationSpec(image_size=24, kind=kind, hue=0.5, solarize=solarize)
     image = picture(*size)
-    for numbers in drawn(40):
-        view = augment(image, spec, "whole" if kind == "whole" else "crop", numbers)
+    for numbers in uniforms(0, 0, np.arange(40), 0, spec.uniforms):
+        view = augment(image, spec, numbers)
         assert view.shape == (24, 24, 3) and view.dtype == np.uint8
-        np.testing.assert_array_equal(view, np.asarray(reference(image, spec, kind, numbers)))
+        np.testing.assert_array_equal(view, np.asarray(reference(image, spec, numbers)))
+
+
+def test_a_view_that_may_be_solarised_keeps_its_other_draws() -> None:
+    plain, solarised = AugmentationSpec(24), AugmentationSpec(24, solarize=1.0)
+    numbers = uniforms(0, 0, np.arange(20), 0, solarised.uniforms)
+    for with_one_more, without in zip(numbers, drawn(20), strict=True):
+        assert draw(solarised, with_one_more) == replace(draw(plain, without), solarize=True)
+
+
+def test_the_views_of_a_policy_have_sizes_kinds_and_changes_of_their_own() -> None:
+    views = {"x": View("whole"), "strong": View(changes={"blur": 1.0}), "small": View(size=0.5, changes={"flip": 0.0})}
+    specs = view_specs(ViewPolicy("own", views, (("x", "small"),)), AugmentationSpec(24))
+    assert specs["x"] == AugmentationSpec(24, kind="whole") and specs["strong"] == AugmentationSpec(24, blur=1.0)
+    assert specs["small"] == AugmentationSpec(12, flip=0.0)
 
 
 def test_uniforms_are_all_the_randomness_there_is() -> None:
     spec, image, numbers = AugmentationSpec(image_size=24), picture(40, 30), drawn(2)
-    first = augment(image, spec, "crop", numbers[0])
+    first = augment(image, spec, numbers[0])
     torch.manual_seed(1)
     np.random.seed(1)
-    np.testing.assert_array_equal(augment(image, spec, "crop", numbers[0].copy()), first)
-    assert (augment(image, spec, "crop", numbers[1]) != first).any()
+    np.testing.assert_array_equal(augment(image, spec, numbers[0].copy()), first)
+    assert (augment(image, spec, numbers[1]) != first).any()
     np.testing.assert_array_equal(np.asarray(image), np.asarray(picture(40, 30)))  # the image itself is left alone
 
 
@@ -147,11 +166,11 @@ def test_padding_and_centre_keep_proportions() -> None:
 def test_the_whole_view_is_augmented_but_not_cropped() -> None:
     image = picture(24, 24)
     plain = np.asarray(image)
-    np.testing.assert_array_equal(augment(image, NEVER, "whole", drawn(1)[0]), plain)
-    changed = [augment(image, AugmentationSpec(image_size=24), "whole", numbers) for numbers in drawn(50)]
+    np.testing.assert_array_equal(augment(image, replace(NEVER, kind="whole"), drawn(1)[0]), plain)
+    changed = [augment(image, replace(AugmentationSpec(image_size=24), kind="whole"), numbers) for numbers in drawn(50)]
     assert sum((view != plain).any() for view in changed) > 40
     flipped = replace(NEVER, flip=1)
-    np.testing.assert_array_equal(augment(image, flipped, "whole", drawn(1)[0]), plain[:, ::-1])
+    np.testing.assert_array_equal(augment(image, replace(flipped, kind="whole"), drawn(1)[0]), plain[:, ::-1])
 
 
 def test_probabilities_of_nought_and_one_are_kept() -> None:

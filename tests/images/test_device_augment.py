@@ -18,9 +18,10 @@ from torch import Tensor
 from leoclr.cli.config.resolve import differences, resolve
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.training import trainer as training
-from leoclr.cli.training.augmentation import settle_executor
+from leoclr.cli.training.auto import DataFacts, settle
 from leoclr.datasets.images.augment_device import crop_boxes, draw_all, photometric
-from leoclr.datasets.images.augment_pillow import UNIFORMS, AugmentationSpec, apply, crop_box, draw
+from leoclr.datasets.images.augment_pillow import apply
+from leoclr.datasets.images.augmentation import UNIFORMS, AugmentationSpec, crop_box, draw
 from leoclr.datasets.loading.device_feed import on_device
 from leoclr.datasets.loading.loader import StepDataset, batches
 from leoclr.datasets.loading.plan import Plan
@@ -208,7 +209,9 @@ def test_a_run_keeps_the_executor_that_auto_found_at_its_start(make_shards: Make
 def test_auto_is_settled_by_the_device_and_by_what_a_run_began_with(
     device: str, recorded: dict[str, Any] | None, executor: str
 ) -> None:
-    assert settle_executor(Settings(), device, recorded).augmentation.executor == executor
-    fixed = resolve(None, None, {}, {"augmentation.executor": "pillow"}).settings
-    assert settle_executor(fixed, device, recorded) == fixed
-    assert differences(Settings(), fixed) == ["augmentation.executor: auto -> pillow"]
+    several_sizes = DataFacts(100, None)
+    recorded = recorded and recorded | {"data": {}}
+    assert settle(Settings(), device, several_sizes, recorded).augmentation.executor == executor
+    fixed = resolve(None, None, {}, {"augmentation.executor": "pillow", "data.resident": "no"}).settings
+    assert settle(fixed, device, several_sizes, recorded) == fixed
+    assert differences(Settings(), fixed) == ["data.resident: auto -> no", "augmentation.executor: auto -> pillow"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from sklearn.datasets import load_sample_images
 from leoclr.datasets.errors import BadImage
 from leoclr.datasets.images import augment_opencv as fast_augment
 from leoclr.datasets.images import augment_pillow as augment
-from leoclr.datasets.images.augment_pillow import UNIFORMS, AugmentationSpec, Photometric, draw
+from leoclr.datasets.images.augmentation import UNIFORMS, AugmentationSpec, Photometric, draw
 from leoclr.datasets.images.decode import decode_image, decode_pixels
 from leoclr.datasets.images.executors import EXECUTORS, one_view
 from leoclr.datasets.loading.loader import StepDataset, batches
@@ -40,7 +41,7 @@ def photographs() -> list[Pixels]:
 @pytest.fixture(scope="module")
 def squares(photographs: list[Pixels]) -> list[Pixels]:
     return [
-        fast_augment.square(image, SPEC, "crop", numbers(number))
+        fast_augment.square(image, SPEC, numbers(number))
         for number in range(12)
         for image in photographs
     ]  # fmt: skip
@@ -96,9 +97,11 @@ def test_whole_views_are_within_a_level_in_the_mean(
         image = photographs[sample % 2]
         if size == 32:
             image = np.array(Image.fromarray(image).resize((32, 32)))
-        view = fast_augment.augment(image, spec, kind, numbers(sample))
+        view = fast_augment.augment(image, replace(spec, kind=kind), numbers(sample))
         assert view.shape == (size, size, 3) and view.dtype == np.uint8
-        found.append(difference(view, augment.augment(Image.fromarray(image), spec, kind, numbers(sample))))
+        found.append(
+            difference(view, augment.augment(Image.fromarray(image), replace(spec, kind=kind), numbers(sample)))
+        )
     assert np.mean(found) <= 1.0 and max(found) <= 2.5
 
 
@@ -106,7 +109,7 @@ def test_whole_views_are_within_a_level_in_the_mean(
 def test_the_original_becomes_a_square_alike(original: str, photographs: list[Pixels]) -> None:
     spec = AugmentationSpec(96, original=original)  # type: ignore[arg-type]
     for image in photographs:
-        square = fast_augment.square(image, spec, "whole", numbers(0))
+        square = fast_augment.square(image, replace(spec, kind="whole"), numbers(0))
         assert difference(square, augment.whole(Image.fromarray(image), spec)) <= 0.6
 
 
@@ -115,13 +118,13 @@ def test_every_size_gives_a_view(size: tuple[int, int], photographs: list[Pixels
     image = np.array(Image.fromarray(photographs[0]).resize(size))
     kinds: list[ViewKind] = ["whole", "crop"]
     for kind in kinds:
-        view = fast_augment.augment(image, AugmentationSpec(32), kind, numbers(1))
+        view = fast_augment.augment(image, replace(AugmentationSpec(32), kind=kind), numbers(1))
         assert view.shape == (32, 32, 3)
 
 
 def test_the_image_is_left_alone_and_the_same_numbers_give_the_same_view(photographs: list[Pixels]) -> None:
     before = photographs[0].copy()
-    one, other = (fast_augment.augment(photographs[0], SPEC, "crop", numbers(3)) for _ in range(2))
+    one, other = (fast_augment.augment(photographs[0], SPEC, numbers(3)) for _ in range(2))
     assert np.array_equal(one, other) and np.array_equal(photographs[0], before)
 
 
@@ -133,12 +136,12 @@ def test_both_executors_read_and_refuse_the_same(name: str, photographs: list[Pi
         data = buffer.getvalue()[:200] if name == "damaged" else b"not an image"
         for executor in ("fast", "pillow"):
             with pytest.raises(BadImage):
-                EXECUTORS[executor](data, SPEC, ["whole"], [numbers(0)])
+                EXECUTORS[executor](data, [replace(SPEC, kind="whole")], [numbers(0)])
         return
     Image.fromarray(photographs[0]).save(buffer, name)
-    plain = AugmentationSpec(224, jitter=0, grayscale=0, blur=0, flip=0)
+    plain = AugmentationSpec(224, kind="whole", jitter=0, grayscale=0, blur=0, flip=0)
     fast, reference = (
-        EXECUTORS[executor](buffer.getvalue(), plain, ["whole"], [numbers(0)])[0] for executor in ("fast", "pillow")
+        EXECUTORS[executor](buffer.getvalue(), [plain], [numbers(0)])[0] for executor in ("fast", "pillow")
     )
     assert difference(fast, reference) <= 1.0
 
@@ -225,8 +228,8 @@ def test_workers_change_no_pixel(make_shards: Callable[..., Path]) -> None:
 def test_pictures_show_what_the_executor_makes(photographs: list[Pixels]) -> None:
     image = Image.fromarray(photographs[1])
     fast, pillow = (
-        one_view(image, AugmentationSpec(64, executor=executor), "crop", numbers(5)) for executor in ("fast", "pillow")
+        one_view(image, AugmentationSpec(64, executor=executor), numbers(5)) for executor in ("fast", "pillow")
     )
-    np.testing.assert_array_equal(fast, fast_augment.augment(photographs[1], AugmentationSpec(64), "crop", numbers(5)))
-    np.testing.assert_array_equal(pillow, augment.augment(image, AugmentationSpec(64), "crop", numbers(5)))
+    np.testing.assert_array_equal(fast, fast_augment.augment(photographs[1], AugmentationSpec(64), numbers(5)))
+    np.testing.assert_array_equal(pillow, augment.augment(image, AugmentationSpec(64), numbers(5)))
     assert (fast != pillow).any()

@@ -10,7 +10,7 @@ import torch
 
 from leoclr.datasets.images import augment_device
 from leoclr.datasets.images.augment_device import draw_all
-from leoclr.datasets.images.augment_pillow import UNIFORMS, AugmentationSpec
+from leoclr.datasets.images.augmentation import UNIFORMS, AugmentationSpec
 from leoclr.datasets.loading import device_feed
 from leoclr.datasets.loading.loader import Batch
 from leoclr.datasets.randomness import uniforms

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from sklearn.datasets import load_sample_images
 
 from leoclr.datasets.errors import BadImage
 from leoclr.datasets.images import augment_opencv as fast_augment
-from leoclr.datasets.images.augment_pillow import UNIFORMS, AugmentationSpec, crop_box
+from leoclr.datasets.images.augmentation import UNIFORMS, AugmentationSpec, crop_box
 from leoclr.datasets.images.decode import decode_pixels
 from leoclr.datasets.images.executors import EXECUTORS
 from leoclr.datasets.randomness import uniforms
@@ -32,6 +33,10 @@ def photograph(format: str = "JPEG", width: int = WIDTH, height: int = HEIGHT, *
 
 def numbers(sample: int) -> list[NDArray[np.float64]]:
     return [uniforms(0, 0, np.array([sample]), view, UNIFORMS)[0] for view in range(len(KINDS))]
+
+
+def of_views(spec: AugmentationSpec) -> list[AugmentationSpec]:
+    return [replace(spec, kind=kind) for kind in KINDS]
 
 
 def constant(value: float) -> Callable[[int, int], float]:
@@ -79,7 +84,7 @@ def test_no_view_gets_fewer_pixels_than_it_has(size: int, executor: str, monkeyp
     monkeypatch.setattr(fast_augment, "decode_pixels", watched)
     spec = AugmentationSpec(size, executor=executor, reduced_decoding=True)  # type: ignore[arg-type]
     for sample in range(20):
-        EXECUTORS[executor](data, spec, KINDS, numbers(sample))
+        EXECUTORS[executor](data, of_views(spec), numbers(sample))
         boxes = [crop_box(WIDTH, HEIGHT, spec, drawn) for drawn in numbers(sample)[1:]]
         sides = [side for left, top, right, bottom in boxes for side in (right - left, bottom - top)]
         factor = round(HEIGHT / heights[-1])
@@ -95,8 +100,8 @@ def test_the_views_are_nearly_those_of_the_whole_image() -> None:
         np.abs(one.astype(int) - other).mean()
         for sample in range(20)
         for one, other in zip(
-            EXECUTORS["fast"](data, full, KINDS, numbers(sample)),
-            EXECUTORS["fast"](data, reduced, KINDS, numbers(sample)),
+            EXECUTORS["fast"](data, of_views(full), numbers(sample)),
+            EXECUTORS["fast"](data, of_views(reduced), numbers(sample)),
             strict=True,
         )
     ]
@@ -107,8 +112,8 @@ def test_an_image_that_is_small_already_gives_the_same_views() -> None:
     data = photograph(width=90, height=70)
     full, reduced = (AugmentationSpec(64, executor="fast", reduced_decoding=choice) for choice in (False, True))
     for one, other in zip(
-        EXECUTORS["fast"](data, full, KINDS, numbers(0)),
-        EXECUTORS["fast"](data, reduced, KINDS, numbers(0)),
+        EXECUTORS["fast"](data, of_views(full), numbers(0)),
+        EXECUTORS["fast"](data, of_views(reduced), numbers(0)),
         strict=True,
     ):
         np.testing.assert_array_equal(one, other)

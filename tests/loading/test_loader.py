@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from leoclr.datasets.errors import DataError
-from leoclr.datasets.images.augment_pillow import AugmentationSpec
+from leoclr.datasets.images.augmentation import AugmentationSpec
 from leoclr.datasets.loading.loader import Batch, StepDataset, batches
 from leoclr.datasets.loading.plan import Plan
 from leoclr.datasets.shards.index import Index

@@ -21,12 +21,14 @@ from safetensors.torch import load_file
 
 from leoclr.cli.config.resolve import differences, resolve
 from leoclr.cli.config.settings import Settings
-from leoclr.cli.training import resident_choice
+from leoclr.cli.training import data as data_module
 from leoclr.cli.training import trainer as training
-from leoclr.cli.training.resident_choice import _worth_it, settle_resident
+from leoclr.cli.training.auto import DataFacts, settle
+from leoclr.cli.training.data import resident_images
 from leoclr.datasets.errors import DataError, RunError, SettingsError
 from leoclr.datasets.images.augment_device import crop_boxes
-from leoclr.datasets.images.augment_pillow import UNIFORMS, AugmentationSpec, crop_box, whole
+from leoclr.datasets.images.augment_pillow import whole
+from leoclr.datasets.images.augmentation import UNIFORMS, AugmentationSpec, crop_box
 from leoclr.datasets.images.crop_device import crops, wholes
 from leoclr.datasets.loading.device_feed import on_device
 from leoclr.datasets.loading.loader import Batch, StepDataset, batches
@@ -190,12 +192,10 @@ def test_what_does_not_fit_on_the_device_is_left_to_workers(
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(resident_choice, "load_resident", full)
-    monkeypatch.setattr(resident_choice, "_worth_it", lambda *_: True)
-    auto, images = settle_resident(settings(data), index, CPU, 0, None)
-    assert auto.data.resident == "no" and images is None
+    monkeypatch.setattr(data_module, "load_resident", full)
+    assert resident_images(index, CPU, 0, must=False) is None
     with pytest.raises(RunError, match="do not fit on the device; take --set data.resident=no"):
-        settle_resident(settings(data, data__resident="yes", augmentation__executor="device"), index, CPU, 0, None)
+        resident_images(index, CPU, 0, must=True)
 
 
 @pytest.mark.slow
@@ -231,8 +231,28 @@ def test_two_processes_train_what_one_does(make_shards: MakeShards, tmp_path: Pa
 
 def test_reduced_decoding_keeps_images_off_the_device(make_shards: MakeShards) -> None:
     """The two contradict each other, and a run's settings must be ones that can be read again."""
-    given = {"data": {"train": [str(make_shards((8,)))]}, "augmentation": {"executor": "device"}}
-    index, cuda = open_data([str(make_shards((8,), name="more"))]), torch.device("cuda")
-    assert _worth_it(Settings.model_validate(given), index, cuda)
-    given["augmentation"] |= {"reduced_decoding": True}  # type: ignore[operator]
-    assert not _worth_it(Settings.model_validate(given), index, cuda)
+    small = DataFacts(images=8, first_size=(24, 24))
+
+    def resident(reduced: bool) -> str:
+        given = {"augmentation": {"executor": "device", "reduced_decoding": reduced}}
+        return settle(Settings.model_validate(given), "cuda", small, None).data.resident
+
+    assert (resident(reduced=False), resident(reduced=True)) == ("yes", "no")
+
+
+@pytest.mark.parametrize(
+    ("device", "data", "recorded", "resident"),
+    [
+        ("cuda", DataFacts(50_000, (32, 32)), None, "yes"),
+        ("cuda", DataFacts(50_000, (32, 129)), None, "no"),  # too wide
+        ("cuda", DataFacts(2_000_000, (32, 32)), None, "no"),  # more than 4 GiB
+        ("cuda", DataFacts(50_000, None), None, "no"),
+        ("cpu", DataFacts(50_000, (32, 32)), None, "no"),
+        ("cpu", DataFacts(50_000, None), {"augmentation": {"executor": "device"}, "data": {"resident": "yes"}}, "yes"),
+        ("cuda", DataFacts(50_000, (32, 32)), {"augmentation": {"executor": "fast"}, "data": {}}, "no"),
+    ],
+)
+def test_auto_is_settled_by_the_data_the_device_and_what_a_run_began_with(
+    device: str, data: DataFacts, recorded: dict[str, Any] | None, resident: str
+) -> None:
+    assert settle(Settings(), device, data, recorded).data.resident == resident

@@ -45,7 +45,7 @@ def test_no_method_is_built_on_wrong_gradients() -> None:
         {"data": {"image_size": 16}, "encoder": {"backbone": "resnet18"}, "train": {"precision": "bf16"}}
     )
     with pytest.raises(RunError, match="too small for bf16"):
-        build.backend(settings, CPU)
+        build.method(settings, CPU, images=1)
 
 
 @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor does not compute in bf16")

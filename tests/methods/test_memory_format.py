@@ -69,7 +69,7 @@ def test_both_encoders_are_laid_out_for_bf16_on_a_cpu(train: dict[str, str], sta
     settings = Settings.model_validate(
         {"data": {"image_size": 32}, "encoder": {"backbone": "resnet18", "stem": "cifar"}, "train": train}
     )
-    method = build.backend(settings, torch.device("cpu"))
+    method = build.method(settings, torch.device("cpu"), images=1)
     assert isinstance(method, MoCo)
     for encoder in (method.encoder, method.key_encoder):
         assert contiguous_stages(encoder.backbone) == stages

@@ -10,14 +10,26 @@ import torch
 from timm.optim.lars import Lars
 from torch import nn
 
-from leoclr.cli.config.settings import OptimizerSettings
+from leoclr.backends.method import Method, ParameterGroup, Progress
+from leoclr.backends.optimizers import LARS
+from leoclr.cli.config.sections import OptimizerSettings
 from leoclr.cli.training.optimizers import (
-    LARS,
     build_optimizer,
+    drop_frozen_gradients,
     learning_rate,
     load_optimizer_tensors,
     optimizer_tensors,
+    schedule,
 )
+
+
+class Bare(Method):
+    """A method that is nothing but parameters."""
+
+    def __init__(self, **parts: nn.Module | nn.Parameter) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
 
 
 def test_the_rate_warms_up_linearly_and_then_follows_half_a_cosine() -> None:
@@ -46,7 +58,7 @@ def test_lars_takes_the_steps_of_timms() -> None:
 def test_lars_leaves_biases_to_plain_momentum_and_does_not_decay_them() -> None:
     layer = nn.Linear(3, 2)
     before = layer.bias.detach().clone()
-    optimizer = build_optimizer(layer, OptimizerSettings(name="lars", lr=0.5, weight_decay=0.1))
+    optimizer = build_optimizer(Bare(layer=layer), OptimizerSettings(name="lars", lr=0.5, weight_decay=0.1))
     layer.weight.grad, layer.bias.grad = torch.ones(2, 3), torch.ones(2)
     optimizer.step()
     torch.testing.assert_close(layer.bias, before - 0.5)
@@ -65,11 +77,11 @@ def test_restored_memory_has_the_layout_of_its_parameter(name: str) -> None:
     """torch's fused kernels would otherwise pair the wrong elements of a channels-last parameter."""
     layer = nn.Conv2d(8, 8, 3).to(memory_format=torch.channels_last)
     settings = OptimizerSettings(name=name, lr=0.1)  # type: ignore[arg-type]
-    optimizer = build_optimizer(layer, settings)
+    optimizer = build_optimizer(Bare(layer=layer), settings)
     layer(torch.randn(2, 8, 5, 5)).sum().backward()
     optimizer.step()
     saved = {name: value.contiguous().clone() for name, value in optimizer_tensors(optimizer).items()}
-    other = build_optimizer(layer, settings)
+    other = build_optimizer(Bare(layer=layer), settings)
     load_optimizer_tensors(other, saved)
     for name, value in optimizer_tensors(other).items():
         torch.testing.assert_close(value, saved[name])
@@ -92,7 +104,7 @@ def test_an_overflow_in_the_first_step_leaves_no_trace(name: str, unwritten_is_n
     ends = []
     for gradients in ([torch.full((4, 3), torch.inf), torch.ones(4, 3)], [torch.ones(4, 3)]):
         parameter = nn.Parameter(torch.zeros(4, 3))
-        optimizer = build_optimizer(nn.ParameterList([parameter]), settings)
+        optimizer = build_optimizer(Bare(weight=parameter), settings)
         scaler = torch.amp.GradScaler("cpu", init_scale=1.0, growth_interval=100)
         scaler.scale(torch.zeros(1))
         for gradient in gradients:
@@ -111,7 +123,7 @@ def test_the_first_step_of_sgd_is_torchs() -> None:
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
     settings = OptimizerSettings(lr=0.1, weight_decay=0.01)
     optimizers = (
-        build_optimizer(nn.ParameterList([ours]), settings),
+        build_optimizer(Bare(weight=ours), settings),
         torch.optim.SGD([theirs], 0.1, momentum=0.9, weight_decay=0.01, fused=True),
     )
     for gradient in gradients:
@@ -119,3 +131,58 @@ def test_the_first_step_of_sgd_is_torchs() -> None:
             parameter.grad = gradient.clone()
             optimizer.step()
     assert torch.equal(ours, theirs)
+
+
+class Grouped(Bare):
+    groups = (
+        ParameterGroup("predictor", lr=10.0, constant_lr=True),
+        ParameterGroup("last", lr=lambda now: now.share, weight_decay=lambda now: 1 - now.share),
+        ParameterGroup("head", frozen=lambda now: now.epoch < 1),
+    )
+
+
+def grouped() -> Grouped:
+    torch.manual_seed(0)
+    return Grouped(**{name: nn.Linear(3, 2) for name in ("encoder", "predictor", "last", "head")})
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
+def test_groups_of_parameters_have_rates_decays_and_frozen_epochs_of_their_own(name: str) -> None:
+    method = grouped()
+    optimizer = build_optimizer(method, OptimizerSettings(name=name, weight_decay=0.5))  # type: ignore[arg-type]
+    now = Progress(step=3, steps=4, steps_per_epoch=4)
+    schedule(optimizer, method, now, rate=0.1, peak=0.4)
+    rates = {one: group["lr"] for group in optimizer.param_groups for one in group["names"]}
+    decays = {one: group["weight_decay"] for group in optimizer.param_groups for one in group["names"]}
+    bias = 0.5 if name == "sgd" else 0.0
+    assert rates["encoder.weight"] == rates["head.weight"] == 0.1
+    assert rates["predictor.weight"] == rates["predictor.bias"] == 4.0
+    assert rates["last.weight"] == pytest.approx(0.075)
+    assert (decays["last.weight"], decays["encoder.weight"], decays["encoder.bias"]) == (0.25, 0.5, bias)
+    sum(part(torch.ones(1, 3)).sum() for part in method.children()).backward()
+    drop_frozen_gradients(optimizer, method, now)
+    assert all(parameter.grad is None for parameter in method.head.parameters())  # type: ignore[union-attr]
+    assert method.encoder.weight.grad is not None  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
+def test_memory_that_version_0_1_0_kept_by_number_finds_its_parameters(name: str) -> None:
+    torch.manual_seed(0)
+    parts = {"encoder": nn.Linear(3, 2), "norm": nn.BatchNorm1d(2)}
+    settings = OptimizerSettings(name=name, weight_decay=0.1)  # type: ignore[arg-type]
+    method = Bare(**parts)
+    optimizer = build_optimizer(method, settings)
+    parts["norm"](parts["encoder"](torch.randn(4, 3))).square().sum().backward()
+    optimizer.step()
+    kept = optimizer_tensors(optimizer)
+    names = [one for one, _ in method.named_parameters()]
+    if name != "sgd":  # matrices came first
+        names = ["encoder.weight", "encoder.bias", "norm.weight", "norm.bias"]
+    by_number = {
+        f"{names.index(one.rpartition('.')[0])}.{one.rpartition('.')[2]}": value for one, value in kept.items()
+    }
+    other = build_optimizer(method, settings)
+    load_optimizer_tensors(other, by_number)
+    assert optimizer_tensors(other).keys() == kept.keys()
+    for one, value in optimizer_tensors(other).items():
+        torch.testing.assert_close(value, kept[one])

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from leoclr.backends.method import Facts, Progress
+from leoclr.backends.methods import moco, simclr
 from leoclr.backends.methods.moco import MoCo
 from leoclr.backends.methods.simclr import SimCLR
 from leoclr.backends.networks.backbones import Backbone
-from leoclr.backends.networks.encoder import Encoder
-from leoclr.backends.queue import KeyQueue
 from leoclr.datasets.views import POLICIES
 
 BATCH, SPLITS = 16, 4
@@ -35,13 +35,15 @@ def tiny_backbone(batch_norm: bool) -> Backbone:
 
 def two_steps(kind: str, views: str, batch_norm: bool) -> dict[str, Tensor]:
     torch.manual_seed(0)
-    encoder = Encoder(tiny_backbone(batch_norm), 0, 4).double()
+    facts = Facts(lambda: tiny_backbone(batch_norm), projector=(2, 0, 4))
     backend: MoCo | SimCLR
     if kind == "moco":
-        queue = KeyQueue(40, 4, seed=0).double()
-        backend = MoCo(encoder, queue, 0.9, 0.2, enqueue="all", bn_splits=SPLITS if batch_norm else 1)
+        splits = SPLITS if batch_norm else 1
+        settings = moco.Settings(queue=40, momentum=0.9, temperature=0.2, enqueue="all", bn_splits=splits)
+        backend = MoCo(settings, facts).double()
     else:
-        backend = SimCLR(encoder, 0.2)
+        backend = SimCLR(simclr.Settings(temperature=0.2), facts).double()
+    encoder = backend.encoder
     model: nn.Module = backend
     if dist.get_world_size() > 1:
         model = DistributedDataParallel(backend)
@@ -53,7 +55,7 @@ def two_steps(kind: str, views: str, batch_norm: bool) -> dict[str, Tensor]:
     for step in range(2):
         generator = torch.Generator().manual_seed(step)
         images = {name: torch.randn(BATCH, 3, 6, 6, generator=generator, dtype=torch.float64) for name in policy.views}
-        output = model({name: view[mine] for name, view in images.items()}, policy.pairs, step)
+        output = model({name: view[mine] for name, view in images.items()}, policy.pairs, Progress(step, 2, 1))
         output.loss.backward()
         loss = output.loss.detach() / dist.get_world_size()
         dist.all_reduce(loss)
@@ -63,7 +65,7 @@ def two_steps(kind: str, views: str, batch_norm: bool) -> dict[str, Tensor]:
             results[f"gradient.{step}.{name}"] = parameter.grad.clone()
         optimizer.step()
         optimizer.zero_grad()
-        backend.after_step()
+        backend.after_update(Progress(step, 2, 1))
     if isinstance(backend, MoCo):
         results["queue"] = backend.queue.keys.clone()
         results |= {f"key.{name}": value.detach().clone() for name, value in backend.key_encoder.named_parameters()}

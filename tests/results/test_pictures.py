@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from leoclr.cli.plotting.pictures import neighbours_picture, views_picture
-from leoclr.datasets.images.augment_pillow import UNIFORMS, AugmentationSpec, augment, crop_box
+from leoclr.datasets.images.augment_pillow import augment
+from leoclr.datasets.images.augmentation import UNIFORMS, AugmentationSpec, crop_box
 from leoclr.datasets.randomness import uniforms
 from leoclr.datasets.views import POLICIES
 
@@ -76,7 +77,7 @@ def test_view_is_shown_as_the_model_gets_it_each_pixel_a_square() -> None:
     picture = views_picture([image], ["noise"], SPEC, LEOCLR, seed=3, size=100)
     framed = np.asarray(picture)[:, picture.width // 2 :]  # X1 and X2 are in the right half, the original is not
     left, top, right, bottom = bounds(framed, BLUE)
-    expected = augment(image, SPEC, "crop", uniforms(3, 0, np.array([0]), 1, UNIFORMS)[0])
+    expected = augment(image, SPEC, uniforms(3, 0, np.array([0]), 1, UNIFORMS)[0])
     frame = (right - left - 96) // 2
 
     assert 0 < frame < 10

@@ -17,11 +17,11 @@ from PIL import Image
 
 from leoclr.cli.commands.app import main
 from leoclr.cli.commands.eval.group import COMMANDS
+from leoclr.cli.config.settings import Settings
 from leoclr.cli.recipes.definition import Recipe, load_recipe, names
 from leoclr.cli.recipes.results import _elsewhere, _elsewhere_in, _places, cells, forward_passes, half_width
 from leoclr.cli.recipes.steps import Plan
 from leoclr.cli.recipes.table import as_grid, as_json, as_markdown, as_picture
-from leoclr.datasets.views import POLICIES
 
 MakeShards = Callable[..., Path]
 
@@ -180,7 +180,7 @@ def test_a_recipe_runs_once_and_sets_its_figures_beside_the_papers(
     ],
 )
 def test_forward_passes_are_counted_with_backward_as_two(backend: str, views: str, passes: int) -> None:
-    assert forward_passes(backend, POLICIES[views]) == passes
+    assert forward_passes(Settings(backend=backend, views=views)) == passes
 
 
 def test_ctrl_c_stops_a_step_and_the_same_command_goes_on(recipe: Path, data: Path, tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
+from leoclr.backends.method import Facts
 from leoclr.backends.methods.moco import MoCo
+from leoclr.backends.methods.moco import Settings as MoCoSettings
 from leoclr.backends.networks.backbones import Backbone, build_backbone
-from leoclr.backends.networks.encoder import Encoder
-from leoclr.backends.queue import KeyQueue
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.checkpoint import load_checkpoint, save_checkpoint
 from leoclr.cli.run.encoders import fresh_encoder, load_encoder, write_encoder
@@ -42,8 +42,8 @@ def train_a_little(module: nn.Module) -> None:
 
 @pytest.fixture(scope="module")
 def trained() -> MoCo:
-    backbone = build_backbone("resnet18", "cifar", 8)
-    moco = MoCo(Encoder(backbone, 0, 16), KeyQueue(32, 16, seed=0), momentum=0.9, temperature=0.2, bn_splits=2)
+    facts = Facts(lambda: build_backbone("resnet18", "cifar", 8), projector=(2, 0, 16))
+    moco = MoCo(MoCoSettings(queue=32, momentum=0.9, bn_splits=2), facts)
     train_a_little(moco.encoder)
     return moco
 
@@ -219,9 +219,18 @@ def test_a_checkpoint_that_lacks_weights_or_settings_is_refused(run: Path, tmp_p
         load_encoder(save_checkpoint(tmp_path / "partial", 1, partial, whole.state))
     with pytest.raises(CheckpointError, match="'settings' is missing"):
         load_encoder(save_checkpoint(tmp_path / "silent", 1, whole.tensors, {}))
-    settings = {**whole.state["settings"], "backend": "byol"}
-    with pytest.raises(CheckpointError, match="backend: Input should be 'moco' or 'simclr'"):
+    settings = {**whole.state["settings"], "encoder": {"backbone": "resnet18", "stem": "none"}}
+    with pytest.raises(CheckpointError, match="stem: Input should be 'imagenet' or 'cifar'"):
         load_encoder(save_checkpoint(tmp_path / "other", 1, whole.tensors, {"settings": settings}))
+
+
+def test_the_encoder_of_a_method_that_is_not_installed_is_read(run: Path, tmp_path: Path) -> None:
+    whole = load_checkpoint(run / "checkpoints" / "step-000000007")
+    settings = {**whole.state["settings"], "backend": "elsewhere", "elsewhere": {"width": 3}}
+    tensors = {"model": {f"teacher.{name}": tensor for name, tensor in whole.tensors["model"].items()}}
+    state: dict[str, Any] = {"settings": settings, "encoder": "teacher.encoder.backbone"}
+    loaded = load_encoder(save_checkpoint(tmp_path / "elsewhere", 1, tensors, state))
+    assert loaded.digest == load_encoder(run).digest
 
 
 @pytest.mark.parametrize("content", [{}, {"epoch": 3}, [1, 2], torch.zeros(3), {"state_dict": {1: torch.zeros(1)}}])

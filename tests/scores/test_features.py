@@ -16,7 +16,7 @@ from torchvision import transforms
 
 from leoclr.backends.networks.backbones import Backbone, build_backbone
 from leoclr.datasets.errors import BadImage, DataError, EvaluationError
-from leoclr.datasets.images.augment_pillow import AugmentationSpec, placed
+from leoclr.datasets.images.augmentation import AugmentationSpec, placed
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.scan import build_index
 from leoclr.evals.features.cache import FeatureCache, feature_key

@@ -22,7 +22,8 @@ from leoclr.cli.config.settings import Settings
 from leoclr.cli.training import trainer as training
 from leoclr.cli.training.step import TrainStep
 from leoclr.datasets.images.augment_device import crop_boxes, draw_all, photometric
-from leoclr.datasets.images.augment_pillow import UNIFORMS, AugmentationSpec, apply, crop_box, draw
+from leoclr.datasets.images.augment_pillow import apply
+from leoclr.datasets.images.augmentation import UNIFORMS, AugmentationSpec, crop_box, draw
 from leoclr.datasets.images.crop_device import crops
 from leoclr.datasets.loading import device_feed as transfer
 from leoclr.datasets.randomness import uniforms

@@ -34,7 +34,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
 
-from leoclr.backends.method import StepOutput
+from leoclr.backends.method import Output, Progress
 from leoclr.backends.methods.moco import MoCo
 from leoclr.cli.commands.app import main
 from leoclr.cli.run.checkpoint import newest_checkpoint
@@ -449,10 +449,10 @@ def test_an_infinite_gradient_of_a_finite_loss_stops_the_run_before_the_optimize
 ) -> None:
     original = MoCo.forward
 
-    def forward(self: MoCo, views: Any, pairs: Any, step: int) -> StepOutput:
-        output = original(self, views, pairs, step)
-        root_of_nought = (output.loss - output.loss.detach()).sqrt() if step == 2 else 0
-        return StepOutput(output.loss + root_of_nought, output.embeddings)
+    def forward(self: MoCo, views: Any, pairs: Any, now: Progress) -> Output:
+        output = original(self, views, pairs, now)
+        root_of_nought = (output.loss - output.loss.detach()).sqrt() if now.step == 2 else 0
+        return Output(output.loss + root_of_nought, output.embeddings)
 
     monkeypatch.setattr(MoCo, "forward", forward)
     train_until_refused(config, make_shards((20, 9)), tmp_path / "run")

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from leoclr.cli.commands.app import main
-from leoclr.cli.config.settings import DataSettings, RunSettings, Settings
+from leoclr.cli.config.sections import DataSettings, RunSettings
+from leoclr.cli.config.settings import Settings
 from leoclr.cli.training.remote_cache import check_cache
 from leoclr.datasets.errors import DataError, RunError
 from leoclr.datasets.shards.index import Index, Shard

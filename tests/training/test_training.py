@@ -175,7 +175,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     stop_after(0)
 
     def poisoned(self: training.Trainer, batch: Any) -> Any:
-        next(self.backend.encoder.parameters()).data.fill_(float("nan"))
+        next(self.method.parameters()).data.fill_(float("nan"))
         return original(self, batch)
 
     original = training.Trainer._train_step
@@ -262,7 +262,7 @@ def test_a_collapse_is_warned_of_once(
     original = training.Trainer._train_step
 
     def collapsed(self: training.Trainer, batch: Any) -> Any:
-        for parameter in self.backend.encoder.projector.parameters():
+        for parameter in self.method.get_submodule("encoder.projector").parameters():
             parameter.data.fill_(0.1)
         return original(self, batch)
 

@@ -1,4 +1,4 @@
-"""Shards to measure with where there are none."""
+"""Shards of generated images, to measure and check with where there is no data."""
 
 from __future__ import annotations
 

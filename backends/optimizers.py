@@ -1,0 +1,52 @@
+"""Optimizers that torch does not have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class LARS(torch.optim.Optimizer):
+    """Layer-wise adaptive rate scaling (arXiv 1708.03888, algorithm 1), which keeps very large batches stable.
+
+    `rate = lr * trust * |w| / (|g| + weight_decay * |w|)` for each parameter, and the momentum runs over
+    `rate * (g + weight_decay * w)`. A group with `trust` 0 takes plain momentum steps of `lr`.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust: float = 0.001,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        assert closure is None, "LARS evaluates no closure"
+        for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if parameters:
+                self._update(parameters, group)
+
+    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        directions = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
+        if group["trust"]:
+            weights, lengths = (torch.stack(list(torch._foreach_norm(each))) for each in (parameters, gradients))
+            adapted = group["trust"] * weights / (lengths + group["weight_decay"] * weights)
+            rates = torch.where((weights > 0) & (lengths > 0), adapted, torch.ones_like(adapted))
+            torch._foreach_mul_(directions, list(rates.unbind()))
+        for parameter in parameters:
+            if "momentum_buffer" not in self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        torch._foreach_mul_(buffers, group["momentum"])
+        torch._foreach_add_(buffers, directions, alpha=group["lr"])
+        torch._foreach_sub_(parameters, buffers)

@@ -1,0 +1,78 @@
+"""Types of settings that methods share with the command line. pydantic alone: `--help` never waits for torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+
+Fraction = Annotated[FiniteFloat, Field(ge=0, le=1)]
+Positive = Annotated[FiniteFloat, Field(gt=0)]
+PositiveFraction = Annotated[FiniteFloat, Field(gt=0, le=1)]
+NonNegative = Annotated[FiniteFloat, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+PositiveCount = Annotated[int, Field(ge=1, lt=2**63)]
+
+Pairs = tuple[tuple[str, str], ...]
+
+
+class Strict(BaseModel):
+    """A frozen model that refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+
+class RunFacts(NamedTuple):
+    """What the settings of a method are checked against.
+
+    Attributes:
+        views, pairs: Those of the view policy: names of the views, and (anchor, positive) names.
+        images: Images in the data set.
+        micro: Images that a process encodes at a time.
+        ranks: Processes that train together.
+        accumulation: Micro-batches in a step.
+    """
+
+    views: tuple[str, ...]
+    pairs: Pairs
+    images: int
+    micro: int
+    ranks: int = 1
+    accumulation: int = 1
+
+
+class MethodSettings(Strict):
+    """Settings of a method: a subclass named `Settings` in the method's file becomes the section of the method's name.
+
+    Attributes:
+        default_views: The view policy where `--views` does not say another.
+        ignores: Settings that have no effect under this method, such as `encoder.projector_hidden`.
+        small: Values with which `leoclr method check` trains it in seconds: few units, a short queue.
+    """
+
+    default_views: ClassVar[str] = "pairwise"
+    ignores: ClassVar[tuple[str, ...]] = ()
+    small: ClassVar[Mapping[str, Any]] = {}
+
+    def problems(self, facts: RunFacts) -> Iterator[str]:
+        """Why such a run is refused, a line for each reason, with what would be right."""
+        return iter(())
+
+    def warnings(self, facts: RunFacts) -> Iterator[str]:
+        """What would work, but perhaps not as it was meant."""
+        return iter(())
+
+    def forward_passes(self, facts: RunFacts) -> int:
+        """Forward passes of the encoder for an image in a step; a backward pass counts as two."""
+        return 3 * len(facts.views)
+
+
+def anchors_of(pairs: Pairs) -> list[str]:
+    """The views that are anchors, each once, in order."""
+    return list(dict.fromkeys(anchor for anchor, _ in pairs))
+
+
+def positives_of(pairs: Pairs) -> list[str]:
+    """The views that are positives, each once, in order."""
+    return list(dict.fromkeys(positive for _, positive in pairs))

@@ -1,0 +1,103 @@
+"""`leoclr method`: the methods that are installed, a new one to start from, and whether one keeps its promises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from leoclr.cli.commands.parsing import LeoclrCommand
+from leoclr.cli.terminal import print_json, say
+
+app = typer.Typer(no_args_is_help=True, help="The methods (--backend) and view policies (--views) there are.")
+
+
+@app.command("list", cls=LeoclrCommand)
+def list_methods(
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List methods and view policies with the package that each comes from.
+
+    \b
+    Examples:
+      leoclr method list
+    """
+    from leoclr.cli.config.plugins import METHODS, VIEWS, plugins
+
+    rows = [
+        {"kind": kind, "name": one.name, "package": f"{one.package} {one.version}", "summary": one.summary()}
+        for kind, group in (("method", METHODS), ("views", VIEWS))
+        for one in plugins(group).values()
+    ]
+    if json_output:
+        print_json(rows)
+        return
+    widths = [max(len(row[column]) for row in rows) for column in ("kind", "name", "package")]
+    for row in rows:
+        start = "  ".join(
+            row[column].ljust(width) for column, width in zip(("kind", "name", "package"), widths, strict=True)
+        )
+        print(f"{start}  {row['summary']}")
+
+
+@app.command("new", cls=LeoclrCommand)
+def new(
+    name: Annotated[str, typer.Argument(help="What --backend will call it.", show_default=False)],
+    folder: Annotated[Path | None, typer.Argument(help="Where; by default a folder of the method's name.")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the files as JSON.")] = False,
+) -> None:
+    """Write an installable package with one working method, its test and a README.
+
+    \b
+    Examples:
+      leoclr method new tiny && pip install ./tiny && leoclr method check tiny
+    """
+    from leoclr.cli.methods.scaffold import write_package
+
+    target = folder if folder is not None else Path(name)
+    written = write_package(name, target)
+    if json_output:
+        print_json({"files": [str(path) for path in written]})
+        return
+    where = target if target.is_absolute() else Path(".") / target
+    say("\n".join(str(path) for path in written))
+    say(f"next:  pip install {'' if target.is_absolute() else './'}{where} && leoclr method check {name}")
+
+
+@app.command("check", cls=LeoclrCommand)
+def check(
+    name: Annotated[str, typer.Argument(help="The method.", show_default=False)],
+    json_output: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """Check that a method keeps the promises of the seam; exit code 1 where it does not.
+
+    Loss and gradients, two processes against one, a stopped run against an uninterrupted one, checkpoints, export, and
+    every installed view policy. Takes about a minute.
+
+    \b
+    Examples:
+      leoclr method check moco
+    """
+    import contextlib
+    import io
+    import tempfile
+
+    from leoclr.cli.config.plugins import METHODS, plugin
+
+    plugin(METHODS, name)  # an unknown name is answered before torch is loaded
+    say(f"checking {name}: small networks on the CPU, about a minute")
+
+    from leoclr.cli.methods.checks import as_json, check_method
+
+    results = []
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+        for result in check_method(name, Path(folder)):
+            results.append(result)
+            if not json_output:
+                print(f"{'pass' if result.passed else 'FAIL'}  {result.name}: {result.detail}", flush=True)
+    failed = [result for result in results if not result.passed]
+    if json_output:
+        print_json({"method": name, "passed": not failed, "checks": [as_json(result) for result in results]})
+    if failed:
+        raise typer.Exit(1)

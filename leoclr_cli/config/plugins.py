@@ -1,0 +1,225 @@
+"""Methods and view policies, found by entry points: the built-in ones and those of other installed packages.
+
+Names are read from the packages' metadata; nothing is imported to list them. The settings of a method are read from
+its source without running the rest of the file, so that a wrong setting is answered before torch is loaded (seconds).
+Installed code runs with the user's rights when its method or policy is used; nothing that is not installed is imported.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.machinery import ModuleSpec
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from leoclr.backends.settings import MethodSettings
+from leoclr.datasets.errors import SettingsError
+from leoclr.datasets.views import PolicySettings, ViewPolicy
+
+METHODS, VIEWS = "leoclr.methods", "leoclr.views"
+OWN_PACKAGE = "leoclr-cli"
+_SETTINGS = "Settings"
+_READ = "leoclr_settings_of"  # the name of a module that holds a method's settings alone begins with this
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A method or view policy that some installed package offers.
+
+    Attributes:
+        name: What `--backend` or `--views` calls it.
+        package, version: The package that it comes from.
+        entry: Where it is.
+    """
+
+    name: str
+    package: str
+    version: str
+    entry: EntryPoint
+
+    @property
+    def section(self) -> str:
+        """Its section of the settings."""
+        return self.name.replace("-", "_")
+
+    @property
+    def builtin(self) -> bool:
+        """Whether it comes with leoclr."""
+        return self.package == OWN_PACKAGE
+
+    def source(self) -> Path | None:
+        """The file that it stands in; None where there is none to read."""
+        found = _spec(self.entry.module)
+        return Path(found.origin) if found is not None and found.origin and found.origin.endswith(".py") else None
+
+    def summary(self) -> str:
+        """What it is, in a line: a policy's own words, or the first line of the method's file."""
+        if self.entry.group == VIEWS:
+            loaded = self.load()
+            return loaded.summary if isinstance(loaded, ViewPolicy) else str(loaded.__doc__).partition("\n")[0]
+        source = self.source()
+        if source is None:
+            return ""
+        tree = ast.parse(source.read_text("utf-8"))
+        own = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == self.entry.attr]
+        nodes: tuple[ast.ClassDef | ast.Module, ...] = (tree, *own)
+        text = next((found for node in nodes if (found := ast.get_docstring(node))), "")
+        return text.partition("\n")[0]
+
+    def load(self) -> Any:
+        """Import it.
+
+        Raises:
+            SettingsError: Its package cannot be imported.
+        """
+        try:
+            return self.entry.load()
+        except Exception as error:  # whatever another package raises as it is imported
+            raise SettingsError(f"{self.name} of {self.package} {self.version} cannot be imported: {error}") from error
+
+
+def plugins(group: str) -> Mapping[str, Plugin]:
+    """What is installed of a group (`METHODS` or `VIEWS`), by name: the built-in ones, then others by package.
+
+    Raises:
+        SettingsError: Two packages offer the same name.
+    """
+    return _installed(group)
+
+
+def plugin(group: str, name: str) -> Plugin:
+    """The plugin of a name.
+
+    Raises:
+        SettingsError: None is installed under it.
+    """
+    try:
+        return plugins(group)[name]
+    except KeyError:
+        what = "backend" if group == METHODS else "view policy"
+        raise SettingsError(f"no {what} {name!r} is installed; there are {', '.join(plugins(group))}") from None
+
+
+@cache
+def _installed(group: str) -> Mapping[str, Plugin]:
+    found = [
+        Plugin(entry.name, entry.dist.name, entry.dist.version, entry)
+        for entry in entry_points(group=group)
+        if entry.dist is not None
+    ]
+    if not found:
+        raise SettingsError(f"{OWN_PACKAGE} is not installed: pip install it, so that its {group} are found")
+    by_name: dict[str, Plugin] = {}
+    for one in sorted(found, key=lambda one: not one.builtin):
+        other = by_name.setdefault(one.name, one)
+        if other is not one:
+            raise SettingsError(
+                f"{one.name!r} of {group} is offered by two packages, {other.package} {other.version} and "
+                f"{one.package} {one.version}; uninstall one of them"
+            )
+    return by_name
+
+
+@cache
+def method_settings(name: str) -> type[MethodSettings]:
+    """The settings class of a method, without what else its file needs.
+
+    Raises:
+        SettingsError: There is no such method, or it has no settings that can be read.
+    """
+    found = plugin(METHODS, name)
+    try:
+        settings = getattr(_settings_module(found), _SETTINGS, None) or getattr(
+            import_module(found.entry.module), _SETTINGS
+        )
+    except SettingsError:
+        raise
+    except Exception as error:  # whatever another package's file does
+        raise SettingsError(f"the settings of {name} ({found.package} {found.version}) are broken: {error}") from error
+    if not (isinstance(settings, type) and issubclass(settings, MethodSettings)):
+        raise SettingsError(f"{name} of {found.package}: Settings must be a subclass of MethodSettings")
+    return settings
+
+
+@cache
+def policy_settings(name: str) -> type[PolicySettings] | None:
+    """The settings class of a view policy; None where it has no settings.
+
+    Raises:
+        SettingsError: There is no such policy, or it is neither a `ViewPolicy` nor a `PolicySettings`.
+    """
+    loaded = plugin(VIEWS, name).load()
+    if isinstance(loaded, type) and issubclass(loaded, PolicySettings):
+        return loaded
+    if isinstance(loaded, ViewPolicy):
+        return None
+    raise SettingsError(f"the view policy {name} must be a ViewPolicy or a subclass of PolicySettings")
+
+
+def _spec(module: str) -> ModuleSpec | None:
+    try:
+        return find_spec(module)
+    except (ImportError, ValueError):
+        return None
+
+
+def _settings_module(found: Plugin) -> ModuleType | None:
+    """A module with `Settings` of a method's file, what it refers to, and nothing else: most of all not torch."""
+    source = found.source()
+    if source is None:
+        return None
+    tree = ast.parse(source.read_text("utf-8"), str(source))
+    needed = _needed(tree, _SETTINGS)
+    tree.body = [node for node in tree.body if node in needed or _is_future(node)]
+    module = ModuleType(f"{_READ}.{found.entry.module}")
+    module.__file__ = str(source)
+    sys.modules[module.__name__] = module  # pydantic looks names up there
+    exec(compile(tree, str(source), "exec"), module.__dict__)  # a part of the installed file, as an import runs it
+    return module
+
+
+def _needed(tree: ast.Module, name: str) -> list[ast.stmt]:
+    """The statements at the top of a file that a name depends on, its own included."""
+    makes: dict[str, ast.stmt] = {}
+    for statement in tree.body:
+        makes |= dict.fromkeys(_bound(statement), statement)
+    needed: list[ast.stmt] = []
+    wanted = [name]
+    while wanted:
+        node = makes.get(wanted.pop())
+        if node is not None and node not in needed:
+            needed.append(node)
+            wanted += [inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)]
+    return needed
+
+
+def _bound(node: ast.stmt) -> Iterator[str]:
+    """The names that a statement at the top of a file gives a value."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        yield from ((alias.asname or alias.name).partition(".")[0] for alias in node.names)
+    elif isinstance(node, ast.ClassDef | ast.FunctionDef):
+        yield node.name
+    elif isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        yield from (inner.id for target in targets for inner in ast.walk(target) if isinstance(inner, ast.Name))
+
+
+def _is_future(node: ast.stmt) -> bool:
+    return isinstance(node, ast.ImportFrom) and node.module == "__future__"
+
+
+def import_method(name: str) -> Any:
+    """The class of a method. Imports torch.
+
+    Raises:
+        SettingsError: There is none of this name, or it cannot be imported.
+    """
+    return plugin(METHODS, name).load()

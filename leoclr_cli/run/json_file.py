@@ -1,0 +1,38 @@
+"""A JSON object from a file that nobody vouches for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from leoclr.datasets.errors import CheckpointError
+
+MAX_JSON_BYTES = 64 << 20
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read one JSON object of at most `MAX_JSON_BYTES`, without NaN and infinity.
+
+    Raises:
+        CheckpointError: The file is missing, too large, or something else.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_JSON_BYTES + 1)
+        if len(data) > MAX_JSON_BYTES:
+            raise CheckpointError(f"{path} is larger than {MAX_JSON_BYTES:,} bytes")
+        value = json.loads(data, parse_constant=_refuse_constant)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing") from error
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds no JSON object")
+    return value
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not allowed")
