@@ -122,23 +122,24 @@ def batchnorm(folder: Path) -> dict[str, Row]:
         row: Row = {}
         for name, forward in forms.items():
             row[f"{name}_forward_ms"] = _milliseconds(forward)
-            row[f"{name}_both_ms"] = _milliseconds(
-                lambda forward=forward: torch.autograd.grad(forward(), [pixels, weight, bias], gradient)
-            )
+            row[f"{name}_both_ms"] = _milliseconds(partial(_gradients, forward, [pixels, weight, bias], gradient))
         rows["x".join(map(str, shape))] = row | {"ratio": row["groups_both_ms"] / row["plain_both_ms"]}
     return rows
 
 
-def _milliseconds(function: Callable[[], object], times: int = 20) -> float:
+def _gradients(forward: Callable[[], torch.Tensor], of: list[torch.Tensor], gradient: torch.Tensor) -> object:
+    return torch.autograd.grad(forward(), of, gradient)
+
+
+def _milliseconds(function: Callable[[], object], times: int = 50) -> float:
     for _ in range(5):
         function()
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
+    torch.cuda.synchronize()
+    began = time.monotonic()
     for _ in range(times):
         function()
-    end.record()
     torch.cuda.synchronize()
-    return start.elapsed_time(end) / times
+    return 1000 * (time.monotonic() - began) / times
 
 
 def step(folder: Path, data: str = "small/train", preset: str | None = "cifar10", **changes: str) -> dict[str, Row]:
@@ -147,6 +148,7 @@ def step(folder: Path, data: str = "small/train", preset: str | None = "cifar10"
     from leoclr.cli.run.devices import accelerated
     from leoclr.cli.training import build
     from leoclr.cli.training.data import TrainingData
+    from leoclr.cli.training.graph import use_graph
     from leoclr.cli.training.preflight import facts_of
     from leoclr.cli.training.step import Schedule, TrainStep
     from leoclr.datasets.loading.device_feed import Pace
@@ -163,6 +165,8 @@ def step(folder: Path, data: str = "small/train", preset: str | None = "cifar10"
         method = build.method(settings, device, len(loaded.index))
         length = Schedule(1_000_000, loaded.plan.steps_per_epoch)
         take = TrainStep(settings, accelerator, method, facts.pairs, facts.micro, length)
+        notes: list[str] = []
+        use_graph(take, notes.append)
         batches, pace, waited = loaded.batches(0, 1 << 30), Pace(device), [0.0]
 
         def one(number: int) -> torch.Tensor:
@@ -194,6 +198,7 @@ def step(folder: Path, data: str = "small/train", preset: str | None = "cifar10"
             "loss_first": losses[0],
             "loss_last": losses[1],
         }
+        row |= {"graph": notes[0] if notes else "replayed" if take.replay else "no"}
         return {"": row | _profiled(partial(one, number)) | _memory()}
 
 
@@ -208,6 +213,7 @@ def _memory() -> Row:
 
 def _profiled(one: Callable[[], object]) -> Row:
     """Operations a step by torch's profiler: on a GPU launches, and the share of the time that kernels run."""
+    from torch._C._autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if CARD else [])]
@@ -218,12 +224,12 @@ def _profiled(one: Callable[[], object]) -> Row:
         _settled()
         seconds = time.monotonic() - began
     events = profiler.events() or []
-    host = [event.name for event in events if event.device_type == torch.autograd.DeviceType.CPU]
+    host = [event.name for event in events if event.device_type == DeviceType.CPU]
     operations = sum(name.startswith("aten::") for name in host) / PROFILED
     if not CARD:
         return {"operations": operations}
     launches = sum(name.startswith(("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")) for name in host)
-    kernels = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    kernels = [event for event in events if event.device_type == DeviceType.CUDA]
     busy = sum(event.time_range.elapsed_us() for event in kernels) / 1e6
     return {"launches": launches / PROFILED, "operations": operations, "busy": busy / seconds}
 
@@ -292,6 +298,8 @@ PARTS: dict[str, Part] = {
     "run": Part(run, 120, card=False),
     "batchnorm": Part(batchnorm, 60),
     "step": Part(step, 60, card=False),
+    "step, no graph": Part(partial(step, train__graph="no"), 60),
+    "step, no graph, one group": Part(partial(step, train__graph="no", moco__bn_splits="1"), 60),
     "step, one group": Part(partial(step, moco__bn_splits="1"), 60, card=False),
     "step, float32": Part(partial(step, train__precision="float32"), 60),
     "step, compiled": Part(partial(step, train__compile="true"), 150),
@@ -319,14 +327,15 @@ def measured(name: str, folder: Path) -> dict[str, Row]:
     for shared in ("small", "photographs"):
         if (folder / shared).exists():
             (inner / shared).symlink_to(folder / shared)
+    limit = PARTS[name].limit * (1 if CARD else 4)
     command = [sys.executable, __file__, "--part", name, "--folder", str(inner)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        output, errors = child.communicate(timeout=PARTS[name].limit)
+        output, errors = child.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
         os.killpg(child.pid, signal.SIGKILL)
         child.communicate()
-        return {name: {"error": f"took more than {PARTS[name].limit} s"}}
+        return {name: {"error": f"took more than {limit} s"}}
     if child.returncode:
         lines = errors.strip().splitlines()
         return {name: {"error": lines[-1] if lines else f"ended with {child.returncode}"}}
