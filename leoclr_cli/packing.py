@@ -17,9 +17,11 @@ from leoclr.datasets.packing.file_kinds import advice
 from leoclr.datasets.packing.hold_out import hold_out
 from leoclr.datasets.packing.layouts import Layout
 from leoclr.datasets.packing.pack import PackedSplit, Recipe, pack
+from leoclr.datasets.packing.parquet_source import BY_SCHEMA, Columns
 from leoclr.datasets.packing.sources import Source, open_source
 from leoclr.datasets.packing.staging import staged
 from leoclr.datasets.shards.description import look_alikes
+from leoclr.datasets.wording import counted
 
 _NAMED = 10  # suffixes and folders that a warning names
 
@@ -31,6 +33,7 @@ class Selection:
     Attributes:
         layout: How the folders are to be read.
         encoding: Of names that are not ASCII and do not say what they are.
+        columns: Of Parquet files.
         val: Share of the training images to hold out.
         dedupe: Whether copies of an image are left out.
         exclusions: Images to leave out.
@@ -38,6 +41,7 @@ class Selection:
 
     layout: Layout = field(default_factory=Layout)
     encoding: str | None = None
+    columns: Columns = BY_SCHEMA
     val: float | None = None
     dedupe: bool = False
     exclusions: Exclusions | None = None
@@ -58,7 +62,9 @@ def pack_source(
     with staged(out, recipe.name, SPLITS, overwrite) as staging, ExitStack() as stack:
         archive_bytes = os.path.getsize(source) if os.path.isfile(source) else None
         with progress(f"listing {source}", archive_bytes, "bytes" if archive_bytes else "files") as advance:
-            opened = stack.enter_context(open_source(source, staging, root, download, advance, selection.encoding))
+            opened = stack.enter_context(
+                open_source(source, staging, root, download, advance, selection.encoding, selection.columns)
+            )
             collection = arrange(opened, selection.layout)
         _say_passed_over(opened)
         collection = _selected(opened, collection, selection, recipe)
@@ -97,6 +103,8 @@ def _made(collection: Collection, selection: Selection, recipe: Recipe) -> dict[
         "layout": collection.kind,
         "split_names": dict(collection.split_names) or None,
         "encoding": selection.encoding,
+        "image_column": selection.columns.image,
+        "label_column": selection.columns.label,
         "val": selection.val,
         "dedupe": selection.dedupe or None,
         "without": {"names": len(exclusions.names), "sha256": exclusions.digest} if exclusions else None,
@@ -114,10 +122,10 @@ def _say_passed_over(source: Source) -> None:
     if source.other_files:
         most = sorted(source.other_files.items(), key=lambda item: (-item[1], item[0]))[:_NAMED]
         kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in most)
-        warn(f"passed over {source.other_files.total():,} files that are no images by their suffix: {kinds}")
+        warn(f"passed over {counted(source.other_files.total(), 'file')} without an image's suffix: {kinds}")
     if source.repeated:
         shown = ", ".join(source.repeated[:_NAMED])
-        warn(f"passed over {len(source.repeated):,} folders that links lead to a second time: {shown}")
+        warn(f"passed over {counted(len(source.repeated), 'folder')} that links lead to a second time: {shown}")
     for line in (*source.notes.lines(), *advice(list(source.other_files))):
         warn(line)
 

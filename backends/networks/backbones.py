@@ -6,7 +6,8 @@ and ResNet-18 and -34 another width. A ResNet's state dict has torchvision's nam
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -47,8 +48,7 @@ def build_backbone(name: str, stem: str = "imagenet", width: int = _STANDARD_WID
         return _with_dimension(*_timm(name.removeprefix("timm:"), stem, width))
     available = models.list_models(module=models)
     if name not in available:
-        close = [known for known in available if known.startswith(name[:4])][:6]
-        raise ValueError(f"torchvision has no classifier {name!r}; it has {', '.join(close)}")
+        raise ValueError(f"torchvision has no classifier {name!r}{_meant(name, available)}{_in_timm(name)}")
     with_auxiliary = name in ("googlenet", "inception_v3")  # classifiers on the way, which have no use here
     network = models.get_model(name, weights=None, **_WITHOUT_AUXILIARY if with_auxiliary else {})
     if isinstance(network, ResNet):
@@ -155,9 +155,24 @@ def _timm(name: str, stem: str, width: int) -> tuple[nn.Module, int]:
         raise ValueError(f"timm:{name} needs timm: pip install 'leoclr-cli[timm]'") from None
     _only_standard(f"timm:{name}", stem, width)
     if name not in timm.list_models():
-        raise ValueError(f"timm has no model {name!r}")
+        raise ValueError(f"timm has no model {name!r}{_meant(name, timm.list_models(), 'timm:')}")
     network: Any = timm.create_model(name, pretrained=False, num_classes=0)
     return network, int(getattr(network, "head_hidden_size", None) or network.num_features)
+
+
+def _in_timm(name: str) -> str:
+    """Where torchvision has no such classifier but timm has, if it is installed."""
+    try:
+        import timm
+    except ImportError:
+        return ""
+    return f"; timm has it: timm:{name}" if name in timm.list_models() else ""
+
+
+def _meant(name: str, known: Sequence[str], prefix: str = "") -> str:
+    """The models that a misspelt name was probably meant to be, to be added to a message."""
+    close = difflib.get_close_matches(name, known, n=3) or [other for other in known if other.startswith(name[:4])][:6]
+    return f"; did you mean {' or '.join(prefix + other for other in close)}?" if close else ""
 
 
 def _only_standard(name: str, stem: str, width: int) -> None:

@@ -13,6 +13,7 @@ from leoclr.cli.commands.errors import exit_code
 from leoclr.cli.commands.lazy import Entry, group_of
 from leoclr.cli.run.variables import drop_what_changes_results
 from leoclr.cli.terminal import warn
+from leoclr.datasets.errors import SettingsError
 
 COMMANDS = {
     "quickstart": Entry("leoclr.cli.commands.quickstart:quickstart", "See all of it work in a few minutes."),
@@ -25,6 +26,7 @@ COMMANDS = {
     "show-config": Entry("leoclr.cli.commands.show_config:show_config", "Show every setting with its origin."),
     "method": Entry("leoclr.cli.commands.method:app", "Methods: list them, write a new one, check one."),
     "eval": Entry("leoclr.cli.commands.eval.group:app", "Score an encoder."),
+    "runs": Entry("leoclr.cli.commands.runs:runs", "List runs, and remove those that nobody needs."),
     "report": Entry("leoclr.cli.commands.report:report", "Tell of runs on one HTML page."),
     "embed": Entry("leoclr.cli.commands.embed:embed", "Write the features of images."),
     "reproduce": Entry("leoclr.cli.commands.reproduce:reproduce", "Run an experiment of the paper."),
@@ -42,19 +44,13 @@ app = typer.Typer(
 )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version  # takes as long as a tenth of `--help`
-
-        print(f"leoclr {version('leoclr-cli')}")
-        raise typer.Exit
-
-
-@app.callback()
+@app.callback(invoke_without_command=True)
 def leoclr(
-    show_version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="With --version: all that a bug report needs, the machine included.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --version: print it as JSON.")] = False,
 ) -> None:
     """Pre-train image encoders without labels, with the original image as the anchor (LeOCLR).
 
@@ -66,10 +62,17 @@ def leoclr(
       leoclr eval linear                         score the newest run
       leoclr export --format torchvision         take the weights away
     """
+    if show_version:
+        from leoclr.cli.commands.version import print_version
+
+        print_version(verbose, as_json)
+        raise typer.Exit
+    if verbose or as_json:
+        raise SettingsError("--verbose and --json go with --version, or behind a command")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit with the code of the table in docs/commands.md.
+    """Run the command line and exit with the code of the table in docs/faults.md.
 
     Args:
         arguments: Those of the process if None.

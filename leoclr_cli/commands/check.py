@@ -9,6 +9,7 @@ import typer
 
 from leoclr.cli.config.resolve import resolve
 from leoclr.cli.terminal import print_json, progress, warn
+from leoclr.datasets.wording import counted
 
 _FAULTY = 1
 _SHOWN = 10  # shards whose warnings are printed; --json has all
@@ -66,11 +67,11 @@ def check(
         for fault in warnings[:_SHOWN]:
             print(f"warning: {fault.shard}: {fault.what}")
         if warnings:
-            more = f" ({len(warnings):,} shards have such)" if len(warnings) > _SHOWN else ""
+            more = f" ({counted(len(warnings), 'shard')} in all)" if len(warnings) > _SHOWN else ""
             print(f"    -> {USED}; where 16 bits hold fewer, `leoclr shard --levels LOW:HIGH` says the range{more}")
         if skipped:
-            print(f"{skipped:,} images cannot be used: {skipped / samples:.2%}; train stops above {share:.2%}")
+            print(f"{counted(skipped, 'image')} cannot be used: {skipped / samples:.2%}; train stops above {share:.2%}")
         decoded = ", every image decoded" if decode and not faults else ""
-        print(f"{shards:,} shards, {samples:,} samples{decoded}: {len(faults) or 'no'} faults")
+        print(f"{counted(shards, 'shard')}, {counted(samples, 'sample')}{decoded}: {counted(len(faults), 'fault')}")
     if faults:
         raise typer.Exit(_FAULTY)

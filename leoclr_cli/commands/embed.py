@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from leoclr.cli.scoring.request import Backbone, BatchSize, Checkpoint, Device, ImageSize, Precision, Workers
+from leoclr.datasets.wording import counted
 
 
 def embed(
@@ -54,7 +55,7 @@ def embed(
     try:
         record = embedding.run()
     except KeyboardInterrupt:
-        say(f"{embedding.pieces.done:,} images are done; the same command goes on from there")
+        say(f"{counted(embedding.pieces.done, 'image')} done; the same command goes on from there")
         raise
     if as_json:
         print_json(record)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -53,7 +52,6 @@ def usage(error: Any) -> str:
     message = error.format_message().strip().rstrip("?.")
     for theirs, ours in (("Value error, ", ""), ("Input should be", "must be"), (". Did you mean", "; did you mean")):
         message = message.replace(theirs, ours)
-    message = re.sub(r" \(Possible options: (.*)\)", r"; did you mean \1", message)
     message = message[:1].lower() + message.partition(", unable to")[0][1:]
     if "did you mean" in message:
         return f"{message}?"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from importlib import import_module
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import typer
 from typer.core import TyperGroup
 
 from leoclr.cli.commands.errors import USER_ERROR
-from leoclr.cli.commands.parsing import LeoclrCommand
+from leoclr.cli.commands.parsing import LeoclrCommand, refuse_unknown
 from leoclr.cli.terminal import say
 
 
@@ -38,6 +39,8 @@ def group_of(entries: Mapping[str, Entry]) -> type[TyperGroup]:
             if not args:
                 say(ctx.get_help())
                 raise typer.Exit(USER_ERROR)
+            names = {name for option in self.get_params(ctx) for name in option.opts}
+            refuse_unknown(list(takewhile(lambda word: word.startswith("-"), args)), names)
             return super().parse_args(ctx, args)
 
         def list_commands(self, ctx: Any) -> list[str]:

@@ -23,14 +23,15 @@ class LeoclrCommand(TyperCommand):
         parameters = self.get_params(ctx)
         options = [parameter for parameter in parameters if parameter.param_type_name == "option"]
         names = {name for option in options for name in (*option.opts, *option.secondary_opts)}
-        _refuse_unknown(args, names)
+        refuse_unknown(args, names)
         if len(options) == len(parameters):
             repeatable = {name for option in options if getattr(option, "multiple", False) for name in option.opts}
             args = list(spread(args, repeatable))
         return super().parse_args(ctx, args)
 
 
-def _refuse_unknown(args: Sequence[str], names: Collection[str]) -> None:
+def refuse_unknown(args: Sequence[str], names: Collection[str]) -> None:
+    """Raise SettingsError for a flag that is none of `names`, with the nearest one."""
     for argument in args:
         if argument == "--":
             return

@@ -28,6 +28,7 @@ def report(
     map_kind: Annotated[
         Literal["tsne", "pca", "none"], typer.Option("--map", help="How features become two numbers.")
     ] = "tsne",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Write one self-contained HTML page: curves, scores, views, nearest neighbours, map, settings, environment.
 
@@ -46,7 +47,7 @@ def report(
     from leoclr.cli.reporting.run_pictures import draw_pictures
     from leoclr.cli.reporting.style import MOST_RUNS
     from leoclr.cli.run.folder import newest_run
-    from leoclr.cli.terminal import progress, say
+    from leoclr.cli.terminal import print_json, progress, say
     from leoclr.datasets.files import write_atomic
 
     folders = runs or [newest_run()]
@@ -62,4 +63,8 @@ def report(
         write_atomic(output, page)
     except OSError as error:
         raise RunError(f"{output}: cannot be written ({error.strerror or error})") from None
-    say(f"{output}: {len(page) / 1e6:.1f} MB")
+    if as_json:
+        runs_told = [{"run": str(run.folder.path), "problems": run.problems} for run in told]
+        print_json({"path": str(output), "bytes": len(page), "runs": runs_told})
+    else:
+        say(f"{output}: {len(page) / 1e6:.1f} MB")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from leoclr.cli.commands.lazy import Entry, group_of
+from leoclr.cli.terminal import print_json, say
 from leoclr.datasets.errors import RunError, SettingsError
 
 if TYPE_CHECKING:
@@ -96,9 +97,9 @@ def reproduce(
     from leoclr.cli.recipes.definition import load_recipe, names
 
     if recipe is None:
-        width = max(map(len, names())) + 2
-        for name in names():
-            print(f"{name:<{width}}{load_recipe(name).title}")
+        titles = {name: load_recipe(name).title for name in names()}
+        width = max(map(len, titles)) + 2
+        print_json(titles) if as_json else print("\n".join(f"{name:<{width}}{titles[name]}" for name in titles))
         return
     given = [("--device", device), ("--workers", workers)]
     flags = tuple(str(word) for flag, value in given if value is not None for word in (flag, value))
@@ -162,7 +163,6 @@ def _carry_out(
     from leoclr.cli.recipes.checks import check_data, check_names, check_settings
     from leoclr.cli.recipes.definition import load_recipe
     from leoclr.cli.recipes.steps import Plan, data_by_name
-    from leoclr.cli.terminal import say
 
     if scale <= 0:
         raise SettingsError(f"--scale {scale:g}: expected a number above 0")
@@ -185,9 +185,8 @@ def _carry_out(
     units = list(plan.units())
     steps = [step for unit in units for step in unit.steps()]
     if dry_run:
-        for step in steps:
-            if not step.done():
-                print(shlex.join(("leoclr", *step.command())))
+        left = [shlex.join(("leoclr", *step.command())) for step in steps if not step.done()]
+        print_json({"commands": left}) if as_json else print("\n".join(left))
         return
     _same_as_before(plan, short)
     try:
@@ -248,7 +247,6 @@ def _report(plan: Plan, name: str, as_json: bool) -> None:
     from leoclr.cli.recipes.steps import read_json
     from leoclr.cli.recipes.table import as_json as table_json
     from leoclr.cli.recipes.table import as_markdown, as_picture, as_text
-    from leoclr.cli.terminal import print_json, say
     from leoclr.datasets.files import atomic_path, write_atomic
 
     done = [unit for unit in plan.units() if all(step.done() for step in unit.steps())]

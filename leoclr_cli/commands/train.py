@@ -19,9 +19,11 @@ from leoclr.cli.config.resolve import Resolved, differences
 from leoclr.cli.config.sections import EncoderSettings
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.exporting.formats import usual_format
-from leoclr.cli.terminal import counted, print_json, say, suggest, warn
+from leoclr.cli.run.model_names import is_named
+from leoclr.cli.terminal import print_json, say, suggest, warn
 from leoclr.cli.training.progress_line import duration
 from leoclr.datasets.errors import DataError, RunError, SettingsError
+from leoclr.datasets.wording import counted
 
 
 @with_settings()
@@ -59,7 +61,7 @@ def train(
     run = _run_folder(resolved, output, resume, base)
     _refuse_bad_data(resolved.settings, resume)
     weights = resolved.settings.encoder.weights
-    if resume is None and weights and not Path(weights).exists():
+    if resume is None and weights and not is_named(weights) and not Path(weights).exists():
         raise SettingsError(f"encoder.weights {weights}: no such run, checkpoint or file")
 
     if dry_run:

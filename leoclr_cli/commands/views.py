@@ -35,6 +35,7 @@ def views(
     size: Annotated[
         int, typer.Option(min=64, max=1024, metavar="PIXELS", help="Side of a view in the picture, in pixels.")
     ] = 224,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Draw images as the model sees them: the original with its crop boxes, and every view beside it.
 
@@ -65,7 +66,10 @@ def views(
             picture.save(temporary, format="PNG")
     except OSError as error:
         raise RunError(f"{output}: cannot be written ({error.strerror or error})") from None
-    console.say(f"{output}: {picture.width} x {picture.height} pixels")
+    if as_json:
+        console.print_json({"path": str(output), "width": picture.width, "height": picture.height, "images": names})
+    else:
+        console.say(f"{output}: {picture.width} x {picture.height} pixels")
 
 
 def _read(sources: list[str], count: int, limit: int) -> tuple[list[str], list[Image.Image]]:

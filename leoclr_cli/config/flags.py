@@ -54,6 +54,7 @@ FLAGS = (
     Flag("--batch-size", "data.batch_size", "N"),
     Flag("--lr", "optimizer.lr", "NUMBER"),
     Flag("--backbone", "encoder.backbone", "NAME"),
+    Flag("--init", "encoder.weights", "WEIGHTS"),
     Flag("--device", "run.device", "NAME"),
     Flag("--precision", "train.precision"),
     Flag("--compile", "train.compile"),

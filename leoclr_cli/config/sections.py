@@ -138,8 +138,8 @@ class EncoderSettings(Strict):
     )
     weights: TextOrEmpty = Field(
         default="",
-        description="Where the backbone's first weights are: a run, a checkpoint, an exported file or a state dict; "
-        "empty for random ones.",
+        description="Where the backbone's first weights are: a run, a checkpoint, an exported file or folder, a state "
+        "dict, hf-hub:OWNER/NAME, timm:NAME or torchvision:NAME; empty for random ones.",
     )
     width: Annotated[int, Field(ge=8, multiple_of=8)] = Field(
         default=64,

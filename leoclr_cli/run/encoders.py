@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +20,18 @@ from leoclr.backends.weights import weights_digest
 from leoclr.cli.config.sections import AugmentationSettings, DataSettings, EncoderSettings
 from leoclr.cli.run.checkpoint import Sound
 from leoclr.cli.run.folder import RunFolder, find_checkpoint
-from leoclr.cli.run.foreign_weights import Architecture, deduce, fit, listing, read_safetensors, read_torch_file
+from leoclr.cli.run.foreign_weights import (
+    Architecture,
+    Found,
+    Input,
+    deduce,
+    fit,
+    read_safetensors,
+    read_torch_file,
+)
+from leoclr.cli.run.layouts import summary
+from leoclr.cli.run.model_names import is_named
+from leoclr.cli.run.named_weights import described, fetch, read_config, read_weights
 from leoclr.cli.terminal import say
 from leoclr.datasets.errors import CheckpointError
 from leoclr.evals.features.preprocessing import ResizeRule, standard_rule
@@ -40,6 +53,7 @@ class LoadedEncoder:
         digest: SHA-256 of its weights, in hexadecimal.
         source: Where it comes from, for a person to read.
         run: The run folder it belongs to, if any.
+        left_out: Names of the source that are not the backbone's (projector, classifier, a second encoder).
     """
 
     backbone: Backbone
@@ -52,6 +66,7 @@ class LoadedEncoder:
     digest: str
     source: str
     run: Path | None
+    left_out: tuple[str, ...] = ()
 
     @property
     def resize(self) -> ResizeRule:
@@ -73,35 +88,39 @@ class Header(Strict):
     resize: ResizeRule | None = None  # for other programs; files before version 0.2 do not say
 
 
-@dataclass(frozen=True)
-class _Preprocessing:
-    image_size: int
-    mean: Triple
-    std: Triple
-
-
-def load_encoder(path: Path | None, backbone: str | None = None) -> LoadedEncoder:
+def load_encoder(path: Path | str | None, backbone: str | None = None) -> LoadedEncoder:
     """Load the encoder that a command's argument means.
 
     Args:
-        path: A run, a checkpoint, an exported safetensors file or a state dict (.pth); None takes the newest run.
+        path: A run, a checkpoint, an exported file or folder, or a state dict (.pth); a name of weights that are
+            elsewhere (`hf-hub:`, `timm:`, `torchvision:`; see `leoclr.cli.run.model_names`); None takes the newest run.
         backbone: Architecture of a state dict that does not tell it.
 
     Raises:
         CheckpointError: It is missing, damaged, pickles more than tensors, or does not fit its architecture (the
             keys are listed). Nothing is loaded in part.
     """
-    found = find_checkpoint(path)
-    loaded = _from_checkpoint(found) if isinstance(found, Sound) else _from_file(found, backbone)
+    loaded = _loaded(find_checkpoint(Path(path) if path is not None else None), backbone)
     if backbone is not None and backbone != loaded.name:
         raise CheckpointError(f"{loaded.source} says itself that it is {loaded.name}, not {backbone}")
+    if loaded.left_out:
+        say(f"{loaded.source}: left out {summary(loaded.left_out)}, which are not the backbone's")
     return loaded
+
+
+def _loaded(found: Sound | Path, backbone: str | None) -> LoadedEncoder:
+    if isinstance(found, Sound):
+        return _from_checkpoint(found)
+    if is_named(str(found)):
+        fetched = fetch(str(found), backbone)
+        return _of(fetched) if isinstance(fetched, Found) else replace(_loaded(fetched, backbone), source=str(found))
+    return _from_folder(found, backbone) if found.is_dir() else _from_file(found, backbone)
 
 
 def fresh_encoder(like: LoadedEncoder, seed: int) -> LoadedEncoder:
     """The untrained counterpart of an encoder: same architecture and preprocessing, random weights from `seed`."""
     architecture = Architecture(like.name, like.stem, like.width)
-    preprocessing = _Preprocessing(like.image_size, like.mean, like.std)
+    preprocessing = Input(like.image_size, like.mean, like.std)
     return _finished(_build(architecture, seed), architecture, preprocessing, f"untrained, seed {seed}", None)
 
 
@@ -154,10 +173,23 @@ def _from_checkpoint(sound: Sound) -> LoadedEncoder:
     prefix = f"{checkpoint.state.get('encoder', _USUAL_PLACE)}."
     tensors = {name.removeprefix(prefix): model[name] for name in model if name.startswith(prefix)}
     architecture = Architecture(encoder.backbone, encoder.stem, encoder.width)
-    preprocessing = _Preprocessing(data.image_size, augmentation.mean, augmentation.std)
+    preprocessing = Input(data.image_size, augmentation.mean, augmentation.std)
     run = path.resolve().parent.parent
     is_in_run = RunFolder(run).settings_file.exists()
     return _filled(architecture, preprocessing, tensors, path, run if is_in_run else None)
+
+
+def _from_folder(folder: Path, backbone: str | None) -> LoadedEncoder:
+    config = read_config(folder)
+    tensors, left_out = read_weights(folder)
+    if _HEADER in config:
+        return _from_exported(folder, tensors, {_HEADER: json.dumps(config[_HEADER])})
+    architecture, input = described(config, folder, backbone)
+    return _of(Found(tensors, left_out, architecture, input, str(folder)))
+
+
+def _of(found: Found) -> LoadedEncoder:
+    return _filled(found.architecture, found.input, found.tensors, Path(found.source), None, found.left_out)
 
 
 def _from_file(path: Path, backbone: str | None) -> LoadedEncoder:
@@ -165,12 +197,13 @@ def _from_file(path: Path, backbone: str | None) -> LoadedEncoder:
         tensors, metadata = read_safetensors(path)
         if _HEADER in metadata:
             return _from_exported(path, tensors, metadata)
+        left_out: list[str] = []
     else:
-        tensors = read_torch_file(path)
+        tensors, left_out = read_torch_file(path)
     architecture = deduce(tensors, path, backbone)
     size = DataSettings().image_size if architecture.stem == "imagenet" else 32
     usual = AugmentationSettings()
-    return _filled(architecture, _Preprocessing(size, usual.mean, usual.std), tensors, path, None)
+    return _filled(architecture, Input(size, usual.mean, usual.std), tensors, path, None, left_out)
 
 
 def _from_exported(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> LoadedEncoder:
@@ -179,7 +212,7 @@ def _from_exported(path: Path, tensors: dict[str, Tensor], metadata: dict[str, s
     except (KeyError, ValidationError) as error:
         raise CheckpointError(f"{path} has no readable leoclr header: {_reason(error)}") from error
     architecture = Architecture(header.backbone, header.stem, header.width)
-    preprocessing = _Preprocessing(header.image_size, header.mean, header.std)
+    preprocessing = Input(header.image_size, header.mean, header.std)
     loaded = _filled(architecture, preprocessing, tensors, path, None)
     if loaded.digest != header.digest:
         raise CheckpointError(f"{path} has changed since it was exported (the SHA-256 of its weights differs)")
@@ -187,18 +220,22 @@ def _from_exported(path: Path, tensors: dict[str, Tensor], metadata: dict[str, s
 
 
 def _filled(
-    architecture: Architecture, preprocessing: _Preprocessing, tensors: dict[str, Tensor], path: Path, run: Path | None
+    architecture: Architecture,
+    preprocessing: Input,
+    tensors: dict[str, Tensor],
+    path: Path,
+    run: Path | None,
+    left_out: Sequence[str] = (),
 ) -> LoadedEncoder:
     backbone = _build(architecture, seed=0)
-    fitting, left_out = fit(tensors, backbone.state_dict(), path, architecture)
-    if left_out:
-        say(f"{path}: left out {listing(left_out)}, which are not the backbone's")
+    fitting, classifier = fit(tensors, backbone.state_dict(), path, architecture)
     backbone.load_state_dict(fitting)
-    return _finished(backbone, architecture, preprocessing, str(path), run)
+    finished = _finished(backbone, architecture, preprocessing, str(path), run)
+    return replace(finished, left_out=(*classifier, *left_out))
 
 
 def _finished(
-    backbone: Backbone, architecture: Architecture, preprocessing: _Preprocessing, source: str, run: Path | None
+    backbone: Backbone, architecture: Architecture, preprocessing: Input, source: str, run: Path | None
 ) -> LoadedEncoder:
     backbone.eval().requires_grad_(False)
     return LoadedEncoder(

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from leoclr.cli.run.checkpoint import JSON, MANIFEST, Sound, newest_sound, verify
+from leoclr.cli.run.model_names import is_model_folder, is_named
 from leoclr.cli.terminal import warn
 from leoclr.datasets.errors import CheckpointError, RunError
 from leoclr.datasets.files import write_atomic
 from leoclr.datasets.shards.locate import absolute
 
 FORMAT = 1
-_RUNS = ("runs/*/run.json", "*/run.json", "quickstart/run/run.json")  # where a run is looked for that was not named
+RUNS = ("runs/*/run.json", "*/run.json", "quickstart/run/run.json")  # where a run is looked for that was not named
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def newest_run(root: Path = Path(".")) -> Path:
     Raises:
         RunError: There is none.
     """
-    runs = [file.parent for pattern in _RUNS for file in root.glob(pattern)]
+    runs = [file.parent for pattern in RUNS for file in root.glob(pattern)]
     if not runs:
         raise RunError(
             f"no run in {root.resolve()} or its runs folder: name one, or make one with `leoclr train --data SHARDS`"
@@ -123,17 +124,20 @@ def resolve_checkpoint(path: Path | None) -> Path:
 
 
 def find_checkpoint(path: Path | None) -> Sound | Path:
-    """The checkpoint folder, verified, or the exported file that a command's argument means.
+    """The checkpoint folder, verified, or the exported file, folder or name that a command's argument means.
 
     Args:
         path: A run folder or a folder of checkpoints (its newest sound checkpoint is taken; damaged ones are
-            named in a warning), a checkpoint folder, a file (taken as it is), or None for the newest run.
+            named in a warning), a checkpoint folder, a file, a folder or a name of a model (taken as they are), or None
+            for the newest run.
 
     Raises:
         CheckpointError: It is none of these, it is damaged, or the run has no sound checkpoint.
         RunError: It is None and there is no run.
     """
     path = newest_run() if path is None else path
+    if is_named(str(path)) or is_model_folder(path):
+        return path
     if path.is_file():
         return path
     if (path / MANIFEST).exists() or path.name.startswith("step-"):

@@ -1,7 +1,6 @@
-"""Weights that other programs wrote: read without unpickling, brought to a backbone's own names, architecture told.
+"""Weights that other programs wrote: read without unpickling, architecture told from their names and shapes.
 
-Known layouts: a torchvision or timm state dict, bare or under "state_dict" or "model" (with "module." in front, as
-DistributedDataParallel saves it), and MoCo's checkpoint, whose query encoder is taken.
+A state dict may be bare or lie under "state_dict" or "model"; `leoclr.cli.run.layouts` knows what tools call its parts.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from leoclr.cli.run.layouts import backbone_tensors
 from leoclr.datasets.errors import CheckpointError
 
 _WRAPPERS = ("state_dict", "model")
-_QUERY_ENCODER = re.compile(r"(?:module\.)?encoder_q\.")
 _CLASSIFIER = ("fc.", "classifier.", "head.", "heads.")
 _COUNTER = "num_batches_tracked"
 # (whether the blocks are bottlenecks, blocks in each stage) -> torchvision's name
@@ -31,6 +30,32 @@ _RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
     (True, (3, 4, 23, 3)): "resnet101",
     (True, (3, 8, 36, 3)): "resnet152",
 }
+
+
+# What training tools pickle beside the tensors: settings and records, which are replaced unseen.
+_RECORDS = ("argparse", "lightning", "lightning_fabric", "numpy", "omegaconf", "pathlib", "pytorch_lightning", "typing")
+
+
+class _Nothing:
+    """Stands for an object that is not wanted: takes any arguments and any state, keeps and does nothing."""
+
+    def __new__(cls, *arguments: Any, **named: Any) -> _Nothing:
+        return object.__new__(cls)
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        """Nothing."""
+
+    def __setstate__(self, state: Any) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a network was trained on: side of its images in pixels, mean and deviation per channel in 0..1."""
+
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -58,8 +83,22 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
 
 
-def read_torch_file(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file that `torch.save` wrote, without the wrapper and prefix of a known layout.
+@dataclass(frozen=True, eq=False)
+class Found:
+    """Weights with all that is needed to build their network; `left_out` are names in the file that are not its."""
+
+    tensors: dict[str, Tensor]
+    left_out: list[str]
+    architecture: Architecture
+    input: Input
+    source: str
+
+
+def read_torch_file(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The backbone's tensors in a file that `torch.save` wrote, and the names of the others.
+
+    torch's restricted unpickler reads it. Records of training tools beside the tensors (Lightning, OmegaConf, NumPy)
+    are replaced by an empty object; no class of theirs is imported.
 
     Raises:
         CheckpointError: It cannot be read, holds no state dict, or pickles anything that is not a tensor, which is
@@ -67,7 +106,7 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
     """
     try:
         # Explicit: TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD in the environment would turn the default off.
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_records(path)):
             warnings.simplefilter("ignore")  # of pickles that it refuses next
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises nearly any type
@@ -77,7 +116,16 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
-    return _unprefixed(_checked(content, path))
+    return backbone_tensors(_checked(content, path))
+
+
+def _records(path: Path) -> list[Any]:
+    """An empty object for each class of a training tool that the file names."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # not a zip file, or damaged: whoever loads it says so
+        return []
+    return [(_Nothing, name) for name in names if name.partition(".")[0] in _RECORDS]
 
 
 def _checked(content: Any, path: Path) -> dict[str, Tensor]:
@@ -87,15 +135,6 @@ def _checked(content: Any, path: Path) -> dict[str, Tensor]:
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise CheckpointError(f"{path} holds no state dict: {name!r} is {type(value).__name__}, not a tensor")
     return dict(content)
-
-
-def _unprefixed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    query = {name: match.end() for name in tensors if (match := _QUERY_ENCODER.match(name))}
-    if query:
-        return {name[end:]: tensors[name] for name, end in query.items()}
-    if all(name.startswith("module.") for name in tensors):
-        return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    return tensors
 
 
 def deduce(tensors: Mapping[str, Tensor], path: Path, name: str | None) -> Architecture:

@@ -35,7 +35,7 @@ def versions() -> dict[str, str]:
 
 def environment(device: torch.device, ranks: int) -> dict[str, str | int]:
     """The hardware and the thread count; on a CPU, equal weights need equal thread counts."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {
         "device": device.type,
         "device_name": name,
@@ -45,7 +45,7 @@ def environment(device: torch.device, ranks: int) -> dict[str, str | int]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
     """What the processor calls itself. Linux knows it, platform.processor() mostly does not."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -21,10 +21,11 @@ from leoclr.cli.scoring.request import Request
 from leoclr.cli.terminal import say
 from leoclr.datasets.errors import EvaluationError, RunError
 from leoclr.datasets.files import atomic_path
+from leoclr.datasets.wording import aligned, counted
 from leoclr.evals.features.preprocessing import standard_view
 from leoclr.evals.finetuning.label_subsets import LabelSubset, balanced_subset, parse_percent
 from leoclr.evals.scores import Row, Score
-from leoclr.evals.tables import METRICS, aligned
+from leoclr.evals.tables import METRICS
 
 SHARES = (1, 2, 5, 10, 20, 50, 100)  # the paper's, in per cent
 KIND = "label-curve"
@@ -170,7 +171,9 @@ def _curve(
         *(f"{', '.join(labels)}: {recipe}" for recipe, labels in recipes.items()),
         f"training images: {evaluation.crops(data.train, 1).protocol}",
     )
-    rows = tuple(Row(point.key, f"{point.label}: {point.images:,} labels", point.found.metrics) for point in points)
+    rows = tuple(
+        Row(point.key, f"{point.label}: {counted(point.images, 'label')}", point.found.metrics) for point in points
+    )
     details = {
         "points": {point.key: point.found.summary for point in points},
         "shares": {point.key: {"asked": point.percents, "labelled": point.share / 100} for point in points},

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from leoclr.cli.terminal import warn
 from leoclr.datasets.errors import DataError
+from leoclr.datasets.wording import counted
 
 _SHARD = re.compile(r" in (?:.*/)?([^/]+\.tar): ")
 _NAMED = 3
@@ -58,14 +59,14 @@ class BadImages:
         self._known.update(new)
         if len(self) > self._limit:
             raise DataError(
-                f"{len(self)} images cannot be used, more than data.max_bad_samples allows ({self._limit} of "
-                f"{self._samples:,}): {self._by_shard()}; the last: {new[-1]}"
+                f"{counted(len(self), 'image')} cannot be used, more than data.max_bad_samples allows "
+                f"({self._limit} of {self._samples:,}): {self._by_shard()}; the last: {new[-1]}"
             )
 
     def _by_shard(self) -> str:
         shards = Counter(match[1] for line in self._known if (match := _SHARD.search(line)))
         named = ", ".join(f"{count} in {shard}" for shard, count in shards.most_common(_NAMED))
-        return f"{named} and others in {len(shards) - _NAMED} more shards" if len(shards) > _NAMED else named
+        return f"{named} and others in {counted(len(shards) - _NAMED, 'more shard')}" if len(shards) > _NAMED else named
 
 
 def lines_of_all(lines: Sequence[str], accelerator: Accelerator) -> list[str]:

@@ -23,6 +23,7 @@ from leoclr.datasets.loading.resident import ResidentImages, first_size, load_re
 from leoclr.datasets.shards.description import class_line, contents, remarks
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.locate import open_data, sibling_split
+from leoclr.datasets.wording import counted
 
 _MOST_WORKERS = 16
 
@@ -75,9 +76,10 @@ class TrainingData:
         """Lines for a person: how much there is, and in what steps it comes."""
         plan = self.plan
         yield (
-            f"{plan.size:,} images in {len(self.index.shards):,} shards; {self.settings.train.epochs:,} epochs of "
-            f"{plan.steps_per_epoch:,} steps of {plan.batch_size:,} images; {plan.size % plan.batch_size:,} left out, "
-            "others each epoch"
+            f"{counted(plan.size, 'image')} in {counted(len(self.index.shards), 'shard')}; "
+            f"{counted(self.settings.train.epochs, 'epoch')} of "
+            f"{counted(plan.steps_per_epoch, 'step')} of {plan.batch_size:,} images; "
+            f"{plan.size % plan.batch_size:,} left out, others each epoch"
         )
         if line := class_line(self.index):
             yield line

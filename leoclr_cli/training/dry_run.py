@@ -11,6 +11,7 @@ from leoclr.cli.training.preflight import facts_of, refuse_problems
 from leoclr.cli.training.remote_cache import block_cache, check_cache
 from leoclr.datasets.loading.plan import Plan
 from leoclr.datasets.shards.locate import open_data
+from leoclr.datasets.wording import counted
 
 _FIRST_KEYS = 8
 
@@ -54,9 +55,10 @@ def as_text(plan: dict[str, Any]) -> str:
     )
     return "\n".join(
         (
-            f"data      {plan['samples']:,} samples in {plan['shards']:,} shards, {plan['bytes'] / mib:,.1f} MiB, "
+            f"data      {counted(plan['samples'], 'sample')} in {counted(plan['shards'], 'shard')}, "
+            f"{plan['bytes'] / mib:,.1f} MiB, "
             f"digest {plan['data_digest'][:12]}",
-            f"steps     {plan['steps']:,} in {plan['epochs']:,} epochs of {plan['steps_per_epoch']:,}; "
+            f"steps     {plan['steps']:,} in {counted(plan['epochs'], 'epoch')} of {plan['steps_per_epoch']:,}; "
             f"{plan['left_out_each_epoch']:,} samples left out, others each epoch",
             f"a step    {plan['batch_size']:,} images: {' + '.join(f'{n:,}' for n in plan['images_per_process'])} "
             "by process",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from leoclr.backends.method import Method
 from leoclr.cli.config.sections import EncoderSettings
 from leoclr.cli.run.encoders import load_encoder
+from leoclr.cli.run.model_names import is_named
+from leoclr.cli.terminal import say
 from leoclr.datasets.errors import SettingsError
 from leoclr.datasets.shards.locate import absolute
 
@@ -16,7 +17,8 @@ def start_from_weights(method: Method, settings: EncoderSettings) -> dict[str, A
     """Load `encoder.weights` into each backbone of the method; heads and queue stay random.
 
     Returns:
-        Where they come from and their SHA-256, for run.json; None where the setting is empty.
+        Where they come from, their SHA-256, how many tensors were loaded and which names were left out, for run.json;
+        None where the setting is empty.
 
     Raises:
         CheckpointError: They are missing or damaged, or pickle more than tensors.
@@ -24,11 +26,13 @@ def start_from_weights(method: Method, settings: EncoderSettings) -> dict[str, A
     """
     if not settings.weights:
         return None
-    loaded = load_encoder(Path(settings.weights), settings.backbone)
+    loaded = load_encoder(settings.weights, settings.backbone)
     found, wanted = (f"{encoder.stem} stem, width {encoder.width}" for encoder in (loaded, settings))
     if found != wanted:
         raise SettingsError(f"encoder.weights {settings.weights} has {found}; the settings say {wanted}")
     for backbone in method.backbones().values():
         backbone.load_state_dict(loaded.backbone.state_dict())
-    (source,) = absolute([settings.weights])
-    return {"source": source, "digest": loaded.digest}
+    source = settings.weights if is_named(settings.weights) else absolute([settings.weights])[0]
+    tensors = len(loaded.backbone.state_dict())
+    say(f"the backbone starts from {settings.weights}: {tensors} tensors loaded, all that it has")
+    return {"source": source, "digest": loaded.digest, "tensors": tensors, "left_out": list(loaded.left_out)}

@@ -22,7 +22,7 @@ MISTAKES = {
     "trian": "error: no such command 'trian'; did you mean 'train'?",
     "eval lin": "error: no such command 'lin'; did you mean 'linear'?",
     "frobnicate": "error: no such command 'frobnicate'; see `leoclr --help`",
-    "--verson": "error: no such option: --verson; did you mean --version?",
+    "--verson": "error: --verson: no such flag; did you mean --version?",
     "shard": "error: missing argument 'SOURCE'; see `leoclr shard --help`",
     "shard a b --val abc": "error: invalid value for '--val': must be a valid number; see `leoclr shard --help`",
     "eval knn --batch-size 0": "error: invalid value for '--batch-size': must be greater than or equal to 1; see",
@@ -135,3 +135,41 @@ def test_ctrl_c_in_the_first_second_prints_nothing(tmp_path: Path) -> None:
         child.send_signal(signal.SIGINT)
         _, err = child.communicate()
         assert child.returncode == 130 and err == "", (wait, err)
+
+
+@pytest.mark.parametrize("line", ["--json", "--verbose", "--json train"])
+def test_flags_of_the_version_alone_are_refused(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(line) == 2
+    assert capsys.readouterr().err == "error: --verbose and --json go with --version, or behind a command\n"
+
+
+def test_the_version_with_all_that_a_bug_report_needs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    assert ended("--version --verbose --json") == 0
+    about = json.loads(capsys.readouterr().out)
+    assert about["packages"]["torch"][0].isdigit() and about["packages"]["timm"]
+    assert about["environment"]["OMP_NUM_THREADS"] == "1" and "secret" not in str(about)
+    assert {"system", "python", "processor", "memory"} <= about["machine"].keys()
+    assert ended("--version --verbose") == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"leoclr {about['version']}\n") and all(name in printed for name in about["packages"])
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("timm:resnet18x", "timm has no model 'resnet18x'; did you mean timm:resnet18"),
+        ("timm:vit_tinny_patch16_224", "did you mean timm:vit_tiny_patch16_224"),
+        ("resnet19", "torchvision has no classifier 'resnet19'; did you mean resnet1"),
+        ("vit_tiny_patch16_224", "; timm has it: timm:vit_tiny_patch16_224"),
+    ],
+)
+def test_names_of_models_are_corrected(name: str, said: str) -> None:
+    from leoclr.backends.networks.backbones import build_backbone
+
+    with pytest.raises(ValueError, match="has no") as error:
+        build_backbone(name)
+    assert said in str(error.value)

@@ -12,11 +12,12 @@ from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("leoclr_cli", "backends", "datasets", "evals")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-# The first two ask for a narrow range of the other; torch brings Triton where it is built for CUDA.
+# Each of two asks for a narrow range of the other; torch brings Triton where it is built for CUDA.
 COMES_WITH = {"botocore": "boto3", "pydantic_core": "pydantic", "triton": "torch"}
 PROJECT, SETUPTOOLS = PYPROJECT["project"], PYPROJECT["tool"]["setuptools"]
 
@@ -85,6 +86,13 @@ def test_the_version_is_the_newest_of_the_change_log() -> None:
     newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
     assert newest is not None
     assert newest.group(1) == PROJECT["version"] == version("leoclr-cli")
+
+
+def test_the_citation_names_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert (citation["version"], citation["license"]) == (PROJECT["version"], PROJECT["license"])
+    assert citation["cff-version"] == "1.2.0" and citation["authors"] and citation["message"]
+    assert citation["preferred-citation"]["url"].endswith("2403.06813")
 
 
 def test_type_checkers_see_the_folders_under_their_import_names() -> None:

@@ -17,7 +17,7 @@ from leoclr.cli.training.signals import GracefulStop
 SMALL = {
     "LEOCLR_DATA__IMAGE_SIZE": "16",
     "LEOCLR_ENCODER__BACKBONE": "resnet18",
-    "LEOCLR_ENCODER__WIDTH": "8",
+    "LEOCLR_ENCODER__WIDTH": "16",
     "LEOCLR_ENCODER__STEM": "cifar",
     "LEOCLR_MOCO__QUEUE": "16",
     "LEOCLR_RUN__DEVICE": "cpu",

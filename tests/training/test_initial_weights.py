@@ -49,7 +49,7 @@ def test_a_run_starts_from_the_backbone_of_another(
         projector = f"{encoder}.projector.0.weight"
         torch.testing.assert_close(found[projector], fresh[projector], rtol=0, atol=1e-6)
     weights = json.loads((tmp_path / "second" / "run.json").read_text())["weights"]
-    assert weights == {"source": str(tmp_path / "first"), "digest": before.digest}
+    assert (weights["source"], weights["digest"]) == (str(tmp_path / "first"), before.digest)
     assert json.loads((tmp_path / "fresh" / "run.json").read_text())["weights"] is None
 
 
@@ -80,3 +80,24 @@ def test_other_architectures_and_missing_files_are_refused(
     with pytest.raises(SystemExit, match="2"):
         main(["train", "--data", str(data), "--set", f"encoder.weights={tmp_path / 'none.pth'}"])
     assert "none.pth: no such run, checkpoint or file" in capsys.readouterr().err
+
+
+def test_the_flag_says_what_was_loaded_and_what_was_left_out(
+    make_shards: MakeShards, tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: MakeSettings
+) -> None:
+    torch.manual_seed(3)
+    own = build_backbone("resnet18", "cifar", 16).state_dict()
+    tensors = {f"backbone.{name}": tensor for name, tensor in own.items()} | {"projector.0.weight": torch.zeros(2)}
+    torch.save({"state_dict": tensors}, tmp_path / "solo.ckpt")
+    run, data = tmp_path / "run", make_shards((16,))
+    chosen = settings(data, encoder__weights=str(tmp_path / "solo.ckpt")).model_dump(mode="json")
+    (tmp_path / "run.json").write_text(json.dumps(chosen | {"encoder": chosen["encoder"] | {"weights": ""}}))
+    arguments = ["--config", str(tmp_path / "run.json"), "--init", str(tmp_path / "solo.ckpt"), "--output", str(run)]
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", *arguments])
+    said = capsys.readouterr().err
+    assert f"starts from {tmp_path / 'solo.ckpt'}: {len(own)} tensors loaded" in said
+    assert "left out projector.0.weight, which" in said
+    content = json.loads((run / "run.json").read_text())
+    assert content["settings"]["encoder"]["weights"] == str(tmp_path / "solo.ckpt")
+    assert (content["weights"]["tensors"], content["weights"]["left_out"]) == (len(own), ["projector.0.weight"])

@@ -188,3 +188,24 @@ def test_a_folder_that_cannot_hold_a_lock_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=f"cannot write to the run folder {tmp_path / 'file' / 'run'}"):
         with RunLock(tmp_path / "file" / "run"):
             pass
+
+
+@pytest.mark.parametrize("before", ["", "runs", "runs/first"])
+def test_a_block_that_fails_leaves_no_folder_that_it_made(before: str, tmp_path: Path) -> None:
+    (tmp_path / before).mkdir(parents=True, exist_ok=True)
+    run = tmp_path / "runs" / "first"
+    with pytest.raises(RunError), RunLock(run):
+        raise RunError("refused")
+    assert (tmp_path / before).exists() and run.exists() == (before == "runs/first")
+    assert (tmp_path / "runs").exists() == (before != "")
+    with RunLock(run):
+        pass
+    assert run.exists()
+
+
+def test_a_block_that_fails_keeps_what_is_in_the_folder(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "first"
+    with pytest.raises(KeyboardInterrupt), RunLock(run):
+        (run / "run.json").touch()
+        raise KeyboardInterrupt
+    assert (run / "run.json").exists()

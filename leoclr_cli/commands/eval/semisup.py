@@ -18,6 +18,7 @@ from leoclr.cli.scoring.request import (
     TrainBatch,
     with_request,
 )
+from leoclr.datasets.wording import counted
 
 
 @with_request()
@@ -62,7 +63,7 @@ def semisup(
     recipe = label_recipe(subset.share, len(subset.numbers), epochs, backbone_lr, head_lr, train_batch)
     train = data.train.subset(subset.numbers)
     found = finetuned(evaluation, train, data.test, recipe, "fine-tuning")
-    row = Row("finetuned", f"fine-tuned, {len(train):,} labels", found.metrics)
+    row = Row("finetuned", f"fine-tuned, {counted(len(train), 'label')}", found.metrics)
     crops = evaluation.crops(train, recipe.batch_size)
     protocol = (subset.protocol, recipe.protocol, f"training images: {crops.protocol}; {crops.batches_protocol}")
     details = {"labels": len(train), "share": subset.share, "training": found.summary}

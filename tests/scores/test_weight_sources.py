@@ -1,0 +1,283 @@
+"""Weights of others: by name, out of folders, and out of the checkpoints of other training tools."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torchvision import models
+
+from leoclr.backends.networks.backbones import build_backbone
+from leoclr.cli.exporting.export import export_encoder
+from leoclr.cli.exporting.formats import ExportFormat
+from leoclr.cli.run.encoders import load_encoder
+from leoclr.cli.run.layouts import summary
+from leoclr.datasets.errors import CheckpointError
+
+
+def features(network: nn.Module, size: int = 64) -> Tensor:
+    with torch.no_grad():
+        return network.eval()(torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1)))  # type: ignore
+
+
+@pytest.fixture(scope="module")
+def resnet() -> nn.Module:
+    torch.manual_seed(0)
+    network = build_backbone("resnet18")
+    network(torch.randn(4, 3, 64, 64))
+    return network
+
+
+def prefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+
+
+def sequential(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As nn.Sequential(*children) numbers a ResNet's parts."""
+    numbers = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
+    return {f"{numbers[name.split('.')[0]]}.{name.partition('.')[2]}": tensor for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("tool", "left_out"),
+    [
+        ("moco-v2", ("module.encoder_k", "module.queue", "fc")),
+        ("moco-v3", ("module.momentum_encoder", "module.predictor", "fc")),
+        ("solo-learn", ("momentum_backbone", "projector", "classifier")),
+        ("lightly", ("projection_head",)),
+        ("lightly-children", ("projection_head",)),
+        ("simsiam", ("module.predictor", "fc")),
+    ],
+)
+def test_checkpoints_of_training_tools_give_their_backbone(
+    tool: str, left_out: tuple[str, ...], tmp_path: Path, resnet: nn.Module, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, head = resnet.state_dict(), {"0.weight": torch.zeros(2, 2)}
+    other = {name: torch.zeros_like(tensor) for name, tensor in own.items()}
+    layouts = {
+        "moco-v2": prefixed(own | prefixed(head, "fc."), "module.encoder_q.")
+        | prefixed(other, "module.encoder_k.")
+        | {"module.queue": torch.zeros(2)},
+        "moco-v3": prefixed(own | prefixed(head, "fc."), "module.base_encoder.")
+        | prefixed(other, "module.momentum_encoder.")
+        | prefixed(head, "module.predictor."),
+        "solo-learn": prefixed(own, "backbone.")
+        | prefixed(other, "momentum_backbone.")
+        | prefixed(head, "projector.")
+        | prefixed(head, "classifier."),
+        "lightly": prefixed(own, "backbone.") | prefixed(head, "projection_head.layers."),
+        "lightly-children": prefixed(sequential(own), "backbone.") | prefixed(head, "projection_head.layers."),
+        "simsiam": prefixed(own | prefixed(head, "fc."), "module.encoder.") | prefixed(head, "module.predictor."),
+    }
+    content = {"epoch": 3, "state_dict": layouts[tool], "hyper_parameters": argparse.Namespace(lr=0.1)}
+    torch.save(content, tmp_path / "last.ckpt")
+    loaded = load_encoder(tmp_path / "last.ckpt")
+    assert (loaded.name, loaded.stem) == ("resnet18", "imagenet")
+    assert torch.equal(features(loaded.backbone), features(resnet))
+    said = capsys.readouterr().err
+    for name in left_out:
+        assert name in said
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return print, ("executed",)
+
+
+def test_records_are_replaced_unseen_and_anything_else_is_refused(
+    tmp_path: Path, resnet: nn.Module, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A name of a known tool imports nothing, whatever it is given; any other name refuses the whole file."""
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": resnet.state_dict(), "hyper_parameters": Evil()}, path)
+    with pytest.raises(CheckpointError, match="it asks to run print"):
+        load_encoder(path)
+    torch.save({"state_dict": resnet.state_dict(), "hyper_parameters": argparse.Namespace(lr=[1, {"a": 2}])}, path)
+    assert torch.equal(features(load_encoder(path).backbone), features(resnet))
+    assert "executed" not in capsys.readouterr().out
+
+
+def make_folder(path: Path, name: str = "test_vit", classes: int = 5, **config: Any) -> nn.Module:
+    """A folder as timm writes it, of a small network with a classifier."""
+    torch.manual_seed(0)
+    network: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes)
+    path.mkdir()
+    save_file({key: tensor.contiguous() for key, tensor in network.state_dict().items()}, path / "model.safetensors")
+    told = {"input_size": [3, 160, 160], "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "num_classes": classes}
+    content = {"architecture": name, "num_classes": classes, "pretrained_cfg": told, **config}
+    (path / "config.json").write_text(json.dumps(content))
+    return network
+
+
+def pooled(network: Any, size: int) -> Tensor:
+    network.reset_classifier(0)
+    return features(network, size)
+
+
+@pytest.mark.parametrize("place", ["{}", "local-dir:{}"])
+def test_a_folder_of_timm_gives_its_network_and_preprocessing(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = make_folder(tmp_path / "vit")
+    loaded = load_encoder(place.format(tmp_path / "vit"))
+    assert (loaded.name, loaded.image_size, loaded.mean, loaded.std) == (
+        "timm:test_vit",
+        160,
+        (0.1, 0.2, 0.3),
+        (0.4, 0.5, 0.6),
+    )
+    assert torch.equal(features(loaded.backbone, 160), pooled(network, 160))
+    assert "left out head.bias, head.weight, which" in capsys.readouterr().err
+
+
+def test_an_exported_folder_loads_back_and_a_changed_one_does_not(tmp_path: Path, resnet: nn.Module) -> None:
+    torch.save(resnet.state_dict(), tmp_path / "weights.pth")
+    encoder = load_encoder(tmp_path / "weights.pth")
+    export_encoder(encoder, ExportFormat.hf, tmp_path / "folder")
+    again = load_encoder(tmp_path / "folder")
+    assert (again.digest, again.name, again.image_size) == (encoder.digest, "resnet18", 224)
+    path = tmp_path / "folder" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="has changed since it was exported"):
+        load_encoder(tmp_path / "folder")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "config.json cannot be read"),
+        ("[]", "config.json is not the configuration of a timm model"),
+        (
+            '{"architecture": "resnet18", "model_args": {"channels": [8]}}',
+            "model_args channels: leoclr builds resnet18",
+        ),
+        ('{"architecture": "resnet18", "pretrained_cfg": {"std": [0, 1, 1]}}', "pretrained_cfg is not timm's"),
+        ('{"architecture": "no_such"}', "timm has no model 'no_such'"),
+    ],
+)
+def test_folders_that_cannot_be_read_say_why(content: str, said: str, tmp_path: Path) -> None:
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=said):
+        load_encoder(tmp_path)
+
+
+def test_a_folder_with_a_pickle_goes_through_the_restricted_unpickler(tmp_path: Path) -> None:
+    network = make_folder(tmp_path / "vit")
+    (tmp_path / "vit" / "model.safetensors").unlink()
+    torch.save(network.state_dict(), tmp_path / "vit" / "pytorch_model.bin")
+    assert torch.equal(features(load_encoder(tmp_path / "vit").backbone, 160), pooled(network, 160))
+    torch.save({"state_dict": Evil()}, tmp_path / "vit" / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="it asks to run print"):
+        load_encoder(tmp_path / "vit")
+
+
+class Files(BaseHTTPRequestHandler):
+    """A repository of the hub: files under /OWNER/NAME/resolve/REVISION/."""
+
+    folder: Path
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, body: bool) -> None:
+        path = self.folder / self.path.rpartition("/")[2]
+        there = self.path.startswith("/me/vit/resolve/") and path.is_file()
+        data = path.read_bytes() if there else b"{}"
+        self.send_response(200 if there else 404)
+        if not there:
+            self.send_header("X-Error-Code", "EntryNotFound" if self.path.startswith("/me/vit/") else "RepoNotFound")
+        self.send_header("ETag", f'"{path.name}-{len(data)}"')
+        self.send_header("X-Repo-Commit", "a" * 40)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that the hub serves as me/vit."""
+    from huggingface_hub import constants
+
+    handler = type("Served", (Files,), {"folder": tmp_path / "served"})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    address = f"http://127.0.0.1:{server.server_address[1]}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    try:
+        yield tmp_path / "served"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_the_hub_is_asked_by_name(hub: Path) -> None:
+    network = make_folder(hub)
+    loaded = load_encoder("hf-hub:me/vit")
+    assert (loaded.name, loaded.source) == ("timm:test_vit", "hf-hub:me/vit")
+    assert torch.equal(features(loaded.backbone, 160), pooled(network, 160))
+    with pytest.raises(CheckpointError, match="hf-hub:me/none cannot be fetched"):
+        load_encoder("hf-hub:me/none")
+
+
+def test_torchvision_weights_come_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    kept = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+    kept.parent.mkdir(parents=True)
+    torch.manual_seed(0)
+    network = models.resnet18()
+    torch.save(network.state_dict(), kept)
+    loaded = load_encoder("torchvision:resnet18")
+    assert (loaded.name, loaded.image_size, loaded.source) == ("resnet18", 224, "torchvision:resnet18.IMAGENET1K_V1")
+    network.fc = nn.Identity()
+    assert torch.equal(features(loaded.backbone), features(network))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("torchvision:resnet18.V9", "torchvision has no weights 'resnet18.V9'; it has IMAGENET1K_V1"),
+        ("torchvision:nothing", "torchvision has no weights 'nothing'; it has no such model"),
+        ("timm:nothing", "timm has no pre-trained weights 'nothing'"),
+        ("local-dir:nowhere", "nowhere does not hold config.json"),
+    ],
+)
+def test_names_that_mean_nothing_say_what_there_is(name: str, said: str) -> None:
+    with pytest.raises(CheckpointError, match=said):
+        load_encoder(name)
+
+
+def test_many_names_are_summed_up_by_what_they_begin_with() -> None:
+    names = [*(f"module.encoder_k.{number}" for number in range(5)), "module.queue", "fc.weight", "fc.bias"]
+    assert summary(names) == "fc.bias, fc.weight, module.encoder_k (5 tensors), module.queue"
+
+
+def test_a_path_that_looks_like_a_name_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_folder(tmp_path / "vit")
+    shutil.move(tmp_path / "vit", tmp_path / "timm:mine")
+    assert load_encoder("timm:mine").name == "timm:test_vit"
