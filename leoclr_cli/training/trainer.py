@@ -117,7 +117,7 @@ class Trainer:
         if newest is not None:
             self._load(newest.load())
         else:
-            weights = start_from_weights(self.method, self.settings.encoder)
+            weights = start_from_weights(self.method, self.settings.encoder, self.settings.data.image_size)
         if self.main:
             warnings = warnings_about(self.settings, self.index, self.facts)
             for line in (*damaged, *warnings, *self.data.val_remarks()):
