@@ -47,8 +47,10 @@ class Plugin:
 
     @property
     def section(self) -> str:
-        """Its section of the settings."""
-        return self.name.replace("-", "_")
+        """Its section of the settings; that of views with the name of a method of their package ends in `_views`."""
+        name = self.name.replace("-", "_")
+        same = plugins(METHODS).get(self.name) if self.entry.group == VIEWS else None
+        return f"{name}_views" if same is not None and same.package == self.package else name
 
     @property
     def builtin(self) -> bool:
@@ -197,7 +199,7 @@ def _needed(tree: ast.Module, name: str) -> list[ast.stmt]:
         node = makes.get(wanted.pop())
         if node is not None and node not in needed:
             needed.append(node)
-            wanted += [inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)]
+            wanted += [inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name) and _is_read(inner)]
     return needed
 
 
@@ -210,6 +212,11 @@ def _bound(node: ast.stmt) -> Iterator[str]:
     elif isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         yield from (inner.id for target in targets for inner in ast.walk(target) if isinstance(inner, ast.Name))
+
+
+def _is_read(node: ast.Name) -> bool:
+    """A field may have the name of a function of its file."""
+    return isinstance(node.ctx, ast.Load)
 
 
 def _is_future(node: ast.stmt) -> bool:

@@ -36,7 +36,7 @@ from leoclr.cli.training.metrics import Listener, MetricsLog, require_trackers, 
 from leoclr.cli.training.preflight import description, facts_of, refuse_problems, warnings_about
 from leoclr.cli.training.progress_line import ProgressLine
 from leoclr.cli.training.result import TrainResult
-from leoclr.cli.training.signals import GracefulStop
+from leoclr.cli.training.signals import DEAF_SECONDS, SLOW_SECONDS, GracefulStop
 from leoclr.cli.training.state import RunState
 from leoclr.cli.training.step import Schedule, StepResult, TrainStep
 from leoclr.cli.training.throughput import Clock
@@ -74,7 +74,9 @@ def train(
             if accelerator.is_main_process:
                 stack.enter_context(RunLock(output))  # after all that the settings and the data can be refused for
             trainer.start(resume, preset, command)
-            return trainer.fit(stack.enter_context(GracefulStop(asked_to_stop)), on_metrics)
+            alone = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
+            stop = GracefulStop(asked_to_stop, SLOW_SECONDS if alone else DEAF_SECONDS)
+            return trainer.fit(stack.enter_context(stop), on_metrics)
     except RuntimeError as error:
         raise explained(error) or error from None
     except OSError as error:
@@ -138,7 +140,8 @@ class Trainer:
         saved, saved_at, stopped = self.step, began, 0
         clock, pace = Clock(self.step, self.plan.batch_size), Pace(self.device)
         line = ProgressLine(self.step, self.steps, self.plan.steps_per_epoch, self.plan.batch_size, self.main)
-        loader, results, bad = self.data.batches(self.step, self.steps), list[StepResult](), list[str]()
+        loader = self.data.batches(self.step, self.steps, lambda: bool(stop.now()))
+        results, bad = list[StepResult](), list[str]()
         values: dict[str, float] = {}
         scored: float | None = None
         with contextlib.closing(self._log(on_metrics)) as log:
@@ -154,7 +157,12 @@ class Trainer:
                         self.save()
                     saved, saved_at = self.step, time.monotonic()
                 with clock.waiting():
-                    batch = next(loader)
+                    batch = next(loader, None)
+                if batch is None:  # it was asked to stop, and none comes
+                    if self.ranks > 1:
+                        raise RunError("stopped while waiting for data; the checkpoints are as they were")
+                    stopped = stop.requested
+                    break
                 bad += batch.bad
                 results.append(self._train_step(batch))
                 pace.step_taken()
