@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leoclr.backends.networks.backbones import Backbone
-<<<<<<< HEAD
-from leoclr.backends.networks.batchnorm import can_separate_statistics, separate_statistics
-from leoclr.backends.settings import Pairs, RunFacts
-=======
-from leoclr.backends.networks.batchnorm import sync_batch_norm
+from leoclr.backends.networks.batchnorm import (
+    can_separate_statistics,
+    separate_statistics,
+    split_batch_norm,
+    sync_batch_norm,
+)
 from leoclr.backends.settings import BatchNormSettings, Pairs, RunFacts
->>>>>>> main
 from leoclr.backends.settings import anchors_of as anchors_of
 from leoclr.backends.settings import positives_of as positives_of
 
@@ -173,7 +173,6 @@ def encode_views(encoder: Any, views: Mapping[str, Tensor]) -> dict[str, Tensor]
     return dict(zip(views, embeddings.chunk(len(views)), strict=True))
 
 
-<<<<<<< HEAD
 def in_one_pass(encoder: Any, views: Mapping[str, Tensor]) -> bool:
     """Whether views go through the encoder together: those of one size, where it has no batch statistics.
 
@@ -185,12 +184,14 @@ def in_one_pass(encoder: Any, views: Mapping[str, Tensor]) -> bool:
         return True
     on_gpu = all(images.device.type == "cuda" for images in views.values())
     return on_gpu and encoder.training and can_separate_statistics(encoder)
-=======
+
+
 def share_batch_norm(method: Method, settings: BatchNormSettings, facts: Facts) -> None:
     """Let the BatchNorm layers of a method take their statistics over all processes, where the settings say so."""
-    if settings.sync_batchnorm and facts.device_type == "cuda":
+    if settings.sync_batchnorm and facts.device_type == "cuda" and facts.ranks > 1:
         sync_batch_norm(method)  # in place: only layers are replaced
->>>>>>> main
+    else:
+        split_batch_norm(method, 1)  # for `in_one_pass`
 
 
 def reduce_pairs(losses: Tensor, reduction: Literal["sum", "mean"]) -> Tensor:

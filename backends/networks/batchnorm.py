@@ -43,21 +43,19 @@ def has_batch_norm(module: nn.Module) -> bool:
 
 
 def split_batch_norm(module: nn.Module, splits: int) -> None:
-    """Replace every BatchNorm2d inside `module` by one in splits, with the same parameters and names.
+    """Turn every BatchNorm2d inside `module` into one in splits, with its parameters and names.
 
     One of a class of its own, as timm's with an activation in it, stays and becomes a subclass of its class. With one
-    split, which computes what plain BatchNorm does, only plain ones are replaced: for `separate_statistics`.
+    split, which computes what plain BatchNorm does, only plain ones are turned: for `separate_statistics`.
     """
-    for name, child in module.named_children():
+    for child in module.children():
         if isinstance(child, nn.BatchNorm2d) and splits == 1 and not _is_plain(child):
             continue
         if isinstance(child, nn.BatchNorm2d) and type(child) is not nn.BatchNorm2d:
             _call_in_splits(child, splits)
         elif isinstance(child, nn.BatchNorm2d):
-            split = SplitBatchNorm2d(child.num_features, eps=child.eps, momentum=child.momentum, affine=child.affine)
-            split.to(child.weight.device, child.weight.dtype).load_state_dict(child.state_dict())
-            split.splits = splits
-            setattr(module, name, split)
+            child.__class__ = SplitBatchNorm2d  # in place: whoever holds its parameters keeps them
+            cast(SplitBatchNorm2d, child).splits = splits
         else:
             split_batch_norm(child, splits)
 
