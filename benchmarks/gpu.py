@@ -145,11 +145,11 @@ def _milliseconds(function: Callable[[], object], times: int = 50) -> float:
 def step(folder: Path, data: str = "small/train", preset: str | None = "cifar10", **changes: str) -> dict[str, Row]:
     """Rate of training from data to update, the share of time spent waiting for data, launches, busy share."""
     from leoclr.cli.config.resolve import resolve
+    from leoclr.cli.preflight.checks import facts_of
     from leoclr.cli.run.devices import accelerated
     from leoclr.cli.training import build
     from leoclr.cli.training.data import TrainingData
     from leoclr.cli.training.graph import use_graph
-    from leoclr.cli.training.preflight import facts_of
     from leoclr.cli.training.step import Schedule, TrainStep
     from leoclr.datasets.loading.device_feed import Pace
 

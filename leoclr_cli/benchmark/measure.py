@@ -22,12 +22,12 @@ from leoclr.cli.benchmark.summary import Alternative, Part, Rate, Report
 from leoclr.cli.config.augmentation import augmentation_spec
 from leoclr.cli.config.fields import from_text, get, replaced
 from leoclr.cli.config.settings import Settings
+from leoclr.cli.preflight.auto import DataFacts, settle
+from leoclr.cli.preflight.checks import facts_of
 from leoclr.cli.run.devices import accelerated, check_precision, choose_device
 from leoclr.cli.run.versions import environment, versions
 from leoclr.cli.training import build
-from leoclr.cli.training.auto import DataFacts, settle
 from leoclr.cli.training.data import TrainingData, worker_count
-from leoclr.cli.training.preflight import facts_of
 from leoclr.cli.training.step import Schedule, TrainStep
 from leoclr.datasets.errors import RunError
 from leoclr.datasets.images.decode import decode_image, decode_pixels

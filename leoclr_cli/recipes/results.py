@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from leoclr.cli.config.settings import Settings
+from leoclr.cli.preflight.checks import facts_of
 from leoclr.cli.recipes.definition import Column, Recipe
 from leoclr.cli.recipes.steps import Plan, Unit, read_json
-from leoclr.cli.training.preflight import facts_of
 from leoclr.datasets.errors import RunError
 from leoclr.datasets.files import write_atomic
 

@@ -12,9 +12,9 @@ from accelerate import Accelerator
 from leoclr.cli.config.augmentation import augmentation_spec
 from leoclr.cli.config.fields import replaced
 from leoclr.cli.config.settings import Settings
+from leoclr.cli.preflight.auto import DataFacts, settle
+from leoclr.cli.preflight.remote_cache import block_cache, cache_line, check_cache
 from leoclr.cli.terminal import progress
-from leoclr.cli.training.auto import DataFacts, settle
-from leoclr.cli.training.remote_cache import block_cache, cache_line, check_cache
 from leoclr.datasets.errors import RunError
 from leoclr.datasets.loading.device_feed import on_device
 from leoclr.datasets.loading.handover import shared_memory_line

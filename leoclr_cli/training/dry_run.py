@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from leoclr.cli.config.settings import Settings
+from leoclr.cli.preflight.checks import facts_of, refuse_problems, warnings_about
+from leoclr.cli.preflight.initial_weights import start_from_weights
+from leoclr.cli.preflight.memory import estimate, free_bytes, refuse_too_much
+from leoclr.cli.preflight.remote_cache import block_cache, check_cache
 from leoclr.cli.run.devices import check_precision, choose_device
 from leoclr.cli.training import build
 from leoclr.cli.training.data import worker_count
-from leoclr.cli.training.initial_weights import start_from_weights
-from leoclr.cli.training.memory import estimate, free_bytes, refuse_too_much
-from leoclr.cli.training.preflight import facts_of, refuse_problems, warnings_about
-from leoclr.cli.training.remote_cache import block_cache, check_cache
 from leoclr.datasets.loading.plan import Plan
 from leoclr.datasets.shards.locate import open_data
 from leoclr.datasets.wording import counted

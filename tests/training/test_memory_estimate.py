@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from leoclr.cli.config.settings import Settings
-from leoclr.cli.training import build, memory
-from leoclr.cli.training.memory import StepMemory, check_memory, estimate, free_bytes
+from leoclr.cli.preflight import memory
+from leoclr.cli.preflight.memory import StepMemory, check_memory, estimate, free_bytes
+from leoclr.cli.training import build
 from leoclr.datasets.errors import RunError
 
 CPU = torch.device("cpu")
