@@ -10,14 +10,15 @@ The training step calls, in this order: `forward` (for each micro-batch) and bac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from leoclr.backends.networks.backbones import Backbone
+from leoclr.backends.networks.encoder import Encoder
 from leoclr.backends.settings import Pairs, RunFacts
 from leoclr.backends.settings import anchors_of as anchors_of
 from leoclr.backends.settings import positives_of as positives_of
@@ -65,6 +66,7 @@ class Facts:
         ranks: Processes that train together.
         seed: Of the run.
         device_type: "cpu" or "cuda"; a method is built on the CPU and moved afterwards.
+        policy: Settings of the view policy, for its wrapper.
     """
 
     new_backbone: Callable[[], Backbone]
@@ -76,6 +78,7 @@ class Facts:
     ranks: int = 1
     seed: int = 0
     device_type: str = "cpu"
+    policy: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Output(NamedTuple):
@@ -86,11 +89,15 @@ class Output(NamedTuple):
             is the gradient of the whole batch's loss.
         embeddings: Detached, `(n, dim)`, of any length, to watch for collapse; None where there are none.
         metrics: More scalars for `metrics.jsonl`, by name, detached.
+        predictions: What was pulled, by anchor, for wrappers of a `PairMethod`.
+        targets: What it was pulled to, by positive.
     """
 
     loss: Tensor
     embeddings: Tensor | None = None
     metrics: Mapping[str, Tensor] = {}
+    predictions: Mapping[str, Tensor] = {}
+    targets: Mapping[str, Tensor] = {}
 
 
 @dataclass(frozen=True)
@@ -145,6 +152,35 @@ class Method(nn.Module):
     def backbones(self) -> dict[str, Backbone]:
         """The backbones by the name of their place, such as `encoder.backbone`; the first is scored and exported."""
         raise NotImplementedError
+
+
+class PairMethod(Method):
+    """A method whose loss is made of pairs: predictions of anchors, each pulled to targets.
+
+    Wrappers (`backends/wrappers/`) act on such methods: they pull predictions of views of their own, such as mixtures,
+    by the method's own loss. Its settings say `offers = ("pairs",)`.
+
+    Attributes:
+        encoder: Trained by gradient.
+    """
+
+    encoder: Encoder
+
+    def predict(self, embeddings: Tensor) -> Tensor:
+        """The prediction that an anchor's embedding makes: the embedding itself, or what a predictor makes of it."""
+        return embeddings
+
+    def pull(self, predictions: Tensor, targets: Sequence[Tensor], negatives: Tensor | None = None) -> Tensor:
+        """The loss of predictions `(n, dim)` against each of the targets `(n, dim)`, means over the batch: `(p,)`.
+
+        Args:
+            negatives: One more negative for each row, `(n, dim)`; methods without negatives ignore it.
+        """
+        raise NotImplementedError
+
+    def reduce(self, losses: Tensor) -> Tensor:
+        """One loss from those of all pairs, `(p,)`."""
+        return losses.sum()
 
 
 @torch.no_grad()
