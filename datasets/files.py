@@ -9,11 +9,9 @@ import shutil
 import stat
 import sys
 import uuid
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 CHUNK_BYTES = 1 << 20
 
@@ -113,15 +111,6 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` to `path` as a whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
-
-
-def crc_of(file: BinaryIO, length: int) -> int:
-    """CRC-32 of the next bytes of a file, read in chunks: a member of a shard may be as large as the shard."""
-    crc = 0
-    while length > 0 and (chunk := file.read(min(length, CHUNK_BYTES))):
-        crc = zlib.crc32(chunk, crc)
-        length -= len(chunk)
-    return crc
 
 
 def sha256_file(path: Path, advance: Callable[[int], None] = ignore) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def counted(number: int, singular: str, plural: str = "") -> str:
     """`1 image`, `1,234 images`.
@@ -10,3 +12,12 @@ def counted(number: int, singular: str, plural: str = "") -> str:
         plural: The singular with an s if left out.
     """
     return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Cells in columns as wide as their widest, the first to the left and the others to the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]).rstrip()
+        for line in lines
+    )

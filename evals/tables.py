@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+from leoclr.datasets.wording import aligned
 
 METRICS = {"top1": "top-1 %", "top5": "top-5 %", "mean_per_class": "per class %"}
 _HALF_WIDTHS = {"half_width": "draws", "image_half_width": "images"}
@@ -24,15 +26,6 @@ def results_table(records: Mapping[str, Mapping[str, Any]]) -> str:
     lines = [["", *(METRICS[metric] for metric in metrics)]]
     lines += [[label, *(_cell(values, metric) for metric in metrics)] for label, values in rows]
     return aligned(lines)
-
-
-def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Cells in columns as wide as their widest, the first to the left and the others to the right."""
-    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]).rstrip()
-        for line in lines
-    )
 
 
 def _cell(values: Mapping[str, float], metric: str) -> str:

@@ -17,6 +17,7 @@ from leoclr.datasets.packing.file_kinds import advice
 from leoclr.datasets.packing.hold_out import hold_out
 from leoclr.datasets.packing.layouts import Layout
 from leoclr.datasets.packing.pack import PackedSplit, Recipe, pack
+from leoclr.datasets.packing.parquet_source import BY_SCHEMA, Columns
 from leoclr.datasets.packing.sources import Source, open_source
 from leoclr.datasets.packing.staging import staged
 from leoclr.datasets.shards.description import look_alikes
@@ -32,6 +33,7 @@ class Selection:
     Attributes:
         layout: How the folders are to be read.
         encoding: Of names that are not ASCII and do not say what they are.
+        columns: Of Parquet files.
         val: Share of the training images to hold out.
         dedupe: Whether copies of an image are left out.
         exclusions: Images to leave out.
@@ -39,6 +41,7 @@ class Selection:
 
     layout: Layout = field(default_factory=Layout)
     encoding: str | None = None
+    columns: Columns = BY_SCHEMA
     val: float | None = None
     dedupe: bool = False
     exclusions: Exclusions | None = None
@@ -59,7 +62,9 @@ def pack_source(
     with staged(out, recipe.name, SPLITS, overwrite) as staging, ExitStack() as stack:
         archive_bytes = os.path.getsize(source) if os.path.isfile(source) else None
         with progress(f"listing {source}", archive_bytes, "bytes" if archive_bytes else "files") as advance:
-            opened = stack.enter_context(open_source(source, staging, root, download, advance, selection.encoding))
+            opened = stack.enter_context(
+                open_source(source, staging, root, download, advance, selection.encoding, selection.columns)
+            )
             collection = arrange(opened, selection.layout)
         _say_passed_over(opened)
         collection = _selected(opened, collection, selection, recipe)
@@ -98,6 +103,8 @@ def _made(collection: Collection, selection: Selection, recipe: Recipe) -> dict[
         "layout": collection.kind,
         "split_names": dict(collection.split_names) or None,
         "encoding": selection.encoding,
+        "image_column": selection.columns.image,
+        "label_column": selection.columns.label,
         "val": selection.val,
         "dedupe": selection.dedupe or None,
         "without": {"names": len(exclusions.names), "sha256": exclusions.digest} if exclusions else None,

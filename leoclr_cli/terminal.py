@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+_SECONDS_BETWEEN_LINES = 30.0
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # a name from a file must not steer the terminal
 
 
@@ -43,7 +46,7 @@ def print_json(value: Any) -> None:
 
 @contextmanager
 def progress(what: str, total: int | None, unit: str = "") -> Iterator[Callable[[int], None]]:
-    """A bar with rate and time left; yields `advance(n)`. Silent where stderr is not a terminal.
+    """A bar with rate and time left; yields `advance(n)`. Where stderr is not a terminal, a line every half minute.
 
     Args:
         what: What is being done, e.g. "packing".
@@ -61,7 +64,29 @@ def progress(what: str, total: int | None, unit: str = "") -> Iterator[Callable[
             return Text(f"{speed:,.0f} {unit}/s" if speed else "", style="progress.data.speed")
 
     console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines(what, total, unit)
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=total)
         yield lambda count: bar.advance(task, count)
+
+
+def _lines(what: str, total: int | None, unit: str) -> Callable[[int], None]:
+    """An `advance` for a log: now and then one line with the count, the rate and the time left."""
+    began = said = time.monotonic()
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done, said
+        done += count
+        now = time.monotonic()
+        if now - said < _SECONDS_BETWEEN_LINES:
+            return
+        said, rate = now, done / (now - began)
+        of = f" of {total:,}" if total else ""
+        left = f", {math.ceil((total - done) / rate / 60):,} min left" if total and done <= total and rate else ""
+        say(f"{what}: {done:,}{of} {unit}, {rate:,.0f}/s{left}")
+
+    return advance

@@ -23,7 +23,7 @@ FOLDERS = {
 }
 LAYERS = (  # top first; a module belongs to the longest name that it begins with
     ("leoclr.cli.__main__",),
-    ("leoclr.cli.commands",),
+    ("leoclr.cli.api", "leoclr.cli.commands"),
     ("leoclr.cli.benchmark", "leoclr.cli.methods", "leoclr.cli.quickstart", "leoclr.cli.recipes"),
     ("leoclr.cli.exporting",),
     ("leoclr.cli.reporting",),

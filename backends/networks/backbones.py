@@ -32,7 +32,15 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
 
-def build_backbone(name: str, stem: str = "imagenet", width: int = _STANDARD_WIDTH) -> Backbone:
+def build_backbone(
+    name: str,
+    stem: str = "imagenet",
+    width: int = _STANDARD_WIDTH,
+    *,
+    image_size: int | None = None,
+    any_size: bool = False,
+    drop_path: float = 0.0,
+) -> Backbone:
     """A backbone with random weights, from torch's global generator.
 
     Args:
@@ -40,12 +48,22 @@ def build_backbone(name: str, stem: str = "imagenet", width: int = _STANDARD_WID
         stem: "imagenet" (7x7, stride 2, max-pool) or, for ResNets, "cifar" (3x3, stride 1): 32 px images keep their
             resolution.
         width: Channels of the first stage of a ResNet-18 or -34; the other stages have 2, 4 and 8 times as many.
+        image_size: Side of the images in pixels, for timm's models that are built for one size (ViTs).
+        any_size: Whether such a model must take images of other sizes, too, at the cost of resizing its position
+            embedding in each pass.
+        drop_path: Largest probability that a residual branch is left out in training, for timm's models.
 
     Raises:
-        ValueError: There is no such model, or it has no such stem or width.
+        ValueError: There is no such model, or it has no such stem, width, size or residual branches to drop.
     """
     if name.startswith("timm:"):
-        return _with_dimension(*_timm(name.removeprefix("timm:"), stem, width))
+        _only_standard(name, stem, width)
+        model = name.removeprefix("timm:")
+        arguments = timm_arguments(model, image_size)
+        arguments |= {"dynamic_img_size": True} if any_size and arguments else {}
+        return _with_dimension(*_timm(model, arguments | ({"drop_path_rate": drop_path} if drop_path else {})))
+    if drop_path:
+        raise ValueError(f"drop_path applies to timm's models; {name} is torchvision's")
     available = models.list_models(module=models)
     if name not in available:
         raise ValueError(f"torchvision has no classifier {name!r}{_meant(name, available)}{_in_timm(name)}")
@@ -148,15 +166,31 @@ def _drop_classifier(network: nn.Module, name: str) -> int:
     return last.in_features
 
 
-def _timm(name: str, stem: str, width: int) -> tuple[nn.Module, int]:
+def timm_arguments(name: str, image_size: int | None) -> dict[str, Any]:
+    """What `timm.create_model` must be told of the size of images: nothing for a network that takes any.
+
+    Raises:
+        ValueError: timm is not installed or has no such model.
+    """
     try:
         import timm
     except ImportError:
         raise ValueError(f"timm:{name} needs timm: pip install 'leoclr-cli[timm]'") from None
-    _only_standard(f"timm:{name}", stem, width)
     if name not in timm.list_models():
         raise ValueError(f"timm has no model {name!r}{_meant(name, timm.list_models(), 'timm:')}")
-    network: Any = timm.create_model(name, pretrained=False, num_classes=0)
+    told: Any = timm.get_pretrained_cfg(name)
+    fixed = image_size is not None and told is not None and told.fixed_input_size
+    return {"img_size": image_size} if fixed else {}
+
+
+def _timm(name: str, arguments: dict[str, Any]) -> tuple[nn.Module, int]:
+    import timm
+
+    try:
+        network: Any = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
+    except (TypeError, AssertionError, RuntimeError, ValueError) as error:
+        asked = ", ".join(f"{key} {value}" for key, value in arguments.items()) or "its defaults"
+        raise ValueError(f"timm's {name} cannot be built with {asked}: {' '.join(str(error).split())[:200]}") from None
     return network, int(getattr(network, "head_hidden_size", None) or network.num_features)
 
 

@@ -87,6 +87,17 @@ def depends_on_levels(data: bytes) -> bool:
     return _guarded(data, lambda opened: has_levels(opened, data))
 
 
+def eight_bit_rgb(image: Image.Image) -> Image.Image:
+    """An opened image in mode RGB, transparent parts on white, as `decode_image` makes it; its orientation stays.
+
+    Raises:
+        BadImage: It has more than 8 bits a sample, so that black and white are not known without its file.
+    """
+    if image.mode.startswith(("I", "F")):
+        raise BadImage(f"the image has mode {image.mode}: scale it to 8 bits a sample, or decode its file")
+    return _to_rgb(image)
+
+
 def too_long(length: int) -> str:
     """What is wrong with an image of more than `MAX_BYTES` bytes."""
     return f"the image has {length:,} bytes; the limit is {MAX_BYTES:,}"

@@ -7,7 +7,7 @@ step costs the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -130,6 +130,13 @@ def substitute(plan: Plan, epoch: int, planned: int, attempt: int) -> int:
     return int(hash_key(plan.seed, epoch, planned, attempt)[0]) % plan.size
 
 
-def batches(dataset: StepDataset, start: int, stop: int, workers: int, pin_memory: bool = False) -> Iterator[Batch]:
+def batches(
+    dataset: StepDataset,
+    start: int,
+    stop: int,
+    workers: int,
+    pin_memory: bool = False,
+    asked_to_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Batch]:
     """The steps from `start` to before `stop`, in order; see `leoclr.datasets.loading.workers`. Raises DataError."""
-    return load_batches(dataset, range(start, stop), workers, pin_memory)
+    return load_batches(dataset, range(start, stop), workers, pin_memory, asked_to_stop)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
+import multiprocessing.queues
 import os
 import signal
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from types import TracebackType
@@ -19,9 +21,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from leoclr.datasets.errors import DataError
+from leoclr.datasets.loading.handover import Bytes, HandedOver
 
 _TIMEOUT_SECONDS = 600  # until a loader process counts as hung
 _LOOK_SECONDS = 1  # between two looks at whether all live
+_PATIENCE_SECONDS = 5  # for a batch, once somebody has asked to stop
+_REASONS = (errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # exit codes of a worker that cannot hand over
 
 
 class Loaded(Protocol):
@@ -34,13 +39,18 @@ Item = TypeVar("Item", bound=Loaded)
 
 
 def load_batches(
-    dataset: Dataset[Item], numbers: Sequence[int], workers: int, pin_memory: bool = False
+    dataset: Dataset[Item],
+    numbers: Sequence[int],
+    workers: int,
+    pin_memory: bool = False,
+    asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Item]:
     """The items of a data set whose items are whole batches, in the order of `numbers`.
 
     Args:
         workers: Processes; 0 loads in this one. Each is one batch ahead of what it works on.
         pin_memory: Whether to place batches where a GPU can fetch them by itself.
+        asked_to_stop: Looked at while nothing comes; five seconds after it became true the items end.
 
     Raises:
         DataError: A batch says why it could not be made; or a worker died or made nothing for ten minutes.
@@ -51,7 +61,7 @@ def load_batches(
         warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
         loader: DataLoader[Item] = DataLoader(
-            dataset,
+            HandedOver(dataset, workers),
             batch_size=None,
             sampler=numbers,
             num_workers=workers,
@@ -76,7 +86,7 @@ def load_batches(
             signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
         processes = set(multiprocessing.active_children()) - others
     try:
-        while (batch := _next(iterator, processes)) is not None:
+        while (batch := _next(iterator, processes, asked_to_stop)) is not None:
             if batch.error is not None:
                 raise DataError(batch.error)
             yield batch
@@ -86,19 +96,29 @@ def load_batches(
             process.kill()  # torch only asks, which a process that is stuck does not hear
 
 
-def _next(iterator: Iterator[Item], processes: set[BaseProcess]) -> Item | None:
+def _next(
+    iterator: Iterator[Item], processes: set[BaseProcess], asked_to_stop: Callable[[], bool] = lambda: False
+) -> Item | None:
     """The next batch, or None at the end. Raises what the loading raised, or a DataError for a process that is lost."""
     began = time.monotonic()
+    asked = None
     lost = None
     while lost is None:
         try:
-            return next(iterator, None)
+            batch = next(iterator, None)
+            return batch.item() if isinstance(batch, Bytes) else batch
+        except MemoryError:
+            lost = "there is not enough memory for a batch"
         except (RuntimeError, OSError, EOFError) as error:  # a dying process may also hang up on a batch
             late = "timed out" in str(error)
             lost = _lost(processes, within=0 if late else _LOOK_SECONDS)
             if lost is None and not late:
                 raise
             waited = time.monotonic() - began
+            if lost is None and asked_to_stop():
+                asked = waited if asked is None else asked
+                if waited - asked >= _PATIENCE_SECONDS:
+                    return None
             if lost is None and waited >= _TIMEOUT_SECONDS:
                 lost = f"nothing came for {waited:,.0f} s"
     # Not inside `except`: torch's error, then a part of this one, would keep the iterator.
@@ -117,6 +137,8 @@ def _lost(processes: set[BaseProcess], within: float) -> str | None:
             process.join()  # its files are closed, but it may not be gone yet
             assert process.exitcode is not None
             how = f" by signal: {signal.strsignal(-process.exitcode)}" if process.exitcode < 0 else ""
+            if process.exitcode in _REASONS:
+                how = f": {os.strerror(process.exitcode)}"
             return f"process {process.pid} was ended{how}"
     return None
 
@@ -134,8 +156,20 @@ def _start_worker(number: int) -> None:
         threading.Thread(target=_end_when_the_parent_asks, daemon=True).start()
     else:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    signal.set_wakeup_fd(-1)  # the parent's
     sys.excepthook = _without_parent
+    # A thread of its own hands batches over. Where it fails, Python shows a traceback and the parent waits for ever.
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_of_handing_over)  # type: ignore[attr-defined]
     torch.set_num_threads(1)
+
+
+def _end_of_handing_over(error: BaseException, batch: object) -> None:
+    reasons = [
+        reason for reason in _REASONS if getattr(error, "errno", None) == reason or os.strerror(reason) in str(error)
+    ]
+    if not reasons:
+        print(f"a batch cannot be handed over: {error}", file=sys.stderr, flush=True)
+    os._exit(reasons[0] if reasons else 1)
 
 
 def _end_when_the_parent_asks() -> None:

@@ -23,6 +23,7 @@ from leoclr.datasets.files import ignore
 from leoclr.datasets.images.decode import MAX_BYTES
 from leoclr.datasets.packing.file_kinds import count_other, is_wanted
 from leoclr.datasets.packing.file_names import is_text, recoded, zip_name
+from leoclr.datasets.packing.layouts import Reading
 from leoclr.datasets.packing.notes import Notes
 from leoclr.datasets.shards.tar import members
 
@@ -43,6 +44,8 @@ _UNREADABLE = (
 
 class PlacesSource:
     """Files that lie one behind the other in an open file, read at their offsets."""
+
+    reading: Reading | None = None
 
     repeated = ()
 
@@ -117,6 +120,8 @@ def spooled_tar(
 
 class ZipSource:
     """Members of a zip, read where they lie."""
+
+    reading: Reading | None = None
 
     repeated = ()
 

@@ -84,7 +84,12 @@ def arrange(source: Source, layout: Layout | None = None) -> Collection:
         raise DataError(
             f"{source.name}: {found}; expected images (.jpg, .png, .webp, ...) or one folder per class{hints}"
         )
-    reading = read_names(source.name, images, layout or Layout())
+    if source.reading is None:
+        reading = read_names(source.name, images, layout or Layout())
+    elif layout is None or layout == Layout():
+        reading = source.reading
+    else:
+        raise DataError(f"{source.name}: --layout and --split-names are for folders; its columns say what images are")
     numbers, pictures = _label(source.name, reading)
     sidecars = _sidecars(source.paths, images, reading.notes)
     return Collection(pictures, tuple(numbers), sidecars, reading.kind, dict(reading.split_names), reading.notes)
@@ -107,16 +112,18 @@ def make_keys(names: Iterable[str]) -> list[str]:
 
 def _label(source: str, reading: Reading) -> tuple[list[str], dict[str, list[Picture]]]:
     """The class names, and the pictures of every split."""
+    if reading.classes is not None:
+        _check_names(source, list(reading.classes.values()))
+        declared = {folder: number for number, folder in enumerate(reading.classes)}
+        return list(reading.classes.values()), {
+            split: _pictures(members, declared) for split, members in reading.splits.items()
+        }
     folders = {split: {first_folder(name) for _, name in members} for split, members in reading.splits.items()}
     flat = {split for split, found in folders.items() if "" in found or split == "unlabeled" or reading.kind == "flat"}
     # One folder alone is a class only when another split says so; else it is a folder that somebody put around.
     several = [found for split, found in folders.items() if split not in flat and len(found) > 1]
     classes = sorted(set().union(*several))
-    if unsafe := [name for name in classes if REFUSED_IN_NAMES.search(name)]:
-        raise DataError(
-            f"{source}: rename the folder {unsafe[0]!a}: a class name is UTF-8 without control characters; or give the "
-            "--encoding of the names"
-        )
+    _check_names(source, classes)
     numbers = {name: number for number, name in enumerate(classes)}
     unlabelled = flat | {split for split, found in folders.items() if not found <= numbers.keys()}
     _note_classes(reading, classes, folders, unlabelled)
@@ -124,6 +131,14 @@ def _label(source: str, reading: Reading) -> tuple[list[str], dict[str, list[Pic
         split: _pictures(members, {} if split in unlabelled else numbers) for split, members in reading.splits.items()
     }
     return classes, pictures
+
+
+def _check_names(source: str, classes: Sequence[str]) -> None:
+    if unsafe := [name for name in classes if REFUSED_IN_NAMES.search(name)]:
+        raise DataError(
+            f"{source}: rename the folder {unsafe[0]!a}: a class name is UTF-8 without control characters; or give the "
+            "--encoding of the names"
+        )
 
 
 def _note_classes(

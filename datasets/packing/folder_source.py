@@ -13,12 +13,15 @@ from leoclr.datasets.files import ignore
 from leoclr.datasets.images.decode import MAX_BYTES
 from leoclr.datasets.packing.file_kinds import count_other, is_wanted
 from leoclr.datasets.packing.file_names import recoded
+from leoclr.datasets.packing.layouts import Reading
 from leoclr.datasets.packing.notes import Notes
 
 
 class FolderSource:
     """A folder and all below it. Links are followed; a folder that is reached twice is listed once, by the name that
     is no link where there is one beside it. What is no regular file (a pipe, a socket, a device) is passed over."""
+
+    reading: Reading | None = None
 
     def __init__(self, folder: Path, encoding: str | None = None, advance: Callable[[int], None] = ignore) -> None:
         self.name = str(folder)

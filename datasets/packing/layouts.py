@@ -32,12 +32,14 @@ class Layout:
 
 @dataclass
 class Reading:
-    """Images by split, the split of each folder that stands for one, and what was left out."""
+    """Images by split, the split of each folder that stands for one, and what was left out. `classes` are the names
+    of the classes by folder, in their order, where the source itself says them."""
 
     kind: LayoutKind
     splits: dict[str, list[Named]]
     split_names: Mapping[str, str] = field(default_factory=dict)
     notes: Notes = field(default_factory=Notes)
+    classes: Mapping[str, str] | None = None
 
 
 def read_names(source: str, images: Sequence[str], layout: Layout) -> Reading:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
-import zlib
+import tarfile
 from array import array
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -16,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from leoclr.datasets.images.decode import IMAGE_SUFFIXES
+from leoclr.datasets.shards.checksums import checksum
 from leoclr.datasets.shards.index import SUFFIX, Index
 from leoclr.datasets.shards.scan import build_index
 
@@ -53,7 +55,7 @@ class ShardFiles:
             self._open = _OpenShard(self._folder / f"{self._name}-{len(self.digests):06d}.tar")
         self._open.write(key, members)
         images = (data for suffix, data in members.items() if suffix in IMAGE_SUFFIXES)
-        self._crc.extend(zlib.crc32(data) for data in images)
+        self._crc.extend(checksum(data) for data in images)
 
     def index(self, classes: tuple[str, ...], made: Mapping[str, Any]) -> Index:
         """Read the finished shards' headers back, and save the index beside them; it records `made`."""
@@ -72,22 +74,25 @@ class _OpenShard:
     """One shard while it is being written; its SHA-256 is computed on the way."""
 
     def __init__(self, path: Path) -> None:
-        import webdataset  # here, because it imports torch: a mistaken source is answered before that
-
         self.path = path
         self._file = path.open("wb")
         self._digest = hashlib.sha256()
-        self._tar = webdataset.TarWriter(
-            _Tee(self._file, self._digest.update), user="leoclr", group="leoclr", mode=0o644, encoder=False, mtime=0
-        )
+        # As webdataset writes it, whose import takes seconds and half a gigabyte.
+        seen: Any = _Tee(self._file, self._digest.update)  # all that a stream of a tar needs of a file
+        self._tar = tarfile.open(fileobj=seen, mode="w|", format=tarfile.PAX_FORMAT)
 
     @property
     def size(self) -> int:
         """Bytes that the samples take so far."""
-        return int(self._tar.tarstream.offset)
+        return int(self._tar.offset)
 
     def write(self, key: str, members: Mapping[str, bytes]) -> None:
-        self._tar.write({"__key__": key, **members})
+        for suffix in sorted(members):
+            member = tarfile.TarInfo(f"{key}.{suffix}")
+            member.size, member.mode, member.mtime = len(members[suffix]), 0o644, 0
+            member.uname = member.gname = "leoclr"
+            self._tar.addfile(member, io.BytesIO(members[suffix]))
+        self._tar.getmembers().clear()  # or a shard of tiny images would take as much memory again
 
     def finish(self) -> str:
         """Close the shard; its SHA-256 in hexadecimal."""

@@ -1,4 +1,4 @@
-"""Where images to be packed come from: a folder, a tar or zip archive, or a data set of torchvision.
+"""Where images to be packed come from: a folder, a tar or zip archive, Parquet files, or a data set of torchvision.
 
 All of them look the same from outside: the names of the files that matter (images, and `.json` and `.txt` that may
 belong to an image), and the bytes of any one of them, in any order and from several threads at once. What the names
@@ -17,13 +17,15 @@ from typing import Protocol
 from leoclr.datasets.errors import DataError
 from leoclr.datasets.files import ignore
 from leoclr.datasets.packing.archives import ZipSource, open_zip, plain_tar, spooled_tar
-from leoclr.datasets.packing.file_kinds import advice, suffix_of
+from leoclr.datasets.packing.file_kinds import advice, is_image, suffix_of
 from leoclr.datasets.packing.file_names import check_encoding
 from leoclr.datasets.packing.folder_source import FolderSource
+from leoclr.datasets.packing.layouts import Reading
 from leoclr.datasets.packing.notes import Notes
+from leoclr.datasets.packing.parquet_source import BY_SCHEMA, PARQUET, Columns, ParquetSource
 from leoclr.datasets.packing.torchvision_source import TORCHVISION_NAMES, TorchvisionSource
 
-ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
+ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip", PARQUET)
 
 
 class Source(Protocol):
@@ -54,6 +56,11 @@ class Source(Protocol):
         """What else was passed over."""
         ...
 
+    @property
+    def reading(self) -> Reading | None:
+        """Splits and classes, where the source itself says them; None where they are in the names."""
+        ...
+
     def read(self, path: str) -> bytes:
         """The content of one of `paths`; BadImage where it cannot be read or is larger than an image may be."""
         ...
@@ -71,23 +78,35 @@ def open_source(
     download: bool = False,
     advance: Callable[[int], None] = ignore,
     encoding: str | None = None,
+    columns: Columns = BY_SCHEMA,
 ) -> Iterator[Source]:
     """Open a source until the block ends.
 
     Args:
-        name: A folder, an archive that ends in one of `ARCHIVE_SUFFIXES`, or the name of a torchvision data set.
-        scratch: Folder for what a compressed tar unpacks to, which can only be read front to back. The file there
-            has no name and vanishes with the process, however that ends.
+        name: A folder of images or of Parquet files, a file that ends in one of `ARCHIVE_SUFFIXES`, or the name of a
+            torchvision data set.
+        scratch: Folder for what a compressed tar or Parquet unpacks to, which can only be read front to back. The file
+            there has no name and vanishes with the process, however that ends.
         root: Where torchvision keeps its data sets.
         download: Whether torchvision may fetch the data set.
         advance: Called with the number of bytes of an archive, or files of a folder, that were gone through.
+        columns: Of Parquet files.
         encoding: Of names that are not ASCII and do not say what they are; UTF-8 where None.
     """
     check_encoding(encoding)
     path = Path(name)
     lower = path.name.lower()
     if path.is_dir():
-        yield FolderSource(path, encoding, advance)
+        folder = FolderSource(path, encoding, advance)
+        if folder.other_files[PARQUET] and not any(is_image(name) for name in folder.paths):
+            files = sorted(file for file in path.rglob(f"*{PARQUET}") if file.is_file())
+            with tempfile.TemporaryFile(dir=scratch) as spool:
+                yield ParquetSource(name, files, spool, columns, advance)
+        else:
+            yield folder
+    elif path.is_file() and lower.endswith(PARQUET):
+        with tempfile.TemporaryFile(dir=scratch) as spool:
+            yield ParquetSource(name, [path], spool, columns, advance)
     elif path.is_file() and lower.endswith(".zip"):
         with open_zip(path) as archive:
             yield ZipSource(path, archive, encoding)

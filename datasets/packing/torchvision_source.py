@@ -13,6 +13,7 @@ from typing import Any
 
 from leoclr.datasets.errors import BadImage, DataError
 from leoclr.datasets.images.decode import MAX_BYTES
+from leoclr.datasets.packing.layouts import Reading
 from leoclr.datasets.packing.notes import Notes
 
 _SPLITS: dict[str, tuple[str, ...]] = {
@@ -31,6 +32,8 @@ class TorchvisionSource:
 
     torchvision holds the pixels of the former in memory: 180 MB for CIFAR, 3.1 GB for STL-10.
     """
+
+    reading: Reading | None = None
 
     def __init__(self, name: str, root: Path, download: bool) -> None:
         self.name = name

@@ -23,6 +23,7 @@ from safetensors.numpy import save
 
 from leoclr.datasets.errors import DataError
 from leoclr.datasets.files import sha256_file, write_atomic
+from leoclr.datasets.shards.checksums import ChecksumKind
 from leoclr.datasets.shards.index_format import COLUMNS, columns_path, map_columns, read_json
 from leoclr.datasets.shards.index_format import COLUMNS_SUFFIX as COLUMNS_SUFFIX
 from leoclr.datasets.shards.index_format import SUFFIX as SUFFIX
@@ -32,7 +33,6 @@ from leoclr.datasets.storage.addresses import is_remote
 from leoclr.datasets.storage.block_cache import BlockCache
 
 _CONTROL = np.isin(np.arange(256), [*range(32), 127])  # by byte
-NO_CRC = 0
 _KEYS_AT_A_TIME = 1 << 20  # bounds what choosing millions of samples takes beside the result
 
 
@@ -43,6 +43,7 @@ class Shard:
     Attributes:
         path: Its path or address.
         sha256: None where it was not computed.
+        checksum: How those of its images were computed.
         without_image: Groups of members that hold no image and are therefore not samples.
         left_out: What of it is not used, and how often: suffixes of what lies in place of an image, texts that are no
             label.
@@ -56,6 +57,7 @@ class Shard:
     samples: int
     sha256: str | None
     without_image: int = 0
+    checksum: ChecksumKind = "crc32"
     left_out: Mapping[str, int] = field(default_factory=dict)
     members: Members = BY_SUFFIX
     beside: tuple[str, ...] = ()
@@ -71,7 +73,7 @@ class Index:
         shard: Number of a sample's shard, int32, shape `(n,)`; the samples are in shard order.
         offset, length: Where the image's bytes lie in the shard, int64, shape `(n,)`.
         label: Class number, or -1 where there is none, int64, shape `(n,)`.
-        crc: CRC-32 of the image's bytes, or 0 where it was not computed, uint32, shape `(n,)`.
+        crc: Checksum of the image's bytes (see `checksums`), or 0 where it was not computed, uint32, shape `(n,)`.
         key_bytes, key_end: All keys in UTF-8, one behind the other, and where each ends.
         classes: Class names by number; empty where they are not known.
         cache: Where blocks of remote shards are kept; not stored.
@@ -137,23 +139,30 @@ class Index:
     @cached_property
     def content_digest(self) -> str:
         """`digest` and the images' checksums, for what is kept of their content: images of other colours may have the
-        same lengths. Of an index without checksums it is no more than `digest`."""
-        return hashlib.sha256(self.digest.encode() + np.ascontiguousarray(self.crc).tobytes()).hexdigest()
+        same lengths. The checksums of the shards count too, where they are known."""
+        digest = hashlib.sha256(self.digest.encode() + np.ascontiguousarray(self.crc).tobytes())
+        for shard in self.shards:
+            digest.update(f"\0{shard.sha256}".encode())
+        return digest.hexdigest()
 
     def shared_with(self, other: Index) -> int | None:
-        """How many samples have the same bytes as one of `other`, going by length and CRC-32; None where either index
-        lacks checksums."""
-        if not (self.crc.all() and other.crc.all()):
+        """How many samples have the same bytes as one of `other`, going by length and checksum; None where either index
+        lacks checksums that tell."""
+        if not (self._tells_images_apart() and other._tells_images_apart()):
             return None
-        mine, theirs = ((index.length.astype(np.uint64) << np.uint64(32)) | index.crc for index in (self, other))
-        return int(np.isin(mine, theirs).sum())
+        return int(np.isin(self._contents(), other._contents()).sum())
 
     def copies(self) -> int:
-        """How many samples have the same bytes as an earlier one, going by length and CRC-32; 0 where the index lacks
-        checksums."""
-        if not self.crc.all():
-            return 0
-        return len(self) - len(np.unique((self.length.astype(np.uint64) << np.uint64(32)) | self.crc))
+        """How many samples have the same bytes as an earlier one, going by length and checksum; 0 where the index lacks
+        checksums that tell."""
+        return len(self) - len(np.unique(self._contents())) if self._tells_images_apart() else 0
+
+    def _tells_images_apart(self) -> bool:
+        return bool(self.crc.all()) and all(shard.checksum != "crc32" for shard in self.shards)
+
+    def _contents(self) -> NDArray[np.uint64]:
+        contents: NDArray[np.uint64] = (self.length.astype(np.uint64) << np.uint64(32)) | self.crc
+        return contents
 
     def subset(self, numbers: NDArray[np.int64]) -> Index:
         """The index of some samples, in the order given; shards stay as they are."""
@@ -206,6 +215,7 @@ class Index:
             "format": 1,
             "samples": len(self),
             "labelled": self.labelled,
+            **({"checksum": kind} if (kind := self._checksum_kind()) != "crc32" else {}),
             "columns": {"file": columns_file.name, "sha256": hashlib.sha256(columns).hexdigest()},
             "classes": list(self.classes),
             "shards": [
@@ -223,6 +233,11 @@ class Index:
         if made := self._made():
             content["made"] = made
         write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
+
+    def _checksum_kind(self) -> ChecksumKind:
+        kinds = {shard.checksum for shard in self.shards} if self.crc.any() else set()
+        assert len(kinds) <= 1, "shards that are indexed together have checksums of one kind"
+        return kinds.pop() if kinds else "crc32"
 
     def _made(self) -> dict[str, Any]:
         which = self.shards[0].members if self.shards else BY_SUFFIX
@@ -250,6 +265,7 @@ class Index:
                 entry.samples,
                 entry.sha256,
                 entry.without_image,
+                stored.checksum,
                 entry.left_out,
                 which,
             )

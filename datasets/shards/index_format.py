@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from leoclr.datasets.errors import DataError
+from leoclr.datasets.shards.checksums import ChecksumKind
 
 SUFFIX = ".index.json"
 COLUMNS_SUFFIX = ".index.safetensors"
@@ -59,10 +60,12 @@ class StoredShard(_Stored):
 
 class StoredIndex(_Stored):
     """`made` holds the options of the command that made the data or the index, so that it can be made again. Indexes
-    from before lack it, and `left_out`; both are written only where they hold something."""
+    from before lack it, and `left_out`; both are written only where they hold something, as `checksum`
+    where it is not CRC-32."""
 
     format: Literal[1]
     samples: int
+    checksum: ChecksumKind = "crc32"
     labelled: bool
     columns: StoredColumns
     classes: list[_Printable]

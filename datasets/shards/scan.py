@@ -22,10 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leoclr.datasets.errors import DataError
-from leoclr.datasets.files import crc_of, ignore, sha256_file
+from leoclr.datasets.files import ignore, sha256_file
 from leoclr.datasets.images.decode import IMAGE_SUFFIXES
+from leoclr.datasets.shards.checksums import NO_CHECKSUM, checksum_of
 from leoclr.datasets.shards.concatenation import concatenate
-from leoclr.datasets.shards.index import NO_CRC, NO_LABEL, Index, Shard
+from leoclr.datasets.shards.index import NO_LABEL, Index, Shard
 from leoclr.datasets.shards.labels import MAX_NAMES, renumbered
 from leoclr.datasets.shards.sample_members import BY_SUFFIX, LABEL_SUFFIX, Members
 from leoclr.datasets.shards.tar import REFUSED_IN_NAMES, Member, members
@@ -231,6 +232,7 @@ def index_file(file: BinaryIO, path: str, checksum: bool, which: Members = BY_SU
         count,
         None,
         rows.without_image,
+        checksum="blake2b",
         left_out=left_out,
         members=which,
         beside=tuple(sorted(rows.beside)),
@@ -241,7 +243,7 @@ def index_file(file: BinaryIO, path: str, checksum: bool, which: Members = BY_SU
         offset=np.array(rows.offset, np.int64),
         length=np.array(rows.length, np.int64),
         label=label,
-        crc=_checksums(file, rows) if checksum else np.full(count, NO_CRC, np.uint32),
+        crc=_checksums(file, rows) if checksum else np.full(count, NO_CHECKSUM, np.uint32),
         key_bytes=np.frombuffer(bytes(rows.keys), np.uint8),
         key_end=np.array(rows.key_end, np.int64),
         classes=classes,
@@ -252,7 +254,7 @@ def _checksums(file: BinaryIO, rows: _Rows) -> NDArray[np.uint32]:
     crc = np.empty(len(rows.offset), np.uint32)
     for row, (offset, length) in enumerate(zip(rows.offset, rows.length, strict=True)):
         file.seek(offset)
-        crc[row] = crc_of(file, length)
+        crc[row] = checksum_of(file, length)
     return crc
 
 

@@ -26,6 +26,7 @@ COMMANDS = {
     "show-config": Entry("leoclr.cli.commands.show_config:show_config", "Show every setting with its origin."),
     "method": Entry("leoclr.cli.commands.method:app", "Methods: list them, write a new one, check one."),
     "eval": Entry("leoclr.cli.commands.eval.group:app", "Score an encoder."),
+    "runs": Entry("leoclr.cli.commands.runs:runs", "List runs, and remove those that nobody needs."),
     "report": Entry("leoclr.cli.commands.report:report", "Tell of runs on one HTML page."),
     "embed": Entry("leoclr.cli.commands.embed:embed", "Write the features of images."),
     "reproduce": Entry("leoclr.cli.commands.reproduce:reproduce", "Run an experiment of the paper."),

@@ -186,7 +186,7 @@ def _carry_out(
     steps = [step for unit in units for step in unit.steps()]
     if dry_run:
         left = [shlex.join(("leoclr", *step.command())) for step in steps if not step.done()]
-        print_json({"commands": left}) if as_json else print("\n".join(left))
+        print_json({"commands": left}) if as_json else print("".join(f"{line}\n" for line in left), end="")
         return
     _same_as_before(plan, short)
     try:

@@ -46,7 +46,7 @@ def shard(
         typer.Argument(
             metavar="SOURCE",
             help="Folder with one sub-folder per class, folder of images without classes, .tar, .tar.gz or .zip of "
-            "either, or cifar10, cifar100, stl10, cars, pets.",
+            "either, .parquet or a folder of such, or cifar10, cifar100, stl10, cars, pets.",
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the shards.")],
@@ -85,6 +85,12 @@ def shard(
     encoding: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Encoding of file names that are not UTF-8, as in old zips, such as gbk."),
+    ] = None,
+    image_member: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column of a Parquet source that holds the images.")
+    ] = None,
+    label_member: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column of a Parquet source that holds the labels.")
     ] = None,
     levels: Annotated[
         str | None,
@@ -150,11 +156,13 @@ def shard(
     from leoclr.datasets.packing.exclusions import read_exclusions
     from leoclr.datasets.packing.layouts import Layout
     from leoclr.datasets.packing.pack import Recipe
+    from leoclr.datasets.packing.parquet_source import Columns
     from leoclr.datasets.packing.split_names import parse_split_names
 
     selection = Selection(
         Layout(layout.value if layout else None, parse_split_names(split_names or "")),
         encoding,
+        Columns(image_member, label_member),
         val,
         dedupe,
         read_exclusions(without) if without else None,
@@ -203,7 +211,7 @@ def _to_train_on(out: Path, splits: Sequence[PackedSplit]) -> list[str]:
 
 def _shard_name(name: str | None, source: str) -> str:
     if name is None:
-        stem = re.sub(r"\.(tar|tar\.gz|tgz|zip)$", "", Path(source).resolve().name, flags=re.IGNORECASE)
+        stem = re.sub(r"\.(tar|tar\.gz|tgz|zip|parquet)$", "", Path(source).resolve().name, flags=re.IGNORECASE)
         return re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-") or "images"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise DataError(f"--name {name!r}: expected letters, digits, '-', '_' and '.', such as imagenet-256")

@@ -145,6 +145,12 @@ class EncoderSettings(Strict):
         default=64,
         description="ResNet-18/34: channels of the first stage, a multiple of 8 from 16 on (64 is the standard).",
     )
+    drop_path: Annotated[FiniteFloat, Field(ge=0, lt=1)] = Field(
+        default=0.0, description="timm's models: largest probability that a residual branch is left out (ViTs: 0.1)."
+    )
+    freeze_patches: bool = Field(
+        default=False, description="ViTs: keep the patch embedding as it begins, which steadies them (MoCo-v3)."
+    )
     projector_layers: PositiveCount = Field(
         default=2, description="Linear layers of the projector: 2 in MoCo-v2 and SimCLR, 1 in MoCo."
     )
@@ -168,8 +174,13 @@ class OptimizerSettings(Strict):
     )
     weight_decay: NonNegative = Field(
         default=1e-4,
-        description="SGD and LARS add it to the gradient, AdamW decouples it. AdamW and LARS leave out biases and "
-        "normalisation.",
+        description="SGD and LARS add it to the gradient, AdamW decouples it. AdamW and LARS leave out biases, "
+        "normalisation, and class token and position embedding of ViTs.",
+    )
+    layer_decay: PositiveFraction = Field(
+        default=1.0,
+        description="Factor of the learning rate from a layer of the backbone to the one before it, for going on from "
+        "given weights; 1 gives all the same.",
     )
     warmup_epochs: NonNegative = Field(default=0.0, description="Epochs of linear warm-up, counted in train.epochs.")
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from leoclr.cli.exporting.model_card import write_card
 from leoclr.cli.exporting.target import Network, Target, Transform
-from leoclr.cli.exporting.timm_models import pretrained_cfg, require_timm, timm_name
+from leoclr.cli.exporting.timm_models import arguments, pretrained_cfg, require_timm, timm_name
 from leoclr.cli.run.encoders import header_of, plain_tensors
 from leoclr.datasets.errors import CheckpointError
 
@@ -40,7 +40,7 @@ class HubFolder(Target):
             "num_classes": 0,
             "num_features": network.num_features,
             "global_pool": _pooling(network),
-            "model_args": {},
+            "model_args": arguments(self.encoder),
             "pretrained_cfg": pretrained_cfg(self.encoder, network),
             "leoclr": header_of(self.encoder).model_dump(mode="json"),  # other programs pass over it
         }
@@ -72,7 +72,9 @@ class HubFolder(Target):
         import timm
 
         with torch.random.fork_rng(devices=[]):
-            return timm.create_model(timm_name(self.encoder), pretrained=False, num_classes=0)
+            return timm.create_model(
+                timm_name(self.encoder), pretrained=False, num_classes=0, **arguments(self.encoder)
+            )
 
 
 def _cfg(path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import nn
 from torchvision import models
 
 from leoclr.cli.exporting.target import Network, Target
-from leoclr.cli.exporting.timm_models import require_timm, timm_name
+from leoclr.cli.exporting.timm_models import arguments, require_timm, timm_name
 from leoclr.cli.run.encoders import read_encoder, write_encoder
 from leoclr.datasets.errors import CheckpointError
 
@@ -116,15 +116,17 @@ class Timm(StateDict):
     def open(self, path: Path) -> Network:
         import timm
 
-        network: nn.Module = timm.create_model(timm_name(self.encoder), pretrained=False, num_classes=0)
+        own = arguments(self.encoder)
+        network: nn.Module = timm.create_model(timm_name(self.encoder), pretrained=False, num_classes=0, **own)
         self.adapt_stem(network)
         network.load_state_dict(torch.load(path, weights_only=True))
         return network.eval()
 
     def usage(self, path: Path) -> tuple[str, ...]:
+        told = "".join(f", {key}={value}" for key, value in arguments(self.encoder).items())
         return (
             "import timm, torch",
-            f'model = timm.create_model("{timm_name(self.encoder)}", num_classes=0)',
+            f'model = timm.create_model("{timm_name(self.encoder)}", num_classes=0{told})',
             *self.stem_usage(),
             f"model.load_state_dict(torch.load({str(path)!r}, weights_only=True))",
         )

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 from torchvision.models.resnet import ResNet
 
+from leoclr.backends.networks.backbones import timm_arguments
 from leoclr.cli.run.encoders import LoadedEncoder
 from leoclr.datasets.errors import CheckpointError, SettingsError
 from leoclr.evals.features.preprocessing import ResizeRule
@@ -32,6 +33,11 @@ def timm_name(encoder: LoadedEncoder) -> str:
     if not encoder.name.startswith(PREFIX) and not isinstance(encoder.backbone, ResNet):
         raise CheckpointError(f"timm's {encoder.name} is not torchvision's; export --format torchvision instead")
     return encoder.name.removeprefix(PREFIX)
+
+
+def arguments(encoder: LoadedEncoder) -> dict[str, Any]:
+    """What `timm.create_model` is told besides the name: the size of images, where the network is built for one."""
+    return timm_arguments(timm_name(encoder), encoder.image_size)
 
 
 def pretrained_cfg(encoder: LoadedEncoder, network: nn.Module) -> dict[str, Any]:

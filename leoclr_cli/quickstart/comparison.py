@@ -10,11 +10,11 @@ from torch import nn
 
 from leoclr.cli.run.encoders import LoadedEncoder
 from leoclr.datasets.shards.index import Index
+from leoclr.datasets.wording import aligned
 from leoclr.evals.features.extract import Features, extract_features
 from leoclr.evals.features.preprocessing import Preprocessing, standard_view
 from leoclr.evals.probes.linear import GRID
 from leoclr.evals.scores import knn_score, linear_score
-from leoclr.evals.tables import aligned
 
 FITS = len(GRID) + 1
 COLUMNS = {"knn_200": "k-NN, k = 200", "knn_20": "k-NN, k = 20", "linear": "linear probe"}

@@ -12,11 +12,32 @@ from leoclr.cli.reporting.markup import Html, element, join
 _WIDTH, _HEIGHT = 520, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 12, 24
 _MOST_POINTS = 240
+_MOST_MARKED = 12  # points of a line that are marked each; of more the last
 _LARGEST = 1e300  # differences of numbers beyond it may be none
 _STRIPS = 60
 _LINE = 15
 _CHARACTER = 6.4  # width in the chart's font; only the box behind the values depends on it
 Format = Callable[[float], str]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The axis along the bottom. On a logarithmic one values lie above 0, and the ticks are the values themselves."""
+
+    name: str
+    unit: str = ""
+    logarithmic: bool = False
+
+    def place(self, value: float) -> float:
+        """A value on the axis's scale."""
+        return math.log10(value) if self.logarithmic else value
+
+    def text(self, place: float) -> str:
+        """The value at a place."""
+        return f"{10**place if self.logarithmic else place:.4g}{self.unit}"
+
+
+EPOCHS = Axis("epoch")
 
 
 @dataclass(frozen=True)
@@ -28,31 +49,39 @@ class Series:
     points: Sequence[tuple[float, float]]
 
 
-def line_chart(title: str, series: Sequence[Series], show: Format, zero: bool = False) -> Html:
-    """A chart with epochs along the bottom.
+def line_chart(
+    title: str, series: Sequence[Series], show: Format, zero: bool = False, x: Axis = EPOCHS, class_: str = "chart"
+) -> Html:
+    """A chart of lines.
 
     Args:
         series: At least one has a point.
         show: Text of a value on the left axis and under the pointer.
         zero: Whether the left axis begins at 0.
+        x: The axis along the bottom.
     """
-    thinned = [Series(one.name, one.colour, thin(one.points, _MOST_POINTS)) for one in series if one.points]
-    xs = [x for one in thinned for x, _ in one.points]
+    thinned = [
+        Series(one.name, one.colour, [(x.place(across), up) for across, up in thin(one.points, _MOST_POINTS)])
+        for one in series
+        if one.points
+    ]
+    xs = [across for one in thinned for across, _ in one.points]
     ys = [y for one in thinned for _, y in one.points]
-    x_ticks = ticks(min(0.0, *xs), max(xs), 6)
+    x_ticks = sorted(set(xs)) if x.logarithmic else ticks(min([0.0, *xs]), max(xs), 6)
     y_ticks = ticks(min(0.0, *ys) if zero else min(ys), max(ys), 5)
-    frame = _Frame(x_ticks[0], max(xs[-1], *xs), y_ticks[0], y_ticks[-1])
+    pad = 0.06 * (x_ticks[-1] - x_ticks[0]) if x.logarithmic else 0.0  # else the first tick lies on the axis's name
+    frame = _Frame(x_ticks[0] - pad, max(xs), y_ticks[0], y_ticks[-1])
     lines = [_line(one, frame) for one in thinned]
     drawing = element(
         "svg",
         element("title", f"{title}: {_summary(thinned, show)}"),
-        _grid(frame, x_ticks, y_ticks, show),
+        _grid(frame, x_ticks, y_ticks, show, x),
         *lines,
-        *_strips(thinned, frame, show),
+        *_strips(thinned, frame, show, x),
         viewBox=f"0 0 {_WIDTH} {_HEIGHT}",
         role="img",
     )
-    return element("figure", element("figcaption", title), drawing, class_="chart")
+    return element("figure", element("figcaption", title), drawing, class_=class_)
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
@@ -95,7 +124,7 @@ class _Frame:
         return round(_HEIGHT - _BOTTOM - (value - self.y_low) / span * (_HEIGHT - _TOP - _BOTTOM), 1)
 
 
-def _grid(frame: _Frame, x_ticks: Sequence[float], y_ticks: Sequence[float], show: Format) -> Html:
+def _grid(frame: _Frame, x_ticks: Sequence[float], y_ticks: Sequence[float], show: Format, axis: Axis) -> Html:
     marks = []
     for tick in y_ticks:
         y = frame.y(tick)
@@ -103,19 +132,21 @@ def _grid(frame: _Frame, x_ticks: Sequence[float], y_ticks: Sequence[float], sho
         marks.append(element("text", show(tick), x=_LEFT - 8, y=y + 4, text_anchor="end"))
     for tick in x_ticks:
         if tick <= frame.x_high:
-            marks.append(element("text", f"{tick:g}", x=frame.x(tick), y=_HEIGHT - _BOTTOM + 17, text_anchor="middle"))
-    marks.append(element("text", "epoch", x=_LEFT - 8, y=_HEIGHT - _BOTTOM + 17, text_anchor="end"))
+            marks.append(
+                element("text", axis.text(tick), x=frame.x(tick), y=_HEIGHT - _BOTTOM + 17, text_anchor="middle")
+            )
+    marks.append(element("text", axis.name, x=_LEFT - 8, y=_HEIGHT - _BOTTOM + 17, text_anchor="end"))
     return element("g", *marks, class_="axes", aria_hidden="true")
 
 
 def _line(one: Series, frame: _Frame) -> Html:
     places = [(frame.x(x), frame.y(y)) for x, y in one.points]
     path = element("polyline", points=" ".join(f"{x:g},{y:g}" for x, y in places), class_=f"line stroke{one.colour}")
-    end = element("circle", cx=places[-1][0], cy=places[-1][1], r=3, class_=f"fill{one.colour}")
-    return join(path, end)
+    marked = places if len(places) <= _MOST_MARKED else places[-1:]
+    return join(path, *(element("circle", cx=x, cy=y, r=3, class_=f"fill{one.colour}") for x, y in marked))
 
 
-def _strips(series: Sequence[Series], frame: _Frame, show: Format) -> list[Html]:
+def _strips(series: Sequence[Series], frame: _Frame, show: Format, axis: Axis) -> list[Html]:
     """Invisible upright strips; the one under the pointer shows the values nearest to its middle."""
     longest = max((one.points for one in series), key=len)
     middles = [x for x, _ in thin(longest, _STRIPS)]
@@ -126,16 +157,20 @@ def _strips(series: Sequence[Series], frame: _Frame, show: Format) -> list[Html]
         near = [(one, point) for one, point in near if start <= point[0] <= stop or len(one.points) < _STRIPS]
         left = frame.x(start)
         hit = element("rect", x=left, y=_TOP, width=max(1.0, frame.x(stop) - left), height=_HEIGHT - _TOP - _BOTTOM)
-        strips.append(element("g", hit, _tip(near, middle, frame, show), class_="strip"))
+        strips.append(
+            element("g", hit, _tip(near, f"{axis.name} {axis.text(middle)}", middle, frame, show), class_="strip")
+        )
     return strips
 
 
-def _tip(near: Sequence[tuple[Series, tuple[float, float]]], middle: float, frame: _Frame, show: Format) -> Html:
+def _tip(
+    near: Sequence[tuple[Series, tuple[float, float]]], heading: str, middle: float, frame: _Frame, show: Format
+) -> Html:
     x = frame.x(middle)
     dots = [
         element("circle", cx=frame.x(px), cy=frame.y(py), r=4, class_=f"fill{one.colour}") for one, (px, py) in near
     ]
-    texts = [f"epoch {middle:.4g}", *(f"{show(point[1])}  {one.name}"[:42] for one, point in near)]
+    texts = [heading, *(f"{show(point[1])}  {one.name}"[:42] for one, point in near)]
     width = 16 + _CHARACTER * max(len(text) for text in texts)
     left = x + 10 if x + 10 + width < _WIDTH else max(0.0, x - 10 - width)
     box = element("rect", x=left, y=_TOP, width=width, height=10 + _LINE * len(texts), rx=5, class_="box")

@@ -8,33 +8,22 @@ from __future__ import annotations
 import base64
 import io
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
 
 from PIL import Image
 
+from leoclr.cli.reporting.charts import PERCENT, PLAIN, label_chart, loss_kind, training_charts
 from leoclr.cli.reporting.feature_map import scatter
-from leoclr.cli.reporting.line_charts import Series, line_chart
 from leoclr.cli.reporting.markup import Html, element, join
 from leoclr.cli.reporting.run_facts import ReportedRun, number
 from leoclr.cli.reporting.run_pictures import Pictures
 from leoclr.cli.reporting.run_tables import chip, environment_table, score_tables, settings_tables
+from leoclr.cli.reporting.score_tiles import Tile, score_tiles
 from leoclr.cli.reporting.style import style_sheet
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-_PERCENT: Callable[[float], str] = lambda value: f"{100 * value:.3g} %"  # noqa: E731
-_PLAIN: Callable[[float], str] = lambda value: f"{value:.4g}"  # noqa: E731
-# Measure, title, how values are written, whether the axis begins at 0.
-_CHARTS = (
-    ("loss", "Loss", _PLAIN, False),
-    ("knn", "k-NN top-1 while training", _PERCENT, False),
-    ("lr", "Learning rate", _PLAIN, True),
-    ("embedding_std", "Spread of the embeddings (0: collapsed)", _PLAIN, True),
-    ("effective_rank", "Effective rank of the embeddings", _PLAIN, True),
-    ("images_per_second", "Images per second", _PLAIN, True),
-    ("waiting", "Share of the time spent waiting for data", _PERCENT, True),
-)
+_INTERVAL = "±: half of a 95 % interval over the test images. It holds neither other seeds nor other pre-trainings."
 
 
 def report_page(runs: Sequence[ReportedRun], pictures: Sequence[Pictures], defaults: Mapping[str, str]) -> Html:
@@ -46,7 +35,7 @@ def report_page(runs: Sequence[ReportedRun], pictures: Sequence[Pictures], defau
     """
     sections = {
         "overview": ("Overview", _overview(runs)),
-        "curves": ("Training", _curves(runs)),
+        "curves": ("Training", training_charts(runs)),
         "scores": ("Scores", _scores(runs)),
         "views": ("What the model sees", _views(runs, pictures)),
         "neighbours": ("What it finds alike", _neighbours(runs, pictures)),
@@ -91,11 +80,12 @@ def _overview(runs: Sequence[ReportedRun]) -> Html:
     cards = []
     for colour, run in enumerate(runs):
         tiles = [
-            element("div", element("b", value), element("span", label), class_="tile") for label, value in _tiles(run)
+            element("div", element("b", tile.value), element("span", tile.label), class_="tile") for tile in _tiles(run)
         ]
         problems = [element("p", problem, class_="notice") for problem in run.problems]
         name = [element("h3", run.name), element("p", _summary(run), class_="quiet")] if len(runs) > 1 else []
-        content = [*name, element("div", *tiles, class_="tiles"), *problems]
+        interval = [element("p", _INTERVAL, class_="quiet")] if any("±" in tile for tile in tiles) else []
+        content = [*name, element("div", *tiles, class_="tiles"), *interval, *problems]
         cards.append(element("article", *content, class_=f"run own{colour}"))
     return element("div", *cards, class_="runs")
 
@@ -112,55 +102,24 @@ def _summary(run: ReportedRun) -> str:
     )
 
 
-def _tiles(run: ReportedRun) -> list[tuple[str, str]]:
-    tiles = list(_best_scores(run).items())
-    for measure, label, show in (
-        ("knn", "k-NN while training", _PERCENT),
-        ("loss", "loss", _PLAIN),
-        ("effective_rank", "effective rank", _PLAIN),
-        ("images_per_second", "images/s", _PLAIN),
+def _tiles(run: ReportedRun) -> list[Tile]:
+    tiles = score_tiles(run)
+    while_training = run.last("knn")
+    if while_training is not None and not any("k-NN, k" in tile.label for tile in tiles):
+        tiles.append(Tile(PERCENT(while_training), "k-NN while training"))
+    for value, label in (
+        (run.last("loss"), loss_kind(run).label),
+        (run.last("effective_rank"), "effective rank"),
+        (run.mean_rate, "images/s, mean of the run"),
     ):
-        value = run.last(measure)
-        if value is not None and not (measure == "knn" and any("knn" in label for label, _ in tiles)):
-            tiles.append((label, show(value)))
+        if value is not None:
+            tiles.append(Tile(PLAIN(value), label))
     return tiles
-
-
-def _best_scores(run: ReportedRun) -> dict[str, str]:
-    """What each score is about: its first figure, of the robustness the drop. Of several, that of the newest
-    checkpoint, and the last one of these."""
-    found = {}
-    for record in sorted(run.records.values(), key=_age):
-        results = record.get("results")
-        if not isinstance(results, dict) or not results:
-            continue
-        key = "drop" if "drop" in results else next(iter(results))
-        first = results[key] if isinstance(results[key], dict) else {}
-        metric = "ap50" if "ap50" in first else "top1"
-        if (value := number(first.get(metric))) is not None:
-            name = f"{'AP50' if metric == 'ap50' else 'top-1'}, {record['kind']}"
-            found["drop on random crops" if key == "drop" else name] = _PERCENT(value)
-    return found
-
-
-def _age(record: Mapping[str, Any]) -> tuple[str, str]:
-    checkpoint = record.get("checkpoint")
-    path = checkpoint.get("path") if isinstance(checkpoint, dict) else ""
-    return str(path), str(record.get("date"))
-
-
-def _curves(runs: Sequence[ReportedRun]) -> Html:
-    charts = []
-    for measure, title, show, zero in _CHARTS:
-        series = [Series(run.name, colour, run.curves.get(measure, ())) for colour, run in enumerate(runs)]
-        if any(one.points for one in series):
-            charts.append(line_chart(title, series, show, zero))
-    return element("div", *charts, class_="charts") if charts else Html()
 
 
 def _scores(runs: Sequence[ReportedRun]) -> Html:
     if any(run.records for run in runs):
-        return score_tables(runs)
+        return join(label_chart(runs), score_tables(runs))
     run = runs[0]
     data = run.part("data")
     labelled = data.get("labelled", data.get("classes", True))

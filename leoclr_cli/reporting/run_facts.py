@@ -50,6 +50,16 @@ class ReportedRun:
         points = self.curves.get(measure)
         return points[-1][1] if points else None
 
+    @property
+    def mean_rate(self) -> float | None:
+        """Images per second over the run: each stretch between two lines counts by its epochs."""
+        epochs, time, before = 0.0, 0.0, 0.0
+        for epoch, rate in self.curves.get("images_per_second", ()):
+            if rate > 0 and epoch > before:
+                epochs, time = epochs + epoch - before, time + (epoch - before) / rate
+            before = epoch
+        return epochs / time if time else None
+
     def part(self, *keys: str) -> Mapping[str, Any]:
         """An object inside run.json; empty where there is none."""
         found: Any = self.content
@@ -122,7 +132,24 @@ def _read_records(run: ReportedRun) -> None:
         except (OSError, ValueError, RecursionError) as error:
             run.problems.append(f"evals/{path.name} cannot be read: {error}")
             continue
-        run.records[path.name] = record
+        for number_of, one in enumerate(_curves_of(run, record)):
+            run.records[f"{path.name}{f'#{number_of}' if number_of else ''}"] = one
+
+
+def _curves_of(run: ReportedRun, record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The curves of this run, where a file holds those of several encoders side by side; else the record itself."""
+    curves = record.get("curves")
+    if not isinstance(curves, list):
+        return [record]
+    found = [curve for curve in curves if isinstance(curve, dict) and isinstance(curve.get("kind"), str)]
+    own = [curve for curve in found if run.name in _folders_of(curve)]
+    return own or found[:1]
+
+
+def _folders_of(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """The folders that the scored checkpoint lies in."""
+    checkpoint = record.get("checkpoint")
+    return Path(str(checkpoint.get("path"))).parts[:-1] if isinstance(checkpoint, Mapping) else ()
 
 
 def _read_bad_images(run: ReportedRun) -> None:

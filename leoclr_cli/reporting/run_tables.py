@@ -105,8 +105,14 @@ def _scores(found: Sequence[tuple[int, ReportedRun, dict[str, Any]]]) -> Html:
                 cells = [_percent(values, metric) for metric in metrics]
                 place = protocols[_protocol(run, record)]
                 which = f", protocol {place}" if len(protocols) > 1 else ""
-                rows.append([chip(colour, run.name), f"{key.replace('_', ' ')}{_weights(run, record)}{which}", *cells])
+                rows.append([chip(colour, run.name), f"{_label(record, key)}{_weights(run, record)}{which}", *cells])
     return table(["run", "", *(_METRICS.get(metric, metric) for metric in metrics)], rows, class_="scores")
+
+
+def _label(record: Mapping[str, Any], key: str) -> str:
+    """What the table of the score calls a row; older records have its key alone."""
+    labels = record.get("rows")
+    return str(labels[key]) if isinstance(labels, dict) and key in labels else key.replace("_", " ")
 
 
 def _weights(run: ReportedRun, record: Mapping[str, Any]) -> str:
@@ -134,8 +140,9 @@ def _percent(values: Mapping[str, float], metric: str) -> str:
         return ""
     if not -1 <= values[metric] <= 1:
         return f"{values[metric]:g}"
-    half = values.get(f"{metric}{_HALF_WIDTH}")
-    return f"{100 * values[metric]:.2f}" + (f" ± {100 * half:.2f}" if half is not None else "")
+    halves = ((values.get(f"{metric}{_HALF_WIDTH}"), "draws"), (values.get(f"{metric}_image{_HALF_WIDTH}"), "images"))
+    intervals = [f"± {100 * half:.2f} ({over})" for half, over in halves if half is not None]
+    return " ".join([f"{100 * values[metric]:.2f}", *intervals])
 
 
 def _protocols(found: Sequence[tuple[int, ReportedRun, dict[str, Any]]]) -> Html:

@@ -43,6 +43,7 @@ nav a:hover, nav a:focus { color: var(--ink); text-decoration: underline }
 .tile span { color: var(--quiet); font-size: .84rem }
 .chip { white-space: nowrap; margin-right: .8rem } .swatch { display: inline-block; width: .72em; height: .72em;
   border-radius: 3px; margin-right: .45em }
+.single { max-width: 590px }
 .chart figcaption { font-weight: 600; color: var(--ink); margin: 0 0 .4rem }
 svg { display: block; width: 100%; height: auto; overflow: visible }
 svg text { font: 11.5px system-ui, sans-serif; fill: var(--quiet); font-variant-numeric: tabular-nums }

@@ -20,16 +20,16 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from leoclr.cli.run.json_file import read_json_object
 from leoclr.datasets.errors import CheckpointError
 from leoclr.datasets.files import fsync_folder, new_file_mode, sha256_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 JSON = bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"] | None
 
@@ -106,6 +106,8 @@ def save_checkpoint(
         CheckpointError: It cannot be written; earlier checkpoints are as they were. Names the bytes needed and free.
         ValueError: `state` holds NaN or infinity.
     """
+    from safetensors.torch import save_file  # and with it torch, which takes seconds that a list of runs has no use for
+
     target = step_folder(folder, step)
     state_bytes = json.dumps(state, indent=1, allow_nan=False).encode()
     needed = len(state_bytes) + sum(tensor.nbytes for group in tensors.values() for tensor in group.values())
@@ -264,6 +266,8 @@ def _remove_leftovers(folder: Path) -> None:
 
 def _on_cpu(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies that share no memory, which safetensors would refuse, in row-major order."""
+    import torch
+
     return {
         name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in group.items()
@@ -279,6 +283,8 @@ def _space(folder: Path, needed: int) -> str:
 
 
 def _read_group(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

@@ -121,7 +121,9 @@ def fresh_encoder(like: LoadedEncoder, seed: int) -> LoadedEncoder:
     """The untrained counterpart of an encoder: same architecture and preprocessing, random weights from `seed`."""
     architecture = Architecture(like.name, like.stem, like.width)
     preprocessing = Input(like.image_size, like.mean, like.std)
-    return _finished(_build(architecture, seed), architecture, preprocessing, f"untrained, seed {seed}", None)
+    return _finished(
+        _build(architecture, seed, like.image_size), architecture, preprocessing, f"untrained, seed {seed}", None
+    )
 
 
 def header_of(encoder: LoadedEncoder) -> Header:
@@ -227,7 +229,7 @@ def _filled(
     run: Path | None,
     left_out: Sequence[str] = (),
 ) -> LoadedEncoder:
-    backbone = _build(architecture, seed=0)
+    backbone = _build(architecture, 0, preprocessing.image_size)
     fitting, classifier = fit(tensors, backbone.state_dict(), path, architecture)
     backbone.load_state_dict(fitting)
     finished = _finished(backbone, architecture, preprocessing, str(path), run)
@@ -252,12 +254,12 @@ def _finished(
     )
 
 
-def _build(architecture: Architecture, seed: int) -> Backbone:
+def _build(architecture: Architecture, seed: int, image_size: int) -> Backbone:
     """A backbone with weights from `seed`; the global generator stays where it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            return build_backbone(architecture.name, architecture.stem, architecture.width)
+            return build_backbone(architecture.name, architecture.stem, architecture.width, image_size=image_size)
         except ValueError as error:
             raise CheckpointError(f"cannot build {architecture}: {error}") from None
 

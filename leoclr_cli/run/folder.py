@@ -18,7 +18,7 @@ from leoclr.datasets.files import write_atomic
 from leoclr.datasets.shards.locate import absolute
 
 FORMAT = 1
-_RUNS = ("runs/*/run.json", "*/run.json", "quickstart/run/run.json")  # where a run is looked for that was not named
+RUNS = ("runs/*/run.json", "*/run.json", "quickstart/run/run.json")  # where a run is looked for that was not named
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def newest_run(root: Path = Path(".")) -> Path:
     Raises:
         RunError: There is none.
     """
-    runs = [file.parent for pattern in _RUNS for file in root.glob(pattern)]
+    runs = [file.parent for pattern in RUNS for file in root.glob(pattern)]
     if not runs:
         raise RunError(
             f"no run in {root.resolve()} or its runs folder: name one, or make one with `leoclr train --data SHARDS`"

@@ -7,11 +7,14 @@ import fcntl
 import json
 import os
 import socket
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
 from leoclr.datasets.errors import RunError
+
+_INSTANT_SECONDS = 0.1
 
 
 class RunLock:
@@ -36,7 +39,7 @@ class RunLock:
         except OSError as error:
             raise RunError(f"cannot write to the run folder {self._file.parent}: {error}") from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(descriptor)
             os.ftruncate(descriptor, 0)
             os.write(descriptor, json.dumps(_this_process()).encode())
         except BlockingIOError:
@@ -68,6 +71,31 @@ class RunLock:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def _lock(descriptor: int) -> None:
+    """Take the lock, or raise BlockingIOError; `is_locked` of another process may hold it for an instant."""
+    with contextlib.suppress(BlockingIOError):
+        return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    time.sleep(_INSTANT_SECONDS)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_locked(run: Path) -> bool:
+    """Whether a process writes to a run folder, on this machine or on one that shares the file system's locks."""
+    try:
+        descriptor = os.open(run / "lock", os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # for an instant; `RunLock` tries twice
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(descriptor)
 
 
 def _this_process() -> dict[str, str | int]:

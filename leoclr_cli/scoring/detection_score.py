@@ -20,6 +20,7 @@ from leoclr.cli.terminal import progress, say
 from leoclr.datasets.errors import EvaluationError
 from leoclr.datasets.files import cache_root
 from leoclr.datasets.voc import BoxedImages, read_voc, unpack_voc
+from leoclr.datasets.wording import aligned
 from leoclr.evals.detection.detector import (
     PAPER,
     SMALL,
@@ -32,7 +33,6 @@ from leoclr.evals.detection.detector import (
 )
 from leoclr.evals.detection.model import build_detector
 from leoclr.evals.job_cache import Work
-from leoclr.evals.tables import aligned
 
 _METRICS = {"ap50": "AP50", "ap": "AP", "ap75": "AP75"}
 _STATES = 20  # in a training

@@ -34,7 +34,7 @@ from leoclr.evals.scores import Score
 
 POOLED = "pooled features of {}, before the projector"  # what of the encoder was scored, most often
 _HOLDOUT_SHARE = 0.2
-_WORTH_A_NOTE = 0.01  # of the test images; CIFAR-10 has 0.0016 of its own
+_WORTH_A_NOTE = 0.01  # of the test images
 
 
 @dataclass(frozen=True)

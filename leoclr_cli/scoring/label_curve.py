@@ -21,11 +21,11 @@ from leoclr.cli.scoring.request import Request
 from leoclr.cli.terminal import say
 from leoclr.datasets.errors import EvaluationError, RunError
 from leoclr.datasets.files import atomic_path
-from leoclr.datasets.wording import counted
+from leoclr.datasets.wording import aligned, counted
 from leoclr.evals.features.preprocessing import standard_view
 from leoclr.evals.finetuning.label_subsets import LabelSubset, balanced_subset, parse_percent
 from leoclr.evals.scores import Row, Score
-from leoclr.evals.tables import METRICS, aligned
+from leoclr.evals.tables import METRICS
 
 SHARES = (1, 2, 5, 10, 20, 50, 100)  # the paper's, in per cent
 KIND = "label-curve"

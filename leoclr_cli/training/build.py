@@ -15,12 +15,29 @@ from leoclr.cli.run.devices import check_backbone
 from leoclr.datasets.errors import SettingsError
 
 
-def backbone(settings: EncoderSettings) -> Backbone:
-    """The backbone with weights from torch's global generator; SettingsError when there is no such model."""
+def backbone(settings: EncoderSettings, image_size: int | None = None, any_size: bool = False) -> Backbone:
+    """The backbone with weights from torch's global generator; SettingsError when there is no such model.
+
+    Args:
+        image_size, any_size: As `build_backbone` takes them.
+    """
     try:
-        return build_backbone(settings.backbone, settings.stem, settings.width)
+        network = build_backbone(
+            settings.backbone,
+            settings.stem,
+            settings.width,
+            image_size=image_size,
+            any_size=any_size,
+            drop_path=settings.drop_path,
+        )
     except ValueError as error:
         raise SettingsError(f"encoder: {error}") from None
+    if settings.freeze_patches:
+        patches = getattr(network, "patch_embed", None)
+        if patches is None:
+            raise SettingsError(f"encoder.freeze_patches: {settings.backbone} has no patch embedding; only ViTs have")
+        patches.requires_grad_(False)
+    return network
 
 
 def method(settings: Settings, device: torch.device, images: int, ranks: int = 1) -> Method:
@@ -36,8 +53,9 @@ def method(settings: Settings, device: torch.device, images: int, ranks: int = 1
     """
 
     def new_backbone() -> Backbone:
-        network = backbone(settings.encoder)
-        for size in sorted({view.side(settings.data.image_size) for view in policy.views.values()}, reverse=True):
+        sizes = {view.side(settings.data.image_size) for view in policy.views.values()}
+        network = backbone(settings.encoder, settings.data.image_size, any_size=sizes != {settings.data.image_size})
+        for size in sorted(sizes, reverse=True):
             check_backbone(network, size, settings.train.precision, device)
         return network
 

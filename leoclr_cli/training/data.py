@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from leoclr.cli.training.auto import DataFacts, settle
 from leoclr.cli.training.remote_cache import block_cache, cache_line, check_cache
 from leoclr.datasets.errors import RunError
 from leoclr.datasets.loading.device_feed import on_device
+from leoclr.datasets.loading.handover import shared_memory_line
 from leoclr.datasets.loading.loader import Batch, StepDataset, batches
 from leoclr.datasets.loading.plan import Plan
 from leoclr.datasets.loading.resident import ResidentImages, first_size, load_resident, resident_batches
@@ -64,13 +65,17 @@ class TrainingData:
             if self._images is None:
                 self.settings = replaced(self.settings, {"data.resident": "no"})
 
-    def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """This process's part of the steps from `start` to before `stop`, on its device."""
+    def batches(self, start: int, stop: int, asked_to_stop: Callable[[], bool] = lambda: False) -> Iterator[Batch]:
+        """This process's part of the steps from `start` to before `stop`, on its device.
+
+        They end early where it is asked to stop and no batch comes.
+        """
         policy, spec = self.settings.view_policy, augmentation_spec(self.settings)
         if self._images is not None:
             return on_device(resident_batches(self._images, self.plan, policy, spec, start, stop), self._device)
         dataset = StepDataset(self.index, self.plan, policy, spec)
-        return on_device(batches(dataset, start, stop, self._workers, self._device.type == "cuda"), self._device)
+        pin = self._device.type == "cuda"
+        return on_device(batches(dataset, start, stop, self._workers, pin, asked_to_stop), self._device)
 
     def describe(self) -> Iterator[str]:
         """Lines for a person: how much there is, and in what steps it comes."""
@@ -89,6 +94,10 @@ class TrainingData:
         yield f"views by augmentation.executor {self.settings.augmentation.executor}{resident}"
         if line := cache_line(self.settings, self.index):
             yield line
+        sides = [view.side(self.settings.data.image_size) for view in self.settings.view_policy.views.values()]
+        batch_bytes = plan.batch_size // plan.ranks * 3 * sum(side * side for side in sides)
+        if self._images is None and (short := shared_memory_line(batch_bytes, self._workers)):
+            yield short
 
     def val_remarks(self) -> Iterator[str]:
         """What a person should not miss of the labelled data for the k-NN score."""

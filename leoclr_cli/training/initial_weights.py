@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from leoclr.backends.method import Method
+from leoclr.backends.networks.backbones import Backbone
 from leoclr.cli.config.sections import EncoderSettings
-from leoclr.cli.run.encoders import load_encoder
+from leoclr.cli.run.encoders import LoadedEncoder, load_encoder
 from leoclr.cli.run.model_names import is_named
 from leoclr.cli.terminal import say
 from leoclr.datasets.errors import SettingsError
 from leoclr.datasets.shards.locate import absolute
 
 
-def start_from_weights(method: Method, settings: EncoderSettings) -> dict[str, Any] | None:
+def start_from_weights(method: Method, settings: EncoderSettings, image_size: int) -> dict[str, Any] | None:
     """Load `encoder.weights` into each backbone of the method; heads and queue stay random.
+
+    The position embedding of a ViT for images of another size is resized by timm.
 
     Returns:
         Where they come from, their SHA-256, how many tensors were loaded and which names were left out, for run.json;
@@ -31,8 +35,18 @@ def start_from_weights(method: Method, settings: EncoderSettings) -> dict[str, A
     if found != wanted:
         raise SettingsError(f"encoder.weights {settings.weights} has {found}; the settings say {wanted}")
     for backbone in method.backbones().values():
-        backbone.load_state_dict(loaded.backbone.state_dict())
+        _load(loaded, backbone, image_size)
     source = settings.weights if is_named(settings.weights) else absolute([settings.weights])[0]
     tensors = len(loaded.backbone.state_dict())
     say(f"the backbone starts from {settings.weights}: {tensors} tensors loaded, all that it has")
     return {"source": source, "digest": loaded.digest, "tensors": tensors, "left_out": list(loaded.left_out)}
+
+
+def _load(loaded: LoadedEncoder, backbone: Backbone, image_size: int) -> None:
+    source: Any = loaded.backbone
+    tensors = source.state_dict()
+    if "pos_embed" in tensors and loaded.image_size != image_size and hasattr(source, "set_input_size"):
+        source = copy.deepcopy(source)
+        source.set_input_size(img_size=image_size)
+        tensors = source.state_dict()
+    backbone.load_state_dict(tensors)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
@@ -34,6 +34,9 @@ def start_trackers(accelerator: Accelerator, settings: Mapping[str, Any]) -> Non
         accelerator.trackers = []
 
 
+Listener = Callable[[int, Mapping[str, float]], None]
+
+
 class MetricsLog:
     """Appends one JSON object a line and hands the same numbers to Accelerate's trackers.
 
@@ -43,9 +46,11 @@ class MetricsLog:
 
     Args:
         path: metrics.jsonl. Lines of steps after `step`, which a killed run wrote after its last checkpoint, go.
+        listener: Called with the step and its values after a line is written.
     """
 
-    def __init__(self, path: Path, accelerator: Accelerator, step: int) -> None:
+    def __init__(self, path: Path, accelerator: Accelerator, step: int, listener: Listener | None = None) -> None:
+        self._listener = listener
         self._accelerator = accelerator
         self._trackers_work = bool(accelerator.trackers)
         self._file: TextIO | None = None
@@ -70,6 +75,8 @@ class MetricsLog:
             except Exception as error:  # whatever a tracker raises, the run goes on
                 warn(f"the trackers failed and are left out from here on: {error}")
                 self._trackers_work = False
+        if self._listener is not None:
+            self._listener(step, values)
 
     def close(self) -> None:
         """Close the file and the trackers."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from leoclr.backends.method import Method, ParameterGroup, Progress
+from leoclr.backends.networks.depth import layers
 from leoclr.backends.optimizers import LARS
 from leoclr.cli.config.sections import OptimizerSettings
 
@@ -34,7 +35,7 @@ def build_optimizer(method: Method, settings: OptimizerSettings) -> torch.optim.
     SGD decays every parameter, as MoCo and the paper do. AdamW and LARS leave out biases and normalisation, and LARS
     does not adapt them either (arXiv 2002.05709, appendix B.8).
     """
-    groups = list(_groups(method, leave_out_vectors=settings.name != "sgd"))
+    groups = list(_groups(method, settings.name != "sgd", settings.layer_decay))
     if settings.name == "sgd":
         sgd = torch.optim.SGD(
             groups, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=True
@@ -52,22 +53,47 @@ def build_optimizer(method: Method, settings: OptimizerSettings) -> torch.optim.
     return LARS(groups, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
 
 
-def _groups(method: Method, leave_out_vectors: bool) -> Iterator[dict[str, Any]]:
+def _groups(method: Method, leave_out_vectors: bool, layer_decay: float) -> Iterator[dict[str, Any]]:
     """torch's parameter groups: by the method's group, and matrices before vectors where those are told apart.
 
-    Each has the `names` of its parameters, and in `group` the number of the method's group, or -1.
+    Each has the `names` of its parameters, in `group` the number of the method's group, or -1, and in `scale` the
+    factor of its rate that layer-wise decay gives.
     """
-    found: dict[tuple[bool, int], dict[str, Any]] = {}
+    found: dict[tuple[bool, int, float], dict[str, Any]] = {}
+    scales, embeddings = _layer_scales(method, layer_decay), _embeddings(method)
     for name, parameter in method.named_parameters():
         if parameter.requires_grad:
-            vectors, number = leave_out_vectors and parameter.ndim <= 1, _group_of(name, method.groups)
+            vectors = leave_out_vectors and (parameter.ndim <= 1 or name in embeddings)
+            number, scale = _group_of(name, method.groups), scales.get(name, 1.0)
             group = found.setdefault(
-                (vectors, number), {"params": [], "names": [], "vectors": vectors, "group": number}
+                (vectors, number, scale),
+                {"params": [], "names": [], "vectors": vectors, "group": number, "scale": scale},
             )
             group["params"].append(parameter)
             group["names"].append(name)
-    for (vectors, _), group in sorted(found.items(), key=lambda item: item[0]):
+    for (vectors, _, _), group in sorted(found.items(), key=lambda item: item[0]):
         yield group | ({"weight_decay": 0.0} if vectors else {})
+
+
+def _layer_scales(method: Method, decay: float) -> dict[str, float]:
+    """Factor of each parameter of the backbones: `decay ** n` where n layers follow. Heads are not in it."""
+    scales: dict[str, float] = {}
+    if decay < 1:
+        for prefix, backbone in method.backbones().items():
+            found = layers(name for name, _ in backbone.named_parameters())
+            last = max(found.values(), default=0)
+            scales |= {f"{prefix}.{name}": decay ** (last - number) for name, number in found.items()}
+    return scales
+
+
+def _embeddings(method: Method) -> set[str]:
+    """What timm's networks say is not to decay: class token, position embedding."""
+    return {
+        f"{prefix}.{name}"
+        for prefix, part in method.named_modules()
+        if callable(own := getattr(part, "no_weight_decay", None))
+        for name in own()
+    }
 
 
 def _group_of(name: str, groups: tuple[ParameterGroup, ...]) -> int:
@@ -78,12 +104,13 @@ def schedule(optimizer: torch.optim.Optimizer, method: Method, now: Progress, ra
     """Give each group its learning rate and weight decay of a step."""
     for group in optimizer.param_groups:
         number = group.get("group", -1)
+        scale = group.get("scale", 1.0)
         if number < 0:
-            group["lr"] = rate
+            group["lr"] = rate * scale
             continue
         own = method.groups[number]
         factor = own.lr(now) if callable(own.lr) else 1.0 if own.lr is None else own.lr
-        group["lr"] = factor * (peak if own.constant_lr else rate)
+        group["lr"] = factor * scale * (peak if own.constant_lr else rate)
         if own.weight_decay is not None and not group["vectors"]:
             group["weight_decay"] = own.weight_decay(now)
 

@@ -11,14 +11,13 @@ import contextlib
 import math
 import shlex
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.nn import functional as F
 
-from leoclr.backends.method import spread
 from leoclr.cli.config.fields import get, keys_of
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.checkpoint import Checkpoint, newest_sound, prune, step_folder
@@ -29,13 +28,14 @@ from leoclr.cli.terminal import say, warn
 from leoclr.cli.training import build
 from leoclr.cli.training.bad_images import BadImages, lines_of_all
 from leoclr.cli.training.data import TrainingData
+from leoclr.cli.training.health import Health
 from leoclr.cli.training.initial_weights import start_from_weights
 from leoclr.cli.training.knn_monitor import KnnMonitor
-from leoclr.cli.training.metrics import MetricsLog, require_trackers, start_trackers
+from leoclr.cli.training.metrics import Listener, MetricsLog, require_trackers, start_trackers
 from leoclr.cli.training.preflight import description, facts_of, refuse_problems, warnings_about
 from leoclr.cli.training.progress_line import ProgressLine
 from leoclr.cli.training.result import TrainResult
-from leoclr.cli.training.signals import GracefulStop
+from leoclr.cli.training.signals import DEAF_SECONDS, SLOW_SECONDS, GracefulStop
 from leoclr.cli.training.state import RunState
 from leoclr.cli.training.step import Schedule, StepResult, TrainStep
 from leoclr.cli.training.throughput import Clock
@@ -43,15 +43,23 @@ from leoclr.datasets.errors import RunError
 from leoclr.datasets.loading.device_feed import Pace
 from leoclr.datasets.loading.loader import Batch
 
-_COLLAPSED = 0.01  # an untrained ResNet lies around 0.1
 
-
-def train(settings: Settings, output: Path, preset: str | None, command: list[str], resume: bool) -> TrainResult:
+def train(
+    settings: Settings,
+    output: Path,
+    preset: str | None,
+    command: list[str],
+    resume: bool,
+    on_metrics: Listener | None = None,
+    asked_to_stop: Callable[[], bool] | None = None,
+) -> TrainResult:
     """Pre-train an encoder as the settings say, in the run folder `output`.
 
     Args:
         preset, command: The preset's name and the command line, for the record.
         resume: Whether to go on from the run's newest sound checkpoint.
+        on_metrics: Called with each line of metrics.jsonl, on the first process.
+        asked_to_stop: Asked after each step whether to save and end; on any process.
 
     Raises:
         LeoclrError: The data, the settings, the device, the run folder or the loss do not allow to go on; what was
@@ -65,7 +73,9 @@ def train(settings: Settings, output: Path, preset: str | None, command: list[st
             if accelerator.is_main_process:
                 stack.enter_context(RunLock(output))  # after all that the settings and the data can be refused for
             trainer.start(resume, preset, command)
-            return trainer.fit(stack.enter_context(GracefulStop()))
+            alone = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
+            stop = GracefulStop(asked_to_stop, SLOW_SECONDS if alone else DEAF_SECONDS)
+            return trainer.fit(stack.enter_context(stop), on_metrics)
     except RuntimeError as error:
         raise explained(error) or error from None
     except OSError as error:
@@ -92,7 +102,7 @@ class Trainer:
         self.optimizer = self.take_step.optimizer
         self.state = RunState(settings, self.index, self.method, self.optimizer, accelerator)
         self.knn = KnnMonitor.of(settings, self.index, self.data.val)
-        self.step, self.collapsed = 0, False
+        self.step, self.health = 0, Health(self.main)
         self.samples = torch.empty(0, dtype=torch.long)  # of the newest step
         self.bad = self._bad_images(())
 
@@ -107,7 +117,7 @@ class Trainer:
         if newest is not None:
             self._load(newest.load())
         else:
-            weights = start_from_weights(self.method, self.settings.encoder)
+            weights = start_from_weights(self.method, self.settings.encoder, self.settings.data.image_size)
         if self.main:
             warnings = warnings_about(self.settings, self.index, self.facts)
             for line in (*damaged, *warnings, *self.data.val_remarks()):
@@ -122,20 +132,21 @@ class Trainer:
             self._announce()
         self.accelerator.wait_for_everyone()
 
-    def fit(self, stop: GracefulStop) -> TrainResult:
+    def fit(self, stop: GracefulStop, on_metrics: Listener | None = None) -> TrainResult:
         """Loop over the steps that are left, then save."""
         began = time.monotonic()
         saved, saved_at, stopped = self.step, began, 0
         clock, pace = Clock(self.step, self.plan.batch_size), Pace(self.device)
         line = ProgressLine(self.step, self.steps, self.plan.steps_per_epoch, self.plan.batch_size, self.main)
-        loader, results, bad = self.data.batches(self.step, self.steps), list[StepResult](), list[str]()
+        loader = self.data.batches(self.step, self.steps, lambda: bool(stop.now()))
+        results, bad = list[StepResult](), list[str]()
         values: dict[str, float] = {}
         scored: float | None = None
-        with contextlib.closing(self._log()) as log:
+        with contextlib.closing(self._log(on_metrics)) as log:
             while self.step < self.steps:
                 minutes = (time.monotonic() - saved_at) / 60
                 due = minutes >= self.settings.run.checkpoint_minutes
-                stopped, due = agree(self.accelerator, self.step, stop.requested, due)
+                stopped, due = agree(self.accelerator, self.step, stop.now(), due)
                 if stopped:
                     break
                 if self.step > saved and (due or self._keeps(self.step)):
@@ -144,7 +155,12 @@ class Trainer:
                         self.save()
                     saved, saved_at = self.step, time.monotonic()
                 with clock.waiting():
-                    batch = next(loader)
+                    batch = next(loader, None)
+                if batch is None:  # it was asked to stop, and none comes
+                    if self.ranks > 1:
+                        raise RunError("stopped while waiting for data; the checkpoints are as they were")
+                    stopped = stop.requested
+                    break
                 bad += batch.bad
                 results.append(self._train_step(batch))
                 pace.step_taken()
@@ -229,7 +245,7 @@ class Trainer:
         )
 
     def _measures(self, loss: float, results: list[StepResult], clock: Clock) -> dict[str, float]:
-        health = self._health(results[-1].embeddings)
+        health = self.health.measures(results[-1].embeddings, self.step)
         own = {name: self._mean([result.metrics[name] for result in results]) for name in results[-1].metrics}
         images_per_second, waiting = clock.read(self.step)
         return {
@@ -242,16 +258,6 @@ class Trainer:
             "waiting": waiting,
             "bad_images": float(len(self.bad)),
         }
-
-    def _health(self, embeddings: Tensor | None) -> dict[str, float]:
-        """Spread and rank of embeddings, taken to length one; a warning where they have collapsed."""
-        if embeddings is None:
-            return {}
-        deviation, rank = (float(value) for value in spread(F.normalize(embeddings.float(), dim=1)))
-        if deviation < _COLLAPSED and self.main and not self.collapsed:
-            warn(f"the embeddings have collapsed at step {self.step}: standard deviation {deviation:.4f} of 1")
-            self.collapsed = True
-        return {"embedding_std": deviation, "effective_rank": rank}
 
     def _score(self) -> dict[str, float]:
         """k-NN accuracy as `knn`, on the first process while the others wait. A failed score only warns."""
@@ -281,11 +287,11 @@ class Trainer:
         limit = self.settings.data.max_bad_samples
         return BadImages(self.run.path / "bad-images.txt", len(self.index), limit, known, self.main)
 
-    def _log(self) -> MetricsLog:
+    def _log(self, on_metrics: Listener | None) -> MetricsLog:
         """metrics.jsonl and the trackers; the first process's alone."""
         if self.settings.run.trackers:
             start_trackers(self.accelerator, {key: str(get(self.settings, key)) for key in keys_of(self.settings)})
-        return MetricsLog(self.run.metrics, self.accelerator, self.step)
+        return MetricsLog(self.run.metrics, self.accelerator, self.step, on_metrics)
 
     def _announce(self) -> None:
         settings = self.settings

@@ -39,9 +39,18 @@ def synthetic(folder: Path, shards: int, per_shard: int) -> Index:
 
 
 def timed(function: Callable[[], Result]) -> tuple[Result, float]:
+    """A result, and the processor seconds that it took."""
     start = time.process_time()
     result = function()
     return result, time.process_time() - start
+
+
+@pytest.fixture(scope="module")
+def sorting() -> float:
+    """Processor seconds for sorting a million numbers, the best of three. Bounds are multiples of it, so that they hold
+    on a slow machine and on a busy one."""
+    numbers = np.random.default_rng(0).random(1_000_000)
+    return min(timed(lambda: np.sort(numbers))[1] for _ in range(3))
 
 
 def test_choosing_shards_and_samples_keeps_their_keys(tmp_path: Path) -> None:
@@ -88,14 +97,14 @@ def in_fork(function: Callable[[], float]) -> float:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_ten_million_samples_load_in_seconds_and_take_little_memory(stored: Path) -> None:
+def test_ten_million_samples_load_in_seconds_and_take_little_memory(stored: Path, sorting: float) -> None:
     before = private_megabytes()
     index, seconds = timed(lambda: Index.load(stored))
     after = private_megabytes()
     _, digest_seconds = timed(lambda: index.digest)
     half, half_seconds = timed(lambda: index.with_shards(range(0, SHARDS, 2)))
     assert half.key(PER_SHARD) == f"{2 * PER_SHARD:08d}"
-    assert seconds < 10 and digest_seconds < 5 and half_seconds < 20
+    assert seconds < 500 * sorting and digest_seconds < 250 * sorting and half_seconds < 1000 * sorting
     assert after - before < 100  # the columns are mapped: 480 MB on disk
 
     def read_rows() -> float:
@@ -152,9 +161,10 @@ def test_64_ranks_with_8_workers_share_a_million_samples_evenly(window: int) -> 
 
 
 @pytest.mark.parametrize("window", [0, 100_000])
-def test_resuming_at_step_100_000_seeks(window: int) -> None:
+def test_resuming_at_step_100_000_seeks(window: int, sorting: float) -> None:
+    """Each epoch has 39,062 steps: to walk there would cost 100,000 times the first step."""
     sizes = (PER_SHARD,) * SHARDS
     Plan(sizes, 256, 0, window=window).step(0)
-    _, seconds = timed(lambda: Plan(sizes, 256, 0, window=window).step(100_000))
-    assert seconds < 0.2
+    seconds = min(timed(lambda: Plan(sizes, 256, 0, window=window).step(100_000))[1] for _ in range(3))
+    assert seconds < 10 * sorting
     print(f"\nwindow {window:,}: the samples of step 100,000 in {seconds * 1000:.1f} ms")

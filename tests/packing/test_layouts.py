@@ -19,6 +19,7 @@ class Names:
     name = "names"
     other_files = Counter[str]()
     repeated = ()
+    reading = None
 
     def __init__(self, *paths: str) -> None:
         self.paths = paths

@@ -114,12 +114,8 @@ def test_a_run_that_was_stopped_or_is_there_already_can_be_resumed(
     run(f"leoclr shard {pictures('photos', ('cat', 'dog'), 12)} out")
     train = "leoclr train --data out --batch-size 16 --output 'my run'"
 
-    def told_to_stop(stop: GracefulStop) -> GracefulStop:
-        stop.requested = signal.SIGINT
-        return stop
-
     with monkeypatch.context() as stopping:
-        stopping.setattr(GracefulStop, "__enter__", told_to_stop)
+        stopping.setattr(GracefulStop, "requested", signal.SIGINT)
         assert run(train) == 128 + signal.SIGINT
     (resume,) = suggested(capsys.readouterr().err.partition("saved after")[2])
     assert resume == "leoclr train --resume 'my run'"

@@ -203,7 +203,7 @@ def test_a_clone_of_a_repository_keeps_its_other_files(tmp_path: Path) -> None:
     ("encoder", "said"),
     [
         ({"stem": "cifar"}, "no resnet18 with the CIFAR stem from a config.json; export --format safetensors, torchv"),
-        ({"width": 8}, "no resnet18 with width 8 from a config.json; export --format safetensors or onnx"),
+        ({"width": 16}, "no resnet18 with width 16 from a config.json; export --format safetensors or onnx"),
     ],
 )
 def test_what_timm_cannot_build_is_refused(tmp_path: Path, encoder: dict[str, Any], said: str) -> None:

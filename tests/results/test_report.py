@@ -120,9 +120,9 @@ def test_a_page_has_every_section(report: Run, make_run: MakeRun, tmp_path: Path
     assert page.tags["polyline"] == 3  # loss, k-NN, learning rate
     assert page.tags["img"] == 3  # views, neighbours, thumbnails
     assert page.tags["circle"] >= 24 and "24 training images" in page.text
-    assert "62.50 ± 1.25" in page.text and "k-NN of a test" in page.text
+    assert "62.50 ± 1.25 (draws)" in page.text and "k-NN of a test" in page.text
     assert "leoclr views under moco, resnet18 at 16 px, 10 epochs of 24 images" in page.text
-    assert "AP50, detection" in page.text and "43.8 %" in page.text and "43.75" in page.text
+    assert "43.8 %AP50, detection" in page.text and "43.75" in page.text
     assert "epoch 5" in page.text and "d" * 64 in page.text
 
 
@@ -232,8 +232,101 @@ def test_scores_of_several_checkpoints_are_told_apart(report: Run, make_run: Mak
     text = Page(tmp_path / "page.html").text
     assert "weighted, weights 99999999, protocol 1" in text and "weighted, weights 55555555, protocol 2" in text
     assert "checkpoint differ between these figures" in text
-    tile = text[text.index("top-1, knn") - 20 :][:60]
-    assert "75 %" in tile and "62.5 %" not in tile  # the newest checkpoint's on top
+    tile = text[text.index("top-1, k-NN") - 20 :][:60]
+    assert "75.0 %" in tile and "62.5" not in tile  # the newest checkpoint's on top
+
+
+def score(kind: str, row: str, value: float, **content: Any) -> dict[str, Any]:
+    checkpoint = {"path": "/x/checkpoints/step-000000005", "digest": "c" * 64}
+    data = {split: {"digest": split, "samples": 400, "source": [f"/shards/{split}"]} for split in ("train", "test")}
+    results = {row: {content.get("details", {}).get("metric", "top1"): value}}
+    return {"kind": kind, "results": results, "checkpoint": checkpoint, "data": data, "protocol": []} | content
+
+
+def test_a_trial_hides_no_score_and_tiles_say_what_they_are_of(report: Run, make_run: MakeRun, tmp_path: Path) -> None:
+    run = RunFolder(make_run("first"))
+    for path in run.evals.iterdir():
+        path.unlink()
+    sgd = {"learning_rate": 30.0}
+    records = {
+        "linear-a": score("linear", "linear", 0.9, details={"c": 1.0, "normalise": "standard"}, date="2026-01"),
+        "linear-b": score("linear", "linear", 0.8, details=sgd, protocol=["SGD, 100 epochs, x 0.1"], date="2026-01"),
+        "linear-c": score("linear", "linear", 0.3, details=sgd, protocol=["SGD, 3 epochs, x 0.1"], date="2026-02"),
+        "robustness-a": score("robustness", "drop", 0.07, details={"c": 1.0, "random": {"top1": [0.1] * 5}}),
+        "robustness-b": score("robustness", "drop", 0.11, details={"k": 200, "random": {"top1": [0.1]}}, date="2027"),
+        "semisup-a": score("semisup", "finetuned", 0.4, details={"share": 0.01}, protocol=["SGD; 60 epochs"]),
+        "semisup-b": score("semisup", "finetuned", 0.6, details={"share": 0.1}, protocol=["SGD; 30 epochs"]),
+        "transfer-a": score("transfer", "finetuned", 0.55, details={"data_set": "pets", "metric": "mean_per_class"}),
+        "detection-a": score("detection", "detection", 0.2, details={"metric": "ap50", "random": True}),
+        "harm": {"kind": "linear", "results": [], "details": 3, "data": [1], "checkpoint": "x", "protocol": {}},
+    }
+    for name, record in records.items():
+        (run.evals / f"{name}.json").write_text(json.dumps(record))
+    assert report(run.path, "--samples", 0)[0] == 0
+    text = Page(tmp_path / "page.html").text
+    for tile in (
+        "90.0 ± 2.9 %top-1, linear probe",
+        "80.0 ± 3.9 %top-1, linear probe by SGD, 100 epochs",
+        "7.0 %drop on random crops, linear probe, 5 draws",
+        "11.0 %drop on random crops, k-NN, 1 draw",
+        "40.0 ± 4.8 %top-1, fine-tuned with 1 % of the labels, 60 epochs",
+        "60.0 ± 4.8 %top-1, fine-tuned with 10 % of the labels, 30 epochs",
+        "55.0 %mean per class, transfer to pets, fine-tuned",
+        "20.0 %AP50, detection, from random weights",
+    ):
+        assert tile in text, tile
+    assert "30.0" not in text.partition("Training")[0]  # the three epochs
+
+
+def test_a_score_on_other_data_has_a_tile_of_its_own(report: Run, make_run: MakeRun, tmp_path: Path) -> None:
+    run = RunFolder(make_run("first"))
+    for number, place in enumerate(("birds", "cars")):
+        record = score("knn", "weighted", 0.5 + number / 10, date=f"2026-0{number + 1}")
+        record["data"]["test"] |= {"digest": place, "source": [f"/shards/{place}/test"]}
+        (run.evals / f"knn-{number + 2}.json").write_text(json.dumps(record))
+    assert report(run.path, "--samples", 0)[0] == 0
+    text = Page(tmp_path / "page.html").text
+    assert "50.0 ± 4.9 %top-1, k-NN, " in text and "tested on birds/test" in text and "tested on cars/test" in text
+
+
+def test_label_curves_are_on_the_page(report: Run, make_run: MakeRun, tmp_path: Path) -> None:
+    first, second = RunFolder(make_run("first")), RunFolder(make_run("second"))
+    curves = []
+    for run, value in ((first, 0.3), (second, 0.2)):
+        curve = score("label-curve", "1%", value, checkpoint={"path": f"{run.checkpoints}/step-000000005"})
+        curve["results"] = {"1%": {"top1": value}, "5%": {"top1": value + 0.1}, "odd": {"top1": 1.0}}
+        curve["details"] = {"shares": {"1%": {"labelled": 0.02}}}
+        curves.append(curve)
+    (first.evals / "label-curve-1.json").write_text(json.dumps({"kind": "label-curve", "curves": curves}))
+    assert report(first.path, "--samples", 0)[0] == 0
+    page = Page(tmp_path / "page.html")
+    assert page.tags["polyline"] == 4 and "fine-tuned: first from 30 % to 40 %" in page.text
+    assert "2 %" in page.text and "30.00" in page.text and "20.00" not in page.text  # the run's own curve alone
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [({"views": "pairwise"}, "Loss per term, one for each pair of views (moco)"),
+     ({"backend": "simclr"}, "Loss per term, one for each pair of views (simclr)"), ({}, "Loss, sum of 2 terms")]
+)  # fmt: skip
+def test_losses_of_other_kinds_do_not_share_a_scale(
+    report: Run, make_run: MakeRun, tmp_path: Path, changed: dict[str, Any], expected: str
+) -> None:
+    assert report(make_run("first"), make_run("second", changed), "--samples", 0)[0] == 0
+    text = Page(tmp_path / "page.html").text
+    assert expected in text and "loss, sum of 2 terms" in text
+    if changed == {"views": "pairwise"}:  # halves beside wholes
+        assert "first from 3.95 to 3; second from 7.9 to 6" in text
+
+
+def test_images_per_second_are_the_mean_of_the_run(report: Run, make_run: MakeRun, tmp_path: Path) -> None:
+    run = RunFolder(make_run("first", measures=0))
+    rates = [(1.0, 100.0), (1.5, 25.0), (2.0, 50.0)]  # epochs 1, 0.5, 0.5 in 0.01, 0.02, 0.01 of the same unit
+    run.metrics.write_text(
+        "".join(json.dumps({"step": 1, "epoch": epoch, "images_per_second": rate}) + "\n" for epoch, rate in rates)
+    )
+    assert report(run.path, "--samples", 0)[0] == 0
+    assert "50images/s, mean of the run" in Page(tmp_path / "page.html").text
 
 
 def test_no_run_and_too_many_are_one_line(report: Run, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +21,7 @@ from leoclr.cli.commands.app import main
 from leoclr.cli.commands.eval.group import COMMANDS
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.recipes.definition import Recipe, load_recipe, names
-from leoclr.cli.recipes.results import _elsewhere, _elsewhere_in, _places, cells, forward_passes, half_width
+from leoclr.cli.recipes.results import cells, forward_passes, half_width, write_result
 from leoclr.cli.recipes.steps import Plan
 from leoclr.cli.recipes.table import as_grid, as_json, as_markdown, as_picture
 
@@ -115,13 +117,36 @@ def test_the_steps_are_commands_one_could_type(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_recipe_runs_once_and_sets_its_figures_beside_the_papers(
-    recipe: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    recipe.write_text(TINY.replace(MOCO, ""))
-    arguments = (recipe, "--data", data, "--output", tmp_path / "out", "--scale", "0.5", "--json")
-    assert reproduce(*arguments) == 0
-    table = json.loads(capsys.readouterr().out)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the recipe of one method, its shards, and in `out` what `leoclr reproduce` made of them."""
+    folder = tmp_path_factory.mktemp("finished")
+    for split, images in (("train", 24), ("test", 12), ("val", 8)):
+        for number in range(images):
+            path = folder / "pictures" / split / f"class-{number % 4}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (60 * (number % 4), 10 * number, 90)).save(path)
+    (folder / "tiny.toml").write_text(TINY.replace(MOCO, ""))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        with pytest.raises(SystemExit, match="0"):
+            main(["shard", str(folder / "pictures"), str(folder / "shards")])
+        words = ["--data", str(folder / "shards"), "--output", str(folder / "out"), "--scale", "0.5"]
+        assert reproduce(folder / "tiny.toml", *words) == 0
+    return folder
+
+
+@pytest.fixture
+def again(finished: Path, tmp_path: Path) -> list[str]:
+    """The arguments that made `finished`, for a copy of it in `tmp_path`."""
+    shutil.copytree(finished / "out", tmp_path / "out")
+    shutil.copy(finished / "tiny.toml", tmp_path)
+    recipe, shards, output = (str(path) for path in (tmp_path / "tiny.toml", finished / "shards", tmp_path / "out"))
+    return [recipe, "--data", shards, "--output", output, "--scale", "0.5"]
+
+
+def test_a_recipe_sets_its_figures_beside_the_papers(finished: Path) -> None:
+    table = json.loads((finished / "out" / "table.json").read_text())
     assert [(cell["figure"], cell["method"]) for cell in table["cells"]] == [
         ("k-NN", "LeOCLR"),
         ("k-NN, majority", "LeOCLR"),
@@ -132,39 +157,60 @@ def test_a_recipe_runs_once_and_sets_its_figures_beside_the_papers(
     assert leoclr["forward_passes"] == 5 * 24 * 1
     assert leoclr["values"] == [leoclr["mean"]] and leoclr["half_width"] is None
     assert any("scale 0.5" in note for note in table["notes"])
-    for path in (tmp_path / "out" / "results").glob("*.json"):
-        content = path.read_text()
-        assert str(tmp_path) not in content  # a result may be shown to others
-        result = json.loads(content)
-        record = result["scores"]["k-NN"]
-        assert record["protocol"] and record["checkpoint"]["digest"] and record["data"]["test"]["digest"]
-    assert "| k-NN | LeOCLR | 79.59 |" in (tmp_path / "out" / "table.md").read_text()
-    with Image.open(tmp_path / "out" / "table.png") as picture:
+    assert "| k-NN | LeOCLR | 79.59 |" in (finished / "out" / "table.md").read_text()
+    with Image.open(finished / "out" / "table.png") as picture:
         assert picture.width == 1600
 
-    began = time.monotonic()
-    assert reproduce(*arguments) == 0
-    assert time.monotonic() - began < 3  # nothing is done again: an interpreter with torch takes longer to start
-    assert json.loads(capsys.readouterr().out) == table
-    changes = [
-        (["--scale", "1"], "was begun with scale 0.5, now 1.0; choose"),
-        (["--scale", "0.5", "--precision", "bf16"], "was begun with precision None, now 'bf16'; choose"),
-        (["--scale", "0.5", "--num-processes", "2"], "was begun with processes 1, now 2; choose"),
-    ]
-    for change, message in changes:
-        assert reproduce(*arguments[:-3], *change) == 2
-        assert message in capsys.readouterr().err
-    edited = recipe.read_text()
-    recipe.write_text(edited.replace("epochs = 4", "epochs = 8"))
-    assert reproduce(*arguments) == 2
+
+def test_a_result_keeps_the_record_and_says_nothing_of_this_machine(finished: Path) -> None:
+    (path,) = (finished / "out" / "results").glob("*.json")
+    assert str(finished) not in path.read_text()  # a result may be shown to others
+    record = json.loads(path.read_text())["scores"]["k-NN"]
+    assert record["protocol"] and record["checkpoint"]["digest"] and record["data"]["test"]["digest"]
+
+
+def test_what_is_done_is_not_done_again(again: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    before = json.loads(Path(again[4], "table.json").read_text())
+    assert reproduce(*again, "--json") == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == before and "[1/" not in printed.err
+    assert reproduce(*again, "--dry-run", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"commands": []}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("--scale 1", "was begun with scale 0.5, now 1.0; choose"),
+        ("--precision bf16", "was begun with precision None, now 'bf16'; choose"),
+        ("--num-processes 2", "was begun with processes 1, now 2; choose"),
+    ],
+)
+def test_a_folder_takes_no_second_experiment(
+    change: str, message: str, again: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert reproduce(*again, *change.split()) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_edited_recipe_does_not_go_on(again: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = Path(again[0])
+    recipe.write_text(recipe.read_text().replace("epochs = 4", "epochs = 8"))
+    assert reproduce(*again) == 2
     assert re.search("was begun with `leoclr train .* --epochs 1 .*, now `.* --epochs 2 ", capsys.readouterr().err)
-    recipe.write_text(edited + ANOTHER_COLUMN)
-    assert reproduce(*arguments[:-1], "--dry-run") == 0
-    (step,) = capsys.readouterr().out.splitlines()  # what is done stays done
+
+
+def test_another_column_is_the_only_step_left(again: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with Path(again[0]).open("a") as recipe:
+        recipe.write(ANOTHER_COLUMN)
+    assert reproduce(*again, "--dry-run") == 0
+    (step,) = capsys.readouterr().out.splitlines()
     assert step.startswith("leoclr eval linear ")
-    before = json.loads((tmp_path / "out" / "reproduce.json").read_text())
-    (tmp_path / "out" / "reproduce.json").write_text(json.dumps({"recipe": before["recipe"]}))
-    assert reproduce(*arguments) == 2
+
+
+def test_a_folder_of_another_version_is_refused(again: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path(again[4], "reproduce.json").write_text('{"recipe": "tiny"}')
+    assert reproduce(*again) == 2
     assert "was begun by another version of leoclr" in capsys.readouterr().err
 
 
@@ -326,17 +372,29 @@ def test_what_evaluations_need_is_asked_for_before_the_first_step(
 
 
 @pytest.mark.parametrize("shards", [".", "data", "10", "shards/cifar10"])
-def test_a_result_says_nothing_of_this_machine_and_keeps_its_shape(shards: str) -> None:
-    plan = Plan(load_recipe("cifar10"), Path("out/10"), {"cifar10": shards})
-    here = _places(plan)
-    content = {"data": {"data": [shards, f"{Path(shards).absolute()}/train", "10.5", "database"]}, "seconds": 10.5}
-    found = _elsewhere({**content, "pretrain": shards}, here)
-    assert found["seconds"] == 10.5 and found["data"]["data"][1:] == ["CIFAR10/train", "10.5", "database"]
-    assert found["data"]["data"][0] == ("." if shards == "." else "CIFAR10") and found["pretrain"] == shards
-    output = f"{Path.cwd()}/out/10/runs/x"
-    named = _elsewhere_in(["train", "--preset", "data", "--data", shards, "--epochs", "10", "--output", output], here)
-    assert named[:3] + named[5:] == ["train", "--preset", "data", "--epochs", "10", "--output", "OUTPUT/runs/x"]
-    assert named[4] == found["data"]["data"][0]
+def test_a_result_names_paths_by_what_they_are_for(
+    shards: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Words that only look like the path of the data stay: a preset of the same name, numbers, part of another name."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished / "out", "out/10")
+    recipe = Path("tiny.toml")
+    recipe.write_text(TINY.replace(MOCO, "").replace('"--backbone", "resnet18"', '"--preset", "data"'))
+    plan = Plan(load_recipe(str(recipe)), Path("out/10"), {"pictures": shards}, scale=0.5)
+    (unit,) = plan.units()
+    record = unit.record(unit.columns()[0])
+    there = [shards, f"{Path(shards).absolute()}/train", "10.5", "database", f"{Path.cwd()}/out/10/runs/x"]
+    content = json.loads(record.read_text()) | {"data": {"train": {"source": there}}, "seconds": 10.5, "kind": shards}
+    record.write_text(json.dumps(content))
+    result = json.loads(write_result(unit, "tiny").read_text())
+    score = result["scores"]["k-NN"]
+    here = "." if shards == "." else "PICTURES"
+    assert score["data"]["train"]["source"] == [here, "PICTURES/train", "10.5", "database", "OUTPUT/runs/x"]
+    assert score["seconds"] == 10.5 and score["kind"] == shards
+    train = shlex.split(result["commands"][0])
+    assert train[:4] == ["leoclr", "train", "--preset", "data"]
+    assert train[train.index("--data") + 1] == here
+    assert train[train.index("--output") + 1] == f"OUTPUT/runs/{unit.name}"
 
 
 def test_the_interval_is_students() -> None:

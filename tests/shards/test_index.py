@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import tarfile
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from leoclr.datasets.errors import DataError
@@ -298,3 +302,41 @@ def test_the_columns_are_mapped_not_read(saved: Path) -> None:
         assert not column.flags.owndata and not column.flags.writeable
     os.unlink(columns_of(saved))  # the mapping holds the file
     assert index.keys() == [f"{number:05d}" for number in range(7)]
+
+
+def test_pngs_of_equal_crc_and_length_are_told_apart(tmp_path: Path) -> None:
+    def picture(number: int) -> bytes:
+        data = io.BytesIO()
+        Image.new("RGB", (2, 2), (number & 255, number >> 8, 7)).save(data, "PNG", compress_level=0)
+        return data.getvalue()
+
+    known: dict[int, int] = {}
+    for number in range(2000):  # of 16 bits: a pair among a few hundred
+        other = known.setdefault(zlib.crc32(picture(number)), number)
+        if other != number:
+            break
+    assert len(picture(other)) == len(picture(number)) and picture(other) != picture(number)
+    for name, numbers in {"a": (other, other + 1, other + 1), "b": (number, other + 1)}.items():
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
+            for place, which in enumerate(numbers):
+                info = tarfile.TarInfo(f"{place:03d}.png")
+                info.size = len(picture(which))
+                tar.addfile(info, io.BytesIO(picture(which)))
+    first, second = (build_index([tmp_path / f"{name}.tar"]) for name in "ab")
+    assert first.shared_with(second) == 2 and second.shared_with(first) == 1 and first.copies() == 1
+    old = replace(first, shards=tuple(replace(shard, checksum="crc32") for shard in first.shards))
+    assert old.shared_with(second) is None
+
+
+def test_checksums_of_older_indexes_are_compared_as_they_were_made(make_shards: Callable[..., Path]) -> None:
+    (path,) = make_shards((3,)).glob("*.tar")
+    index = build_index([path])
+    images = [SampleReader(index).read(number) for number in range(3)]
+    shards = tuple(replace(shard, checksum="crc32") for shard in index.shards)
+    old = replace(index, shards=shards, crc=np.array([zlib.crc32(image) for image in images], np.uint32))
+    old.save(path.with_name("data.index.json"))
+    stored = json.loads(path.with_name("data.index.json").read_text())
+    assert "checksum" not in stored
+    reader = SampleReader(Index.load(path.with_name("data.index.json")))
+    assert [reader.read(number) for number in range(3)] == images
+    reader.close()

@@ -86,7 +86,7 @@ def test_the_flag_says_what_was_loaded_and_what_was_left_out(
     make_shards: MakeShards, tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: MakeSettings
 ) -> None:
     torch.manual_seed(3)
-    own = build_backbone("resnet18", "cifar", 8).state_dict()
+    own = build_backbone("resnet18", "cifar", 16).state_dict()
     tensors = {f"backbone.{name}": tensor for name, tensor in own.items()} | {"projector.0.weight": torch.zeros(2)}
     torch.save({"state_dict": tensors}, tmp_path / "solo.ckpt")
     run, data = tmp_path / "run", make_shards((16,))

@@ -1,0 +1,211 @@
+"""Parquet files with a column of encoded images, as the Hub's data sets have them, as a source.
+
+Rows can only be read front to back at a reasonable price, so their images are copied to one file first. The column of
+images is a binary one, or a struct with a field `bytes`; that of labels holds class numbers (their names are in the
+file's metadata, or else they are the names) or class names.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from leoclr.datasets.errors import DataError
+from leoclr.datasets.images.decode import MAX_BYTES
+from leoclr.datasets.packing.archives import PlacesSource
+from leoclr.datasets.packing.layouts import NO_SPLIT, LayoutKind, Named, Reading
+from leoclr.datasets.packing.split_names import SPLITS, splits_of
+from leoclr.datasets.shards.labels import parse_text
+
+PARQUET = ".parquet"
+_ROWS = 64  # in memory at a time
+_LABEL_NAMES = ("label", "labels", "cls", "class")
+_PART = re.compile(r"[-_.]?[0-9]+([-_]of[-_][0-9]+)?$")
+_BEGINNINGS = {b"\xff\xd8": "jpg", b"\x89PNG": "png", b"RIFF": "webp", b"GIF8": "gif", b"BM": "bmp", b"II*": "tif"}
+_OTHER_NAME = "-"  # stands for a slash in a class name
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns to read; None where the file's schema tells."""
+
+    image: str | None = None
+    label: str | None = None
+
+
+BY_SCHEMA = Columns()
+
+
+@dataclass(frozen=True)
+class _Schema:
+    image: str
+    nested: bool
+    label: str | None
+    names: tuple[str, ...]
+
+
+class ParquetSource(PlacesSource):
+    """The images of Parquet files, copied to `spool`. A file's name, or its folder's, may say which split it is.
+
+    Raises:
+        DataError: pyarrow is missing, a file is damaged, or no column, or several, may hold the images.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        files: Sequence[Path],
+        spool: BinaryIO,
+        columns: Columns,
+        advance: Callable[[int], None],
+    ) -> None:
+        super().__init__(name, spool)
+        if find_spec("pyarrow") is None:
+            raise DataError(f"{name}: Parquet needs pyarrow: pip install 'leoclr-cli[parquet]'")
+        splits = _splits(files)
+        rows: dict[str, list[tuple[str, str | int | None]]] = defaultdict(list)
+        declared: tuple[str, ...] = ()
+        position = 0
+        for path in files:
+            schema = self._schema(path, columns)
+            if declared and schema.names and schema.names != declared:
+                raise DataError(f"{path}: its classes are not those of the files before it; pack them one by one")
+            declared = declared or schema.names
+            found = rows[splits.get(path, NO_SPLIT)]
+            for data, label in self._rows(path, schema):
+                place = f"{splits.get(path, NO_SPLIT)}/{len(found):08d}.{_suffix(data)}".lstrip("/")
+                spool.write(data)
+                self.add(place, position, len(data))
+                position += len(data)
+                found.append((place, label))
+            advance(path.stat().st_size)
+        spool.flush()
+        self.reading = _reading(rows, declared)
+
+    def _schema(self, path: Path, columns: Columns) -> _Schema:
+        import pyarrow
+        from pyarrow import parquet, types
+
+        try:
+            schema = parquet.read_schema(path)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DataError(f"{path}: no Parquet file, or damaged ({_line(error)})") from error
+        binary = [field.name for field in schema if types.is_binary(field.type) or types.is_large_binary(field.type)]
+        nested = [
+            field.name for field in schema if types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
+        ]
+        image = _only(path, "--image-member", columns.image, binary + nested)
+        named = _class_names(schema.metadata)
+        candidates = [name for name in schema.names if name in named] or [
+            name for name in schema.names if name in _LABEL_NAMES
+        ]
+        if columns.label is not None and columns.label not in schema.names:
+            raise DataError(f"{path}: no column {columns.label!r}; there are {', '.join(schema.names)}")
+        if columns.label is None and len(candidates) > 1:
+            self.notes.add(
+                "no labels, as several columns may hold them (--label-member says which)", ", ".join(candidates)
+            )
+        label = columns.label or (candidates[0] if len(candidates) == 1 else None)
+        return _Schema(image, image in nested, label, named.get(label or "", ()))
+
+    def _rows(self, path: Path, schema: _Schema) -> Iterator[tuple[bytes, str | int | None]]:
+        import pyarrow
+        from pyarrow import parquet
+
+        wanted = [f"{schema.image}.bytes" if schema.nested else schema.image, *([schema.label] if schema.label else [])]
+        number = 0
+        try:
+            with parquet.ParquetFile(path, pre_buffer=False) as file:
+                for batch in file.iter_batches(_ROWS, columns=wanted):
+                    for row in batch.to_pylist():
+                        number += 1
+                        image = row[schema.image]
+                        data = image.get("bytes") if schema.nested and image else image
+                        if not data or len(data) > MAX_BYTES:
+                            self.notes.add(
+                                "left out, rows without the bytes of an image", f"row {number} of {path.name}"
+                            )
+                        else:
+                            yield data, self._label(row.get(schema.label) if schema.label else None, path, number)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DataError(f"{path}: damaged ({_line(error)})") from error
+
+    def _label(self, value: Any, path: Path, number: int) -> str | int | None:
+        found: int | str | None = value if isinstance(value, int) and not isinstance(value, bool) else None
+        if isinstance(value, str):
+            found = parse_text(value.encode(errors="replace"))
+        elif isinstance(value, bytes):
+            found = parse_text(value)
+        if found is None or (isinstance(found, int) and found < 0):
+            if value is not None:
+                self.notes.add("labels that are no class number or name", f"row {number} of {path.name}")
+            return None
+        return found
+
+
+def _reading(rows: dict[str, list[tuple[str, str | int | None]]], declared: tuple[str, ...]) -> Reading:
+    values = {label for found in rows.values() for _, label in found if label is not None}
+    if declared and all(isinstance(label, int) and label < len(declared) for label in values):
+        names = {label: declared[label] for label in values if isinstance(label, int)}
+        classes = declared
+    else:
+        ordered = sorted(values, key=lambda label: (isinstance(label, str), label))
+        names = {label: str(label) for label in ordered}  # type: ignore[misc]
+        classes = tuple(dict.fromkeys(names.values()))
+    folder: dict[Any, str] = {
+        None: "",
+        **{label: f"{name.replace('/', _OTHER_NAME)}/" for label, name in names.items()},
+    }
+    splits: dict[str, list[Named]] = {
+        split: [(place, f"{folder[label]}{place.rpartition('/')[2]}") for place, label in rows[split]]
+        for split in (*SPLITS, NO_SPLIT)
+        if rows.get(split)
+    }
+    kind: LayoutKind = "splits" if NO_SPLIT not in splits else ("classes" if classes else "flat")
+    return Reading(kind, splits, classes={name.replace("/", _OTHER_NAME): name for name in classes})
+
+
+def _splits(files: Sequence[Path]) -> dict[Path, str]:
+    """The split of every file, if the names of all files, or those of their folders, say one."""
+    for name_of in (lambda path: _PART.sub("", path.stem), lambda path: path.parent.name):
+        found = splits_of({name_of(path) for path in files})
+        if found and all(name_of(path) in found for path in files):
+            return {path: found[name_of(path)] for path in files}
+    return {}
+
+
+def _only(path: Path, option: str, asked: str | None, candidates: Sequence[str]) -> str:
+    if asked is not None and asked in candidates:
+        return asked
+    if asked is None and len(candidates) == 1:
+        return candidates[0]
+    found = f"{', '.join(candidates)} may hold images" if candidates else "no column holds encoded images"
+    raise DataError(f"{path}: {found}; {option} takes the name of such a column")
+
+
+def _class_names(metadata: dict[bytes, bytes] | None) -> dict[str, tuple[str, ...]]:
+    """The names of the classes of each column that holds class numbers, as `datasets` writes them down."""
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        found = {column: feature.get("names") for column, feature in features.items() if isinstance(feature, dict)}
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
+        return {}
+    return {
+        column: tuple(names)
+        for column, names in found.items()
+        if isinstance(names, list) and names and all(isinstance(name, str) for name in names)
+    }
+
+
+def _suffix(data: bytes) -> str:
+    return next((suffix for start, suffix in _BEGINNINGS.items() if data.startswith(start)), "jpg")
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,106 @@
+"""Parquet files with a column of images: columns, labels, splits, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pytest
+from PIL import Image
+from pyarrow import parquet
+
+from leoclr.cli.commands.app import main
+from leoclr.datasets.errors import DataError
+from leoclr.datasets.packing.arrangement import Collection, arrange
+from leoclr.datasets.packing.parquet_source import Columns
+from leoclr.datasets.packing.sources import open_source
+from leoclr.datasets.shards.locate import open_data
+from leoclr.datasets.shards.reader import SampleReader
+
+
+def png(number: int) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(data, "PNG")
+    return data.getvalue()
+
+
+def write(path: Path, names: Sequence[str] = (), **columns: Sequence[Any]) -> Path:
+    """A file as `datasets` writes it: a struct of bytes and path, and class names in the metadata."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count = len(next(iter(columns.values())))
+    images = [{"bytes": png(number), "path": None} for number in range(count)]
+    table = pyarrow.table({"image": images} | {name: list(values) for name, values in columns.items()})
+    if names:
+        info = {"info": {"features": {"label": {"names": list(names), "_type": "ClassLabel"}}}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps(info)})
+    parquet.write_table(table, path, row_group_size=7)
+    return path
+
+
+def collected(path: Path, scratch: Path, columns: Columns | None = None) -> Collection:
+    with open_source(str(path), scratch, columns=columns or Columns()) as source:
+        return arrange(source)
+
+
+def labels(collection: Collection) -> dict[str, list[int]]:
+    return {split: [picture.label for picture in pictures] for split, pictures in collection.splits.items()}
+
+
+def test_a_data_set_of_the_hub_is_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("zebra", "ant/bee")  # their order is that of the numbers
+    write(tmp_path / "in/data/train-00000-of-00002.parquet", names, label=[0, 1] * 10)
+    write(tmp_path / "in/data/train-00001-of-00002.parquet", names, label=[1] * 5)
+    write(tmp_path / "in/data/validation-00000-of-00001.parquet", names, label=[0, 1, None])
+    with pytest.raises(SystemExit, match="0"):
+        main(["shard", str(tmp_path / "in"), str(tmp_path / "out")])
+    train, val = (open_data([str(tmp_path / "out" / split)]) for split in ("train", "val"))
+    assert train.classes == val.classes == names and sorted(train.label.tolist()) == [0] * 10 + [1] * 15
+    assert sorted(val.label.tolist()) == [-1, 0, 1]
+    assert {SampleReader(val).read(number) for number in range(3)} == {png(number) for number in range(3)}
+    assert "classes: zebra, ant/bee" in capsys.readouterr().out
+    assert not list(tmp_path.rglob(".packing"))
+
+
+@pytest.mark.parametrize(
+    ("values", "classes", "numbers"),
+    [
+        ([7, 52_000, 734_298_112, 7], ("7", "52000", "734298112"), [0, 1, 2, 0]),
+        (["dog", "cat", None, "dog"], ("cat", "dog"), [1, 0, -1, 1]),
+        ([-1, -1, -1, -1], (), [-1] * 4),
+        ([0.5, 1.0, 2.0, 3.0], (), [-1] * 4),
+        ([[0], [1], [0, 1], []], (), [-1] * 4),
+    ],
+)
+def test_labels_of_any_type(values: list[Any], classes: tuple[str, ...], numbers: list[int], tmp_path: Path) -> None:
+    collection = collected(write(tmp_path / "x.parquet", label=values), tmp_path)
+    assert collection.classes == classes and labels(collection) == {"": numbers}
+
+
+def test_columns_are_chosen_or_asked_for(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.parquet", mask=[png(n) for n in range(3)], label=[0, 1, 0], cls=[1, 1, 0])
+    with pytest.raises(DataError, match="mask, image may hold images; --image-member"):
+        collected(path, tmp_path)
+    chosen = collected(path, tmp_path, Columns("image", "cls"))
+    assert labels(chosen) == {"": [1, 1, 0]}
+    with open_source(str(path), tmp_path, columns=Columns("mask")) as source:
+        assert "several columns may hold them" in next(source.notes.lines())
+        assert labels(arrange(source)) == {"": [-1] * 3}
+    with pytest.raises(DataError, match="no column 'kind'; there are image, mask, label, cls"):
+        collected(path, tmp_path, Columns("image", "kind"))
+
+
+def test_damaged_files_and_those_without_images_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.parquet", label=[0, 1] * 20)
+    content = path.read_bytes()
+    for damaged in (b"", b"PAR1", content[:-9], content[: len(content) // 2]):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match="no Parquet file, or damaged"):
+            collected(path, tmp_path)
+    parquet.write_table(pyarrow.table({"text": ["a"]}), path)
+    with pytest.raises(DataError, match="no column holds encoded images"):
+        collected(path, tmp_path)
