@@ -63,6 +63,7 @@ class Facts:
         policy_views, pairs: Of the view policy.
         batch_size: Images in a step, over all processes.
         images: Images in the data set.
+        image_size: Side of a view of full size, in pixels.
         ranks: Processes that train together.
         seed: Of the run.
         device_type: "cpu" or "cuda"; a method is built on the CPU and moved afterwards.
@@ -75,6 +76,7 @@ class Facts:
     pairs: Pairs = (("x1", "x2"),)
     batch_size: int = 256
     images: int = 0
+    image_size: int = 224
     ranks: int = 1
     seed: int = 0
     device_type: str = "cpu"

@@ -13,6 +13,8 @@ from leoclr.datasets.views import POLICIES, PolicySettings, View, ViewPolicy
 
 Positive = Annotated[FiniteFloat, Field(gt=0)]
 Fraction = Annotated[FiniteFloat, Field(ge=0, le=1)]
+Share = Annotated[FiniteFloat, Field(gt=0, le=1)]
+Shares = tuple[Share, Share]
 Base = Literal["pairwise", "pairwise-symmetric", "leoclr"]
 
 # CLSA's sizes, and shares of the area that a crop covers; the first has those of the settings.
@@ -69,6 +71,33 @@ class MixSiam(PolicySettings):
     def policy(self) -> ViewPolicy:
         base = POLICIES["pairwise-symmetric"]
         return ViewPolicy("mixsiam", base.views, base.pairs, _line(self), ("pairs",), passes=1)
+
+
+class RegionCL(PolicySettings):
+    """Rectangles swapped between images; both regions of a composite find their own image (RegionCL)."""
+
+    base: Base = Field(default="pairwise", description="Views and pairs whose anchors are swapped.")
+    weight: Positive = Field(default=1.0, description="Of the regions' loss.")
+
+    def policy(self) -> ViewPolicy:
+        base = POLICIES[self.base]
+        return ViewPolicy("regioncl", base.views, base.pairs, _line(self), ("pairs",), _anchors(base))
+
+
+class LoGo(PolicySettings):
+    """Two global and two local crops: locals pulled to both globals and made unlike each other (LoGo)."""
+
+    size: Share = Field(default=96 / 224, description="Side of a local crop, as a share of data.image_size.")
+    global_scale: Shares = Field(default=(0.4, 1.0), description="Share of the area that a global crop covers.")
+    local_scale: Shares = Field(default=(0.05, 0.4), description="Share of the area that a local crop covers.")
+
+    def policy(self) -> ViewPolicy:
+        whole = View(changes={"crop_scale": self.global_scale})
+        part = View(size=self.size, changes={"crop_scale": self.local_scale})
+        views = {"global1": whole, "global2": whole, "local1": part, "local2": part}
+        pairs = [("global1", "global2"), ("global2", "global1")]
+        pairs += [(local, target) for local in ("local1", "local2") for target in ("global1", "global2")]
+        return ViewPolicy("logo", views, tuple(pairs), _line(self), ("pairs",), passes=4)
 
 
 def _line(settings: PolicySettings) -> str:

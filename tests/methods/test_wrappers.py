@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -14,13 +17,17 @@ from leoclr.backends.method import Facts, PairMethod, Progress
 from leoclr.backends.methods import moco, simclr
 from leoclr.backends.networks.backbones import Backbone
 from leoclr.backends.wrappers.clsa import Clsa
+from leoclr.backends.wrappers.logo import LoGo
 from leoclr.backends.wrappers.mixing import cut_box, generator, inside, mixture, partners
 from leoclr.backends.wrappers.mixsiam import MixSiam
+from leoclr.backends.wrappers.regioncl import RegionCL, region
 from leoclr.backends.wrappers.unmix import UnMix
+from leoclr.cli.config.fields import replaced
 from leoclr.cli.config.settings import Settings
-from leoclr.cli.methods.checks import small_settings
+from leoclr.cli.methods.checks import _two_processes, small_settings
 from leoclr.cli.training import build
 from leoclr.cli.training.preflight import facts_of, problems
+from leoclr.cli.training.trainer import train
 from leoclr.datasets import wrapped_views
 from leoclr.datasets.views import POLICIES, PolicySettings
 
@@ -142,7 +149,7 @@ def test_clsa_gives_strong_views_the_distribution_of_weak_ones(crops: Any) -> No
         weak, strong = (method.encoder(images[f"{kind}{number}"]) for kind in ("weak", "strong"))
         for row in range(6):
             target, predicted = ((query[row] @ keys.T / 0.2).softmax(dim=0) for query in (weak, strong))
-            total -= float((target * predicted.log()).sum()) / 6
+            total -= (target * predicted.log()).sum().item() / 6
     assert float(found.loss.detach() - base.loss.detach()) == pytest.approx(0.5 * total, rel=1e-10)
 
 
@@ -181,7 +188,149 @@ def test_unmix_over_leoclr_views_never_pulls_the_crops_to_each_other() -> None:
     assert loss(changed, second) - loss(first, second) == pytest.approx(loss(changed, other) - loss(first, other))
 
 
-@pytest.mark.parametrize("views", ["clsa", "unmix", "mixsiam"])
+class Pooled(nn.Sequential):
+    """A backbone whose pooling layer has torchvision's name; 8 px make a map of 3 x 3 cells."""
+
+    feature_dim = 6
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__(nn.Conv2d(3, 6, 3, stride=2), nn.ReLU())
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+
+
+def test_regioncl_pulls_both_regions_of_a_composite_to_the_images_they_come_from() -> None:
+    settings, images = wrapped_views.RegionCL(weight=0.5), noise("x1", "x2", batch=5)
+    facts = Facts(lambda: cast(Backbone, Pooled()), (2, 0, 4), image_size=8, policy=settings.model_dump())
+    options = moco.Settings(queue=12, bn_splits=1)
+    kind: Any = type("MoCo", (RegionCL, moco.MoCo), {})
+    method, plain = kind(options, facts).double(), moco.MoCo(options, facts).double()
+    found, base = method(images, PAIRS, at(3)), plain(images, PAIRS, at(3))
+    left, top, right, bottom = region(3, generator(0, 3, 0))
+    pixels, cells = torch.zeros(8, 8, dtype=torch.bool), torch.zeros(3, 3, dtype=torch.double)
+    pixels[top * 8 // 3 : bottom * 8 // 3, left * 8 // 3 : right * 8 // 3] = True
+    cells = F.interpolate(pixels[None, None].double(), (3, 3), mode="area")[0, 0]
+    other = [1, 0, 3, 2, 4]
+    composites = torch.where(pixels, images["x1"][other], images["x1"])
+    maps = method.encoder.backbone[0](composites).relu()
+    outside, within = ((maps * part).sum(dim=(2, 3)) / part.sum() for part in (1 - cells, cells))
+    canvas, paste = (F.normalize(method.encoder.projector(part), dim=1) for part in (outside, within))
+    keys, queue, total = method.encoder(images["x2"]), method.queue.keys, 0.0
+    for row in range(5):
+        total += info_nce_row(canvas[row], keys[row], torch.cat([queue, paste[row : row + 1]])) / 10
+        total += info_nce_row(paste[row], keys[other[row]], torch.cat([queue, canvas[row : row + 1]])) / 10
+    assert float(found.loss.detach() - base.loss.detach()) == pytest.approx(0.5 * total, rel=1e-10)
+    assert method.encoder(images["x1"]).shape == (5, 4)  # and no hook is left
+
+
+@pytest.mark.parametrize(("cells", "sides"), [(7, {3, 4, 5}), (4, {2, 3}), (2, {1})])
+def test_regions_have_three_to_five_sevenths_of_the_side(cells: int, sides: set[int]) -> None:
+    random = np.random.default_rng(0)
+    found = [region(cells, random) for _ in range(300)]
+    assert {right - left for left, _, right, _ in found} == sides == {bottom - top for _, top, _, bottom in found}
+    assert all(0 <= left < right <= cells and 0 <= top < bottom <= cells for left, top, right, bottom in found)
+    assert len({left for left, *_ in found}) == cells - min(sides) + 1
+
+
+def test_regioncl_without_a_map_or_a_pooling_layer_is_refused() -> None:
+    for backbone, words in ((tiny_backbone, "pooling layer"), (lambda: cast(Backbone, Pooled()), "one cell")):
+        facts = Facts(backbone, (2, 0, 4), image_size=4, policy=wrapped_views.RegionCL().model_dump())
+        kind: Any = type("MoCo", (RegionCL, moco.MoCo), {})
+        with pytest.raises(ValueError, match=words):
+            kind(moco.Settings(queue=12, bn_splits=1), facts)
+
+
+def logo_step(method: Any, images: dict[str, Tensor], step: int) -> list[dict[str, Tensor]]:
+    """The gradients that each phase leaves to the optimizer."""
+    pairs, found = wrapped_views.LoGo().policy().pairs, []
+    for phase in range(method.phases):
+        now = at(step)._replace(phase=phase)
+        method.zero_grad()
+        method(images, pairs, now).loss.backward()
+        method.before_update(now)
+        found.append({name: p.grad.clone() for name, p in method.named_parameters() if p.grad is not None})
+        method.after_update(now)
+    return found
+
+
+def norm(gradients: dict[str, Tensor]) -> float:
+    return float(torch.cat([gradient.flatten() for gradient in gradients.values()]).norm())
+
+
+def test_logo_has_three_phases_with_gradients_of_their_own() -> None:
+    method: Any = wrapped(LoGo, wrapped_views.LoGo())
+    images = noise("global1", "global2", "local1", "local2")
+    queue = method.queue.keys.clone()
+    first, second = logo_step(method, images, 0), logo_step(method, images, 1)
+    for regressor, unlike, contrastive in (first, second):
+        assert all(name.startswith("regressor.") for name in regressor) and norm(regressor) > 0
+        assert set(unlike) == set(contrastive) and not any(name.startswith("regressor.") for name in unlike)
+    assert norm(first[1]) < 1e-9  # there was no contrastive gradient yet
+    assert norm(second[1]) <= 0.015 * norm(first[2]) * (1 + 1e-5)
+    assert int((method.queue.keys != queue).any(dim=1).sum()) == 12  # 6 keys a step, once a step
+
+
+def test_the_contrastive_phase_of_logo_is_the_mean_of_six_pairs_and_never_pulls_the_locals_together() -> None:
+    method: Any = wrapped(LoGo, wrapped_views.LoGo(), reduction="sum")
+    policy, images = wrapped_views.LoGo().policy(), noise("global1", "global2", "local1", "local2")
+    loss = method(images, policy.pairs, at(0)._replace(phase=2)).loss.item()
+    embeddings = {name: method.encoder(view) for name, view in images.items()}
+    expected = np.mean(
+        [
+            info_nce_row(embeddings[anchor][row], embeddings[positive][row], method.queue.keys)
+            for anchor, positive in policy.pairs
+            for row in range(6)
+        ]
+    )
+    assert loss == pytest.approx(expected, rel=1e-10) and len(policy.pairs) == 6
+    assert not any({"local1", "local2"} == set(pair) for pair in policy.pairs)
+
+
+def test_the_regressor_of_logo_tells_pairs_of_one_image_from_pairs_of_two() -> None:
+    method: Any = wrapped(LoGo, wrapped_views.LoGo())
+    method.regressor.eval()
+    first, second = (torch.randn(6, 4, generator=torch.Generator().manual_seed(n)).double() for n in (1, 2))
+    noisy = [part + n * 0.15 for part, n in zip((first, second), map(torch.from_numpy, drawn_noise()), strict=True)]
+
+    def alike(one: Tensor, other: Tensor) -> float:
+        return float(method.regressor(torch.cat([one, other])[None]).detach())
+
+    total = 0.0
+    for row in range(6):
+        one, other = noisy[0][row], noisy[1][row]
+        total += np.log1p(np.exp(-alike(one, other))) / 2 + np.log1p(np.exp(-alike(other, one))) / 2
+        total += np.log1p(np.exp(alike(one, noisy[1][row ^ 1])))
+    assert method.regressor_loss(first, second, 5).item() == pytest.approx(total / 6, rel=1e-6)
+
+
+def drawn_noise() -> Any:
+    return generator(0, 5, 0).standard_normal((2, 1, 6, 4))[:, 0]
+
+
+@pytest.mark.parametrize("views", ["unmix", "regioncl", "logo"])
+def test_a_wrapped_run_resumes_bit_for_bit(
+    views: str, make_shards: Callable[..., Path], tiny_settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    settings = tiny_settings(make_shards((16,)), views=views, train__epochs="2")
+
+    def end(folder: Path, resume: bool) -> bytes:
+        result = train(settings, folder, None, ["test"], resume)
+        return (Path(result.checkpoint) / "model.safetensors").read_bytes()
+
+    whole = end(tmp_path / "run", resume=False)
+    shutil.rmtree(sorted((tmp_path / "run" / "checkpoints").iterdir())[-1])
+    assert end(tmp_path / "run", resume=True) == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("views", ["clsa", "unmix", "mixsiam", "regioncl", "logo"])
+def test_two_processes_equal_one(views: str, tmp_path: Path) -> None:
+    settings = replaced(small_settings("moco"), {"views": views})
+    assert "within" in _two_processes(settings, tmp_path)
+
+
+@pytest.mark.parametrize("views", ["clsa", "unmix", "mixsiam", "regioncl"])
 def test_a_wrapped_method_keeps_its_state_and_its_backbones(views: str) -> None:
     settings = small_settings("moco")
     plain, within = (
