@@ -1,7 +1,8 @@
 """Contrastive losses as pure functions. B = batch, N = batch over all ranks, D = embedding, K = queue, P = positives.
 
-All take embeddings of length one and return means over the batch, in the precision of their input, also where autocast
-is on: at a temperature of 0.1, bf16 similarities would be off by 4 %. Temperature is what similarities are divided by.
+The contrastive ones take embeddings of length one and return means over the batch, in the precision of their input,
+also where autocast is on: at a temperature of 0.1, bf16 similarities would be off by 4 %. Temperature is what
+similarities are divided by.
 """
 
 from __future__ import annotations
@@ -13,6 +14,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from leoclr.backends.distributed import gather_with_gradient, rank
+
+
+def exact(values: Tensor) -> Tensor:
+    """The values in float32 or float64: what losses are computed in, whatever autocast made of the layers before."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def cosine(first_BD: Tensor, second_BD: Tensor) -> Tensor:
+    """The cosine of each pair of rows, which may have any length: shape `(B,)`."""
+    with torch.autocast(first_BD.device.type, enabled=False):
+        return F.cosine_similarity(exact(first_BD), exact(second_BD), dim=1)
 
 
 def info_nce(

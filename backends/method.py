@@ -10,16 +10,18 @@ The training step calls, in this order: `forward` (for each micro-batch) and bac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from leoclr.backends.networks.backbones import Backbone
+from leoclr.backends.networks.batchnorm import sync_batch_norm
 from leoclr.backends.networks.encoder import Encoder
-from leoclr.backends.settings import Pairs, RunFacts
+from leoclr.backends.settings import BatchNormSettings, Pairs, RunFacts
 from leoclr.backends.settings import anchors_of as anchors_of
 from leoclr.backends.settings import positives_of as positives_of
 
@@ -133,7 +135,7 @@ class Method(nn.Module):
 
     groups: tuple[ParameterGroup, ...] = ()
     phases: ClassVar[int] = 1
-    per_rank: ClassVar[tuple[str, ...]] = ()
+    per_rank: tuple[str, ...] = ()
 
     def forward(self, views: Mapping[str, Tensor], pairs: Pairs, now: Progress) -> Output:
         """The loss of this rank's part of a batch.
@@ -201,6 +203,12 @@ def encode_views(encoder: Any, views: Mapping[str, Tensor]) -> dict[str, Tensor]
     return dict(zip(views, embeddings.chunk(len(views)), strict=True))
 
 
+def share_batch_norm(method: Method, settings: BatchNormSettings, facts: Facts) -> None:
+    """Let the BatchNorm layers of a method take their statistics over all processes, where the settings say so."""
+    if settings.sync_batchnorm and facts.device_type == "cuda":
+        sync_batch_norm(method)  # in place: only layers are replaced
+
+
 def reduce_pairs(losses: Tensor, reduction: Literal["sum", "mean"]) -> Tensor:
     """One loss from those of all pairs: their sum (LeOCLR, equation 3) or mean."""
     return losses.sum() if reduction == "sum" else losses.mean()
@@ -219,6 +227,14 @@ def spread(embeddings: Tensor) -> tuple[Tensor, Tensor]:
     values = torch.linalg.svdvals(embeddings - embeddings.mean(dim=0))
     share = values / values.sum().clamp_min(1e-12)
     return deviation, torch.exp(-(share * share.clamp_min(1e-12).log()).sum())
+
+
+@torch.no_grad()
+def mean_std(embeddings: Iterable[Tensor]) -> Tensor:
+    """Standard deviation of embeddings, at length one, over a batch: the mean over dimensions and views, times
+    sqrt(dim). About 1 for directions that fill the sphere, 0 at collapse."""
+    spreads = [F.normalize(each, dim=1).std(dim=0, correction=0).mean() * each.shape[1] ** 0.5 for each in embeddings]
+    return torch.stack(spreads).mean()
 
 
 def run_facts(facts: Facts, micro: int, accumulation: int) -> RunFacts:

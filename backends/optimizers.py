@@ -14,6 +14,10 @@ class LARS(torch.optim.Optimizer):
 
     `rate = lr * trust * |w| / (|g| + weight_decay * |w|)` for each parameter, and the momentum runs over
     `rate * (g + weight_decay * w)`. A group with `trust` 0 takes plain momentum steps of `lr`.
+
+    Args:
+        clip: Whether the rate is at most `lr`: `min(lr, trust * |w| / (...))` in place of the product (LARC with
+            clipping, and solo-learn). False is LARS as BYOL, Barlow Twins, VICReg and SwAV have it.
     """
 
     def __init__(
@@ -23,8 +27,10 @@ class LARS(torch.optim.Optimizer):
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         trust: float = 0.001,
+        clip: bool = False,
     ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
+        chosen = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust, "clip": clip}
+        super().__init__(params, chosen)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -41,6 +47,8 @@ class LARS(torch.optim.Optimizer):
         if group["trust"]:
             weights, lengths = (torch.stack(list(torch._foreach_norm(each))) for each in (parameters, gradients))
             adapted = group["trust"] * weights / (lengths + group["weight_decay"] * weights)
+            if group["clip"]:
+                adapted = (adapted / max(group["lr"], torch.finfo(adapted.dtype).tiny)).clamp_max(1.0)
             rates = torch.where((weights > 0) & (lengths > 0), adapted, torch.ones_like(adapted))
             torch._foreach_mul_(directions, list(rates.unbind()))
         for parameter in parameters:

@@ -15,6 +15,7 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 PositiveCount = Annotated[int, Field(ge=1, lt=2**63)]
 
 Pairs = tuple[tuple[str, str], ...]
+PROJECTOR = ("encoder.projector_layers", "encoder.projector_hidden", "encoder.projector_dim")
 
 # What a wrapper may need of the method it wraps, by the word in `MethodSettings.offers`.
 NEEDS: Mapping[str, str] = {
@@ -76,6 +77,18 @@ class MethodSettings(Strict):
         return 3 * len(facts.views)
 
 
+class BatchNormSettings(MethodSettings):
+    """Of a method with BatchNorm behind its linear layers, whose projector has settings of its own."""
+
+    ignores: ClassVar[tuple[str, ...]] = PROJECTOR
+
+    sync_batchnorm: bool = Field(default=True, description="BatchNorm statistics over all GPUs (CUDA only).")
+
+    def problems(self, facts: RunFacts) -> Iterator[str]:
+        if facts.micro < 2:
+            yield "BatchNorm behind the linear layers needs at least two images in each process and micro-batch"
+
+
 def anchors_of(pairs: Pairs) -> list[str]:
     """The views that are anchors, each once, in order."""
     return list(dict.fromkeys(anchor for anchor, _ in pairs))
@@ -84,3 +97,8 @@ def anchors_of(pairs: Pairs) -> list[str]:
 def positives_of(pairs: Pairs) -> list[str]:
     """The views that are positives, each once, in order."""
     return list(dict.fromkeys(positive for _, positive in pairs))
+
+
+def undirected(pairs: Pairs) -> list[tuple[str, str]]:
+    """The pairs, those that differ in direction alone once."""
+    return list({frozenset(pair): pair for pair in reversed(pairs)}.values())[::-1]

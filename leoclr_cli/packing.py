@@ -131,13 +131,13 @@ def _say_passed_over(source: Source) -> None:
 
 
 def _say_copies(packed: Sequence[PackedSplit], selection: Selection) -> None:
-    """How many images are copies of others, by the length and checksum of what was stored."""
+    """How many images are copies of others, as they are stored."""
     for split in packed:
-        if copies := split.index.copies():
+        if copies := split.copies:
             where = f" of the split {split.split}" if split.split else ""
             kept = ", all on one side" if selection.val is not None and split.split in ("train", "val") else ""
             warn(f"images{where} that are copies of another, byte for byte: {copies:,}{kept}; --dedupe leaves them out")
     first = next((split for split in packed if split.split == "train"), None)
     for split in packed if first is not None else ():
-        if first is not None and split is not first and (shared := split.index.shared_with(first.index)):
+        if first is not None and split is not first and (shared := split.shared_with(first)):
             warn(f"images of the split {split.split} that are in train too, byte for byte: {shared:,}")

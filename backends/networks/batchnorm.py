@@ -13,6 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from leoclr.backends.networks.batchnorm_groups import Running, group_batch_norm
 
@@ -102,3 +103,16 @@ def sync_batch_norm(module: nn.Module) -> nn.Module:
     from timm.layers.norm_act import convert_sync_batchnorm
 
     return cast(nn.Module, convert_sync_batchnorm(module))  # type: ignore[no-untyped-call]
+
+
+def zero_last_norms(backbone: nn.Module) -> None:
+    """Let each residual block of a ResNet begin as the identity: the scale of its last BatchNorm becomes zero.
+
+    torchvision's and timm's ResNets have such blocks; other backbones stay as they are.
+    """
+    for block in backbone.modules():
+        last = {BasicBlock: "bn2", Bottleneck: "bn3"}.get(type(block))
+        if last is not None:
+            nn.init.zeros_(block.get_submodule(last).get_parameter("weight"))
+        elif callable(zero := getattr(block, "zero_init_last", None)):
+            zero()

@@ -48,7 +48,8 @@ class LoGo(Wrapper):
 
     def __init__(self, settings: MethodSettings, facts: Facts) -> None:
         super().__init__(settings, facts)
-        self.regressor = mlp([2 * facts.projector[2], _HIDDEN, _HIDDEN, 1], norm=True)
+        dim = [part.out_features for part in self.encoder.projector.modules() if isinstance(part, nn.Linear)][-1]
+        self.regressor = mlp([2 * dim, _HIDDEN, _HIDDEN, 1], norm=True)
         self.register_buffer("contrastive_norm", torch.zeros(()))
         self.groups = (ParameterGroup(r"^regressor\.", lr=1.0, constant_lr=True), *self.groups)
 

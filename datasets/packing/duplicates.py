@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from leoclr.datasets.errors import BadImage
 from leoclr.datasets.files import ignore
 from leoclr.datasets.packing.arrangement import Collection
+from leoclr.datasets.packing.contents import DIGEST_BYTES, content_digest, repeated_rows
 from leoclr.datasets.packing.sources import Source
 from leoclr.datasets.packing.threads import ordered_map
 
@@ -38,24 +37,15 @@ def find_copies(
 
     def digest(number: int) -> bytes:
         try:
-            return hashlib.blake2b(source.read(paths[number]), digest_size=16).digest()
+            return content_digest(source.read(paths[number]))
         except BadImage:  # packing will say so
-            return number.to_bytes(16, "big")
+            return number.to_bytes(DIGEST_BYTES, "big")
 
     digests = np.empty((len(candidates), 2), np.uint64)
     for row, found in enumerate(ordered_map(digest, candidates.tolist(), workers)):
         digests[row] = np.frombuffer(found, np.uint64)
         advance(1)
-    return {paths[candidates[copy]]: paths[candidates[first]] for copy, first in _repeated(digests)}
-
-
-def _repeated(digests: NDArray[np.uint64]) -> list[tuple[int, int]]:
-    """(row, first row that equals it), for every row that equals an earlier one."""
-    order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable: equal rows stay in order
-    equal = np.zeros(len(order), np.bool_)
-    equal[1:] = (digests[order[1:]] == digests[order[:-1]]).all(axis=1)
-    first = np.maximum.accumulate(np.where(equal, 0, np.arange(len(order))))
-    return [(int(order[place]), int(order[first[place]])) for place in np.flatnonzero(equal)]
+    return {paths[candidates[copy]]: paths[candidates[first]] for copy, first in repeated_rows(digests)}
 
 
 def without_copies(collection: Collection, copy_of: Mapping[str, str]) -> Collection:

@@ -22,6 +22,7 @@ import numpy as np
 from leoclr.datasets.errors import BadImage, DataError
 from leoclr.datasets.files import ignore
 from leoclr.datasets.packing.arrangement import Collection, Picture
+from leoclr.datasets.packing.contents import Contents, repeated_rows, shared_rows
 from leoclr.datasets.packing.encoding import Encoding, usual_suffix
 from leoclr.datasets.packing.file_kinds import SIDECAR_SUFFIXES, suffix_of
 from leoclr.datasets.packing.shard_files import ShardFiles
@@ -63,6 +64,16 @@ class PackedSplit:
     split: str
     index: Index
     skipped: tuple[str, ...]
+    contents: Contents
+
+    @property
+    def copies(self) -> int:
+        """Images whose bytes are those of an earlier one."""
+        return len(repeated_rows(self.contents))
+
+    def shared_with(self, other: PackedSplit) -> int:
+        """Images whose bytes are those of one of another split."""
+        return shared_rows(self.contents, other.contents)
 
     @property
     def images(self) -> int:
@@ -116,7 +127,7 @@ def pack(
             raise DataError(f"{source.name}: none of the {len(pictures)} images can be read; the first: {first}")
         labelled = any(picture.label != NO_LABEL for picture in pictures)
         index = shards.index(collection.classes if labelled else (), recipe.made)
-        packed.append(PackedSplit(split, index, tuple(skipped[skipped_before:])))
+        packed.append(PackedSplit(split, index, tuple(skipped[skipped_before:]), shards.contents))
     return packed
 
 
@@ -151,7 +162,7 @@ def _samples(
         return _Sample(picture.key, members, "" if same else f"{picture.path} is {suffix}")
 
     order = Permutation(len(pictures), recipe.seed, _ORDER)(np.arange(len(pictures)))
-    return ordered_map(make, order.tolist(), recipe.workers)
+    return ordered_map(make, map(int, order), recipe.workers)
 
 
 def _sidecars(source: Source, sidecars: Mapping[str, str], picture: Picture) -> dict[str, bytes]:

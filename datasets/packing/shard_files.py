@@ -15,8 +15,10 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from leoclr.datasets.images.decode import IMAGE_SUFFIXES
+from leoclr.datasets.packing.contents import content_digest
 from leoclr.datasets.shards.checksums import checksum
 from leoclr.datasets.shards.index import SUFFIX, Index
 from leoclr.datasets.shards.scan import build_index
@@ -29,7 +31,8 @@ class ShardFiles:
 
     def __init__(self, folder: Path, name: str, shard_bytes: int) -> None:
         self.digests: dict[Path, str] = {}
-        self._crc = array("L")
+        self._checksums = array("I")
+        self._contents = array("Q")
         self._folder = folder
         self._name = name
         self._shard_bytes = shard_bytes
@@ -54,14 +57,21 @@ class ShardFiles:
         if self._open is None:
             self._open = _OpenShard(self._folder / f"{self._name}-{len(self.digests):06d}.tar")
         self._open.write(key, members)
-        images = (data for suffix, data in members.items() if suffix in IMAGE_SUFFIXES)
-        self._crc.extend(checksum(data) for data in images)
+        for suffix, data in members.items():
+            if suffix in IMAGE_SUFFIXES:
+                self._checksums.append(checksum(data))
+                self._contents.frombytes(content_digest(data))
+
+    @property
+    def contents(self) -> NDArray[np.uint64]:
+        """A digest of the bytes of each image, shape `(n, 2)`."""
+        return np.array(self._contents, np.uint64).reshape(-1, 2)
 
     def index(self, classes: tuple[str, ...], made: Mapping[str, Any]) -> Index:
         """Read the finished shards' headers back, and save the index beside them; it records `made`."""
         index = build_index(list(self.digests), classes=classes, checksum=False)
         shards = tuple(replace(shard, sha256=self.digests[Path(shard.path)]) for shard in index.shards)
-        index = replace(index, shards=shards, crc=np.array(self._crc, np.uint32), made=made)
+        index = replace(index, shards=shards, crc=np.array(self._checksums, np.uint32), made=made)
         index.save(self._folder / f"{self._name}{SUFFIX}")
         return index
 

@@ -152,11 +152,6 @@ class Index:
             return None
         return int(np.isin(self._contents(), other._contents()).sum())
 
-    def copies(self) -> int:
-        """How many samples have the same bytes as an earlier one, going by length and checksum; 0 where the index lacks
-        checksums that tell."""
-        return len(self) - len(np.unique(self._contents())) if self._tells_images_apart() else 0
-
     def _tells_images_apart(self) -> bool:
         return bool(self.crc.all()) and all(shard.checksum != "crc32" for shard in self.shards)
 

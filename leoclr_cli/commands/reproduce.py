@@ -63,6 +63,10 @@ Precision = Annotated[
 Processes = Annotated[
     int, typer.Option("--num-processes", min=1, metavar="N", help="Processes of a pre-training, one for each GPU.")
 ]
+AnyData = Annotated[
+    bool,
+    typer.Option("--any-data", help="Take data whose numbers of images or classes are not the recipe's, as a trial."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the commands that are left to do, and run none.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the table as JSON.")]
 
@@ -80,6 +84,7 @@ def reproduce(
     precision: Precision = None,
     workers: Workers = None,
     num_processes: Processes = 1,
+    any_data: AnyData = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -92,6 +97,7 @@ def reproduce(
     Examples:
       leoclr reproduce
       leoclr reproduce table6 --data cifar10=shards/cifar10 --data stl10=shards/stl10 --scale 0.05
+      leoclr reproduce cifar10 --data shards/a-part-of-it --any-data --scale 0.05
       leoclr reproduce cifar10 --data shards/cifar10 --seeds 1 --dry-run
     """
     from leoclr.cli.recipes.definition import load_recipe, names
@@ -113,6 +119,7 @@ def reproduce(
         precision,
         num_processes,
         flags,
+        any_data,
         dry_run,
         as_json,
     )
@@ -131,6 +138,7 @@ def augmentations(
     on: Annotated[
         Literal["imagenet", "cifar10"], typer.Option("--on", help="The recipe's data and encoder.")
     ] = "imagenet",
+    any_data: AnyData = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -144,7 +152,8 @@ def augmentations(
       leoclr ablate augmentations --on cifar10 --data shards/cifar10 --scale 0.25 --seeds 1
     """
     name = "figure4" if on == "imagenet" else f"figure4-{on}"
-    reproduce(name, data, output, scale, seeds, changes, device, precision, workers, num_processes, dry_run, as_json)
+    options = (device, precision, workers, num_processes, any_data, dry_run, as_json)
+    reproduce(name, data, output, scale, seeds, changes, *options)
 
 
 def _carry_out(
@@ -157,11 +166,13 @@ def _carry_out(
     precision: str | None,
     processes: int,
     flags: tuple[str, ...],
+    any_data: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
     from leoclr.cli.recipes.checks import check_data, check_names, check_settings
     from leoclr.cli.recipes.definition import load_recipe
+    from leoclr.cli.recipes.known_data import check_known
     from leoclr.cli.recipes.steps import Plan, data_by_name
 
     if scale <= 0:
@@ -182,6 +193,8 @@ def _carry_out(
     check_names(plan)
     check_settings(plan)
     check_data(plan)
+    if not any_data:
+        check_known(plan)
     units = list(plan.units())
     steps = [step for unit in units for step in unit.steps()]
     if dry_run:

@@ -229,7 +229,7 @@ def _report(out: Path, name: str, splits: Sequence[PackedSplit]) -> dict[str, ob
                 "images": split.images,
                 "classes": list(split.classes),
                 "labels": split.index.class_count,
-                "copies": split.index.copies(),
+                "copies": split.copies,
                 "shards": split.shards,
                 "bytes": split.bytes,
                 "skipped": list(split.skipped),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,8 +13,9 @@ from typing import Annotated, Any
 import typer
 
 from leoclr.cli.commands.flags import with_settings
-from leoclr.cli.config.fields import from_text
+from leoclr.cli.config.fields import from_text, replaced
 from leoclr.cli.config.flags import Given
+from leoclr.cli.config.plugins import METHODS, plugins
 from leoclr.cli.config.resolve import Resolved, differences
 from leoclr.cli.config.sections import EncoderSettings
 from leoclr.cli.config.settings import Settings
@@ -122,16 +123,21 @@ def _settings_of(run: Path, given: Given) -> Settings:
         if moved and (beside := _beside(given.values["data.train"], description["data"]["val"])):
             description["data"]["val"] = beside
         settings = Settings.model_validate(description["settings"])
-        return settings.model_copy(
-            update={
-                "data": settings.data.model_copy(
-                    update={key: tuple(description["data"][key]) for key in ("train", "val")}
-                )
-            }
-        )
+        return replaced(settings, {f"data.{key}": tuple(description["data"][key]) for key in ("train", "val")})
     except (ValidationError, KeyError, TypeError) as error:
+        _refuse_missing_method(run, description)
         first = str(error).splitlines()[0]
         raise RunError(f"{run}/run.json does not hold settings that this version reads: {first}") from None
+
+
+def _refuse_missing_method(run: Path, description: Mapping[str, Any]) -> None:
+    """Raise RunError where the method of a run is not installed."""
+    name, origin = description["settings"].get("backend"), description.get("method", {})
+    if name not in plugins(METHODS) and origin:
+        raise RunError(
+            f"{run} was trained by the method {name} of the package {origin['package']} {origin['version']}, which is "
+            "not installed"
+        )
 
 
 def _run_folder(resolved: Resolved, output: Path | None, resume: Path | None, base: Settings | None) -> Path:

@@ -27,6 +27,7 @@ from leoclr.datasets.views import PolicySettings, ViewPolicy
 METHODS, VIEWS, WRAPPERS = "leoclr.methods", "leoclr.views", "leoclr.wrappers"
 OWN_PACKAGE = "leoclr-cli"
 _SETTINGS = "Settings"
+_HEAVY, _LIGHT = ("torch", "torchvision", "timm"), ("leoclr.backends.settings",)
 _READ = "leoclr_settings_of"  # the name of a module that holds a method's settings alone begins with this
 
 
@@ -47,8 +48,10 @@ class Plugin:
 
     @property
     def section(self) -> str:
-        """Its section of the settings."""
-        return self.name.replace("-", "_")
+        """Its section of the settings; that of views with the name of a method of their package ends in `_views`."""
+        name = self.name.replace("-", "_")
+        same = plugins(METHODS).get(self.name) if self.entry.group == VIEWS else None
+        return f"{name}_views" if same is not None and same.package == self.package else name
 
     @property
     def builtin(self) -> bool:
@@ -63,7 +66,7 @@ class Plugin:
     def summary(self) -> str:
         """What it is, in a line: a policy's own words, or the first line of the method's file."""
         if self.entry.group == VIEWS:
-            loaded = self.load()
+            loaded = _policy(self.name)
             return loaded.summary if isinstance(loaded, ViewPolicy) else str(loaded.__doc__).partition("\n")[0]
         source = self.source()
         if source is None:
@@ -137,9 +140,7 @@ def method_settings(name: str) -> type[MethodSettings]:
     """
     found = plugin(METHODS, name)
     try:
-        settings = getattr(_settings_module(found), _SETTINGS, None) or getattr(
-            import_module(found.entry.module), _SETTINGS
-        )
+        settings = _without_torch(found, _SETTINGS)
     except SettingsError:
         raise
     except Exception as error:  # whatever another package's file does
@@ -156,11 +157,23 @@ def policy_settings(name: str) -> type[PolicySettings] | None:
     Raises:
         SettingsError: There is no such policy, or it is neither a `ViewPolicy` nor a `PolicySettings`.
     """
-    loaded = plugin(VIEWS, name).load()
-    if isinstance(loaded, type) and issubclass(loaded, PolicySettings):
+    loaded = _policy(name)
+    return loaded if isinstance(loaded, type) else None
+
+
+def view_policy(name: str) -> ViewPolicy:
+    """The view policy of a name that has no settings. Raises SettingsError as `policy_settings`."""
+    loaded = _policy(name)
+    assert isinstance(loaded, ViewPolicy)
+    return loaded
+
+
+@cache
+def _policy(name: str) -> type[PolicySettings] | ViewPolicy:
+    found = plugin(VIEWS, name)
+    loaded = _without_torch(found, found.entry.attr) if _imports_torch(found) else found.load()
+    if isinstance(loaded, ViewPolicy) or (isinstance(loaded, type) and issubclass(loaded, PolicySettings)):
         return loaded
-    if isinstance(loaded, ViewPolicy):
-        return None
     raise SettingsError(f"the view policy {name} must be a ViewPolicy or a subclass of PolicySettings")
 
 
@@ -171,19 +184,33 @@ def _spec(module: str) -> ModuleSpec | None:
         return None
 
 
-def _settings_module(found: Plugin) -> ModuleType | None:
-    """A module with `Settings` of a method's file, what it refers to, and nothing else: most of all not torch."""
+def _without_torch(found: Plugin, name: str) -> Any:
+    """What a plugin's file calls `name`, made of it and of what it refers to, and of nothing else: most of all not of
+    torch."""
     source = found.source()
     if source is None:
-        return None
+        return getattr(import_module(found.entry.module), name)
     tree = ast.parse(source.read_text("utf-8"), str(source))
-    needed = _needed(tree, _SETTINGS)
+    needed = _needed(tree, name)
     tree.body = [node for node in tree.body if node in needed or _is_future(node)]
-    module = ModuleType(f"{_READ}.{found.entry.module}")
+    module = ModuleType(f"{_READ}.{found.entry.module}.{name}")
     module.__file__ = str(source)
     sys.modules[module.__name__] = module  # pydantic looks names up there
     exec(compile(tree, str(source), "exec"), module.__dict__)  # a part of the installed file, as an import runs it
-    return module
+    return getattr(module, name)
+
+
+def _imports_torch(found: Plugin) -> bool:
+    """Whether a file imports torch, or what imports it, at its top."""
+    source = found.source()
+    tree = ast.parse(source.read_text("utf-8")) if source is not None else ast.Module([], [])
+    for node in tree.body:
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+        for name in names:
+            if name.partition(".")[0] in _HEAVY or (name.startswith("leoclr.backends.") and name not in _LIGHT):
+                return True
+    return False
 
 
 def _needed(tree: ast.Module, name: str) -> list[ast.stmt]:
@@ -197,7 +224,7 @@ def _needed(tree: ast.Module, name: str) -> list[ast.stmt]:
         node = makes.get(wanted.pop())
         if node is not None and node not in needed:
             needed.append(node)
-            wanted += [inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)]
+            wanted += [inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name) and _is_read(inner)]
     return needed
 
 
@@ -210,6 +237,11 @@ def _bound(node: ast.stmt) -> Iterator[str]:
     elif isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         yield from (inner.id for target in targets for inner in ast.walk(target) if isinstance(inner, ast.Name))
+
+
+def _is_read(node: ast.Name) -> bool:
+    """A field may have the name of a function of its file."""
+    return isinstance(node.ctx, ast.Load)
 
 
 def _is_future(node: ast.stmt) -> bool:

@@ -182,6 +182,13 @@ class OptimizerSettings(Strict):
         description="Factor of the learning rate from a layer of the backbone to the one before it, for going on from "
         "given weights; 1 gives all the same.",
     )
+    trust: Positive = Field(default=0.001, description="LARS: a parameter's rate is trust x |w| / |g| x lr.")
+    trust_clip: bool = Field(
+        default=False, description="LARS: a parameter's rate is at most lr: min(trust x |w| / |g|, lr), as in LARC."
+    )
+    vector_lr: Positive = Field(
+        default=1.0, description="LARS: rate of biases and normalisation, as a share of the others'."
+    )
     warmup_epochs: NonNegative = Field(default=0.0, description="Epochs of linear warm-up, counted in train.epochs.")
 
 

@@ -22,7 +22,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from leoclr.backends.settings import MethodSettings, Strict
-from leoclr.cli.config.plugins import METHODS, VIEWS, method_settings, plugin, plugins, policy_settings
+from leoclr.cli.config.plugins import METHODS, VIEWS, method_settings, plugin, plugins, policy_settings, view_policy
 from leoclr.cli.config.sections import (
     AugmentationSettings,
     DataSettings,
@@ -100,8 +100,7 @@ class Settings(Strict):
         """The views of an image and their pairs."""
         if self.policy is not None:
             return self.policy.policy()
-        policy: ViewPolicy = plugin(VIEWS, self.views).load()
-        return policy
+        return view_policy(self.views)
 
     @model_serializer(mode="wrap")
     def _as_sections(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

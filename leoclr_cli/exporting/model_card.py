@@ -143,7 +143,10 @@ def _scores(encoder: LoadedEncoder, run: ReportedRun) -> Iterator[str]:
         results = {key: value for key, value in _part(record, "results").items() if isinstance(value, Mapping)}
         metrics = dict.fromkeys(name for values in results.values() for name in values if _HALF_WIDTH not in name)
         rows = [
-            (_cell(key.replace("_", " ")), *(_figure(values, metric) for metric in metrics))
+            (
+                _cell(_part(record, "rows").get(key, key.replace("_", " "))),
+                *(_figure(values, metric) for metric in metrics),
+            )
             for key, values in results.items()
         ]
         yield f"### {_cell(record['kind'])}"
@@ -206,7 +209,8 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _figure(values: Mapping[str, Any], metric: str) -> str:
-    value, half = number(values.get(metric)), number(values.get(f"{metric}{_HALF_WIDTH}"))
+    value = number(values.get(metric))
+    half = number(values.get(f"{metric}{_HALF_WIDTH}", values.get(f"{metric}_image{_HALF_WIDTH}")))
     if value is None:
         return ""
     if not -1 <= value <= 1:

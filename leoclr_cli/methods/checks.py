@@ -12,7 +12,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,11 @@ class _Failure(Exception):
     """A promise that is not kept. The message says which and where."""
 
 
-def check_method(name: str, folder: Path) -> Iterator[Result]:
-    """Run all checks of a method, in an empty folder, one result after another.
+def check_method(name: str, folder: Path, only: Container[str] | None = None) -> Iterator[Result]:
+    """Run the checks of a method, in an empty folder, one result after another.
+
+    Args:
+        only: Names of the checks to run; None runs all.
 
     Raises:
         SettingsError: No such method is installed, or its file cannot be imported.
@@ -74,8 +77,9 @@ def check_method(name: str, folder: Path) -> Iterator[Result]:
         "export round trip": _export,
     }
     for title, check in checks.items():
-        yield _result(title, check, settings, folder)
-    for views in plugins(VIEWS):
+        if only is None or title in only:
+            yield _result(title, check, settings, folder)
+    for views in plugins(VIEWS) if only is None else ():
         yield _result(f"views {views}", _views, replaced(settings, {"views": views}), folder)
 
 
@@ -160,6 +164,7 @@ def _in_processes(settings: Settings, target: Path) -> list[dict[str, Tensor]]:
             assert child.stdin is not None
             child.stdin.write(text)
             child.stdin.close()
+            child.stdin = None
         codes = [child.wait(timeout=_SECONDS) for child in children]
     except subprocess.TimeoutExpired:
         raise _Failure(
@@ -168,7 +173,7 @@ def _in_processes(settings: Settings, target: Path) -> list[dict[str, Tensor]]:
     finally:
         for child in children:
             child.kill()
-        words = [child.stderr.read().decode(errors="replace") for child in children if child.stderr is not None]
+        words = [child.communicate()[1].decode(errors="replace") for child in children]
     if any(codes):
         last = next(text for text, code in zip(words, codes, strict=True) if code).strip().splitlines()
         raise _Failure(f"one of two processes failed: {last[-1] if last else codes}")

@@ -9,6 +9,7 @@ import torch
 
 from leoclr.backends.networks.backbones import Backbone
 from leoclr.cli.config.settings import Settings
+from leoclr.cli.terminal import say, warn
 from leoclr.datasets.errors import DataError, LeoclrError
 from leoclr.datasets.randomness import Permutation
 from leoclr.datasets.shards.index import NO_LABEL, Index
@@ -59,6 +60,16 @@ class KnnMonitor:
             f"k={min(_NEIGHBOURS, len(bank))}, tau={_TEMPERATURE}, {len(queries):,} queries, {len(bank):,} in the "
             f"bank, {source}",
         )
+
+    def report(self, epoch: int, backbone: Backbone, device: torch.device) -> dict[str, float]:
+        """The score after an epoch as `knn`, told to the person; a score that fails is a warning and no score."""
+        try:
+            found = self.score(backbone, device)
+        except Exception as error:  # whatever it is, memory included: the weights are as they were
+            warn(f"epoch {epoch}: no k-NN score: {self.explain(error, device)}")
+            return {}
+        say(f"epoch {epoch}: k-NN top-1 {found:.2%} ({self.protocol})")
+        return {"knn": found}
 
     def score(self, backbone: Backbone, device: torch.device) -> float:
         """Top-1 accuracy in [0, 1]."""

@@ -49,8 +49,10 @@ def build_optimizer(method: Method, settings: OptimizerSettings) -> torch.optim.
         return torch.optim.AdamW(groups, settings.lr, weight_decay=settings.weight_decay, fused=True)
     for group in groups:
         if group["vectors"]:
-            group["trust"] = 0.0
-    return LARS(groups, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
+            group |= {"trust": 0.0, "scale": group["scale"] * settings.vector_lr}
+    return LARS(
+        groups, settings.lr, settings.momentum, settings.weight_decay, trust=settings.trust, clip=settings.trust_clip
+    )
 
 
 def _groups(method: Method, leave_out_vectors: bool, layer_decay: float) -> Iterator[dict[str, Any]]:

@@ -73,6 +73,15 @@ def warnings_about(settings: Settings, index: Index, facts: RunFacts) -> Iterato
     yield from remarks(index)
 
 
+def summary_line(settings: Settings, device_type: str, ranks: int) -> str:
+    """What is trained, in a line."""
+    processes = f" in {ranks} processes" if ranks > 1 else ""
+    return (
+        f"{settings.views} views under {settings.backend}, {settings.encoder.backbone} at "
+        f"{settings.data.image_size} px, {settings.train.precision} on {device_type}{processes}"
+    )
+
+
 def description(
     settings: Settings,
     index: Index,

@@ -1,58 +1,124 @@
-"""The one line that tells how training goes."""
+"""How training goes, for a person: a bar in place on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import time
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from leoclr.cli.terminal import say
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 _PLAIN_SECONDS = 10.0
+_BAR_SECONDS = 0.1
+_NARROWEST_BAR, _WIDEST_BAR = 8, 40
+
+
+class Reading(NamedTuple):
+    """What the newest step tells.
+
+    Attributes:
+        rate: Images per second of late, over all processes.
+        waiting: Share of the time spent waiting for data.
+    """
+
+    step: int
+    loss: float
+    rate: float
+    waiting: float
 
 
 class ProgressLine:
-    """Rewrites one line on a terminal; elsewhere (a log file) prints a line every ten seconds and at each end.
+    """A bar with percent, epoch, loss, k-NN score so far, speed and time left, as wide as the terminal; elsewhere (a
+    log file) a line every ten seconds and at the end.
 
     Args:
+        start: The step before the first one of this session.
         steps: Steps of the whole run.
         steps_per_epoch: For the epoch shown.
-        images: Images in a step, over all processes.
         visible: False on all processes but the first.
+        console: Where the bar is drawn; None for standard error.
     """
 
-    def __init__(self, start: int, steps: int, steps_per_epoch: int, images: int, visible: bool) -> None:
-        self._start, self._steps, self._steps_per_epoch, self._images = start, steps, steps_per_epoch, images
+    def __init__(
+        self, start: int, steps: int, steps_per_epoch: int, visible: bool, console: Console | None = None
+    ) -> None:
+        self._start, self._steps, self._steps_per_epoch = start, steps, steps_per_epoch
         self._visible = visible
-        self._terminal = sys.stderr.isatty()
-        self._began = time.monotonic()
-        self._printed = self._began
-        self._width = 0
+        self._console = console
+        self._terminal = console is not None or _is_terminal()
+        self._began = self._printed = time.monotonic()
+        self._knn: float | None = None
+        self._live: Any = None
 
-    def show(self, step: int, loss: float, rate: float, waiting: float) -> None:
-        """Show the state after `step` steps: images per second of late, and the share of time spent waiting."""
+    def show(self, reading: Reading) -> None:
+        """Show the state after a step."""
         now = time.monotonic()
-        pause = 0.1 if self._terminal else _PLAIN_SECONDS
-        if not self._visible or (now - self._printed < pause and step < self._steps):
+        pause = _BAR_SECONDS if self._terminal else _PLAIN_SECONDS
+        if not self._visible or (now - self._printed < pause and reading.step < self._steps):
             return
         self._printed = now
-        taken = max(1, step - self._start)
-        left = (now - self._began) / taken * (self._steps - step)
-        epoch = min((step - 1) // self._steps_per_epoch + 1, self._steps // self._steps_per_epoch)
-        line = (
-            f"epoch {epoch}/{self._steps // self._steps_per_epoch}  step {step:,}/{self._steps:,}  loss {loss:.4f}  "
-            f"{rate:,.0f} images/s  waiting for data {waiting:.0%}  {duration(left)} left"
-        )
         if self._terminal:
-            say("\r" + line.ljust(self._width), end="")
-            self._width = len(line)
+            self._draw(reading)
         else:
-            say(line)
+            say(
+                "  ".join(
+                    (f"epoch {self._epoch(reading)}", f"step {reading.step:,}/{self._steps:,}", *self._facts(reading))
+                )
+            )
 
-    def finish_line(self) -> None:
-        """Start a new line, so that other messages do not run into this one."""
-        if self._visible and self._terminal and self._width:
-            say("")
-            self._width = 0
+    def scored(self, knn: float | None) -> None:
+        """Note the newest k-NN score, in [0, 1], to show from now on."""
+        self._knn = knn
+
+    def close(self) -> None:
+        """Take the bar away, so that other messages and bars do not run into it; `show` brings it back."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _epoch(self, reading: Reading) -> str:
+        epochs = self._steps // self._steps_per_epoch
+        return f"{min((reading.step - 1) // self._steps_per_epoch + 1, epochs)}/{epochs}"
+
+    def _facts(self, reading: Reading) -> list[str]:
+        """The most important first: what a narrow terminal has no room for is left out from the end."""
+        taken = max(1, reading.step - self._start)
+        left = (time.monotonic() - self._began) / taken * (self._steps - reading.step)
+        facts = [f"loss {reading.loss:.4f}", f"{duration(left)} left"]
+        if self._knn is not None:
+            facts.append(f"k-NN {self._knn:.1%}")
+        return [*facts, f"{reading.rate:,.0f} images/s", f"waiting for data {reading.waiting:.0%}"]
+
+    def _draw(self, reading: Reading) -> None:
+        from rich.console import Console
+        from rich.live import Live
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        if self._live is None:
+            console = self._console or Console(stderr=True)
+            self._live = Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False)
+            self._live.start()
+        width = self._live.console.width - 1
+        words = [f"{reading.step / self._steps:4.0%}", f"epoch {self._epoch(reading)}", *self._facts(reading)]
+        while len(words) > 1 and sum(map(len, words)) + 2 * len(words) + _NARROWEST_BAR > width:
+            words.pop()
+        row = Table.grid(padding=(0, 2, 0, 0))
+        bar = ProgressBar(
+            self._steps, reading.step, width=max(1, min(40, width - sum(map(len, words)) - 2 * len(words)))
+        )
+        row.add_row(words[0], bar, *words[1:])
+        self._live.update(row, refresh=True)
+
+
+def _is_terminal() -> bool:
+    try:
+        return sys.stderr.isatty()
+    except (AttributeError, ValueError):  # standard error is closed
+        return False
 
 
 def duration(seconds: float) -> str:

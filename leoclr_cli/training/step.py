@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from leoclr.backends.method import Method, Output, Progress
 from leoclr.cli.config.settings import Settings
@@ -68,6 +69,7 @@ class TrainStep:
             or settings.optimizer.clip > 0
             or any(group.frozen is not None for group in method.groups)
         )
+        self._statistics, self._unfinished = list(_batch_norm_statistics(method)), False
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*broadcast_buffers.*", FutureWarning)  # renamed in torch 2.14
             self.model, self._prepared = accelerator.prepare(method, self.optimizer)
@@ -81,6 +83,7 @@ class TrainStep:
         settings, length = self.settings, self.length
         optimizer = settings.optimizer
         now = Progress(step, length.steps, length.steps_per_epoch)
+        self._remember()
         rate = learning_rate(step, length.steps, length.warmup_steps, optimizer.lr, optimizer.final_lr)
         schedule(self.optimizer, self.method, now, rate, optimizer.lr)
         stream = settings.train.seed * self.accelerator.num_processes + self.accelerator.process_index
@@ -88,7 +91,23 @@ class TrainStep:
         result = self._phase(pixels, now)
         for phase in range(1, self.method.phases):
             result = self._phase(pixels, now._replace(phase=phase))
+        self._unfinished = False
         return result
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Take back what a step that failed in its forward or backward pass has changed: BatchNorm's statistics."""
+        if not self._unfinished:
+            return
+        for buffers, kept in self._statistics:
+            torch._foreach_copy_(buffers, kept)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def _remember(self) -> None:
+        self._unfinished = True
+        for buffers, kept in self._statistics:
+            torch._foreach_copy_(kept, buffers)
 
     def _phase(self, pixels: Mapping[str, Tensor], now: Progress) -> StepResult:
         result = self._gradients(pixels, now)
@@ -133,3 +152,12 @@ class TrainStep:
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         return normalise(pixels, self.settings.augmentation.mean, self.settings.augmentation.std)
+
+
+def _batch_norm_statistics(method: Method) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """The running statistics of a method by type, each with room for a copy: two calls a step, however many layers."""
+    layers = [part for part in method.modules() if isinstance(part, _BatchNorm)]
+    for dtype in (torch.float32, torch.int64):
+        buffers = [buffer for layer in layers for buffer in layer.buffers(recurse=False) if buffer.dtype == dtype]
+        if buffers:
+            yield buffers, [buffer.clone() for buffer in buffers]

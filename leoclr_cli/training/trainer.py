@@ -8,7 +8,6 @@ and no position in a stream, and going on from it is the uninterrupted run.
 from __future__ import annotations
 
 import contextlib
-import math
 import shlex
 import time
 from collections.abc import Callable
@@ -16,7 +15,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from leoclr.cli.config.fields import get, keys_of
 from leoclr.cli.config.settings import Settings
@@ -26,14 +24,15 @@ from leoclr.cli.run.folder import RunFolder
 from leoclr.cli.run.lock import RunLock
 from leoclr.cli.terminal import say, warn
 from leoclr.cli.training import build
-from leoclr.cli.training.bad_images import BadImages, lines_of_all
+from leoclr.cli.training.bad_images import BadImages
 from leoclr.cli.training.data import TrainingData
-from leoclr.cli.training.health import Health
 from leoclr.cli.training.initial_weights import start_from_weights
 from leoclr.cli.training.knn_monitor import KnnMonitor
+from leoclr.cli.training.meter import Meter
 from leoclr.cli.training.metrics import Listener, MetricsLog, require_trackers, start_trackers
-from leoclr.cli.training.preflight import description, facts_of, refuse_problems, warnings_about
-from leoclr.cli.training.progress_line import ProgressLine
+from leoclr.cli.training.preflight import description, facts_of, refuse_problems, summary_line, warnings_about
+from leoclr.cli.training.progress_line import ProgressLine, Reading
+from leoclr.cli.training.rescue import NotFinite, saved_on_failure
 from leoclr.cli.training.result import TrainResult
 from leoclr.cli.training.signals import DEAF_SECONDS, SLOW_SECONDS, GracefulStop
 from leoclr.cli.training.state import RunState
@@ -42,6 +41,8 @@ from leoclr.cli.training.throughput import Clock
 from leoclr.datasets.errors import RunError
 from leoclr.datasets.loading.device_feed import Pace
 from leoclr.datasets.loading.loader import Batch
+
+_FIRST_SAVE_MINUTES = 3.0
 
 
 def train(
@@ -102,7 +103,8 @@ class Trainer:
         self.optimizer = self.take_step.optimizer
         self.state = RunState(settings, self.index, self.method, self.optimizer, accelerator)
         self.knn = KnnMonitor.of(settings, self.index, self.data.val)
-        self.step, self.health = 0, Health(self.main)
+        self.step, self.saved, self.saved_at = 0, 0, time.monotonic()
+        self.meter = Meter(accelerator)
         self.samples = torch.empty(0, dtype=torch.long)  # of the newest step
         self.bad = self._bad_images(())
 
@@ -122,6 +124,8 @@ class Trainer:
             warnings = warnings_about(self.settings, self.index, self.facts)
             for line in (*damaged, *warnings, *self.data.val_remarks()):
                 warn(line)
+            if newest is None and resume:
+                warn(f"{self.run.path} has no checkpoint yet: the run starts from its beginning")
             if newest is None:
                 about = description(
                     self.settings, self.index, self.data.val_specs, preset, command, self.device, self.ranks
@@ -133,55 +137,50 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def fit(self, stop: GracefulStop, on_metrics: Listener | None = None) -> TrainResult:
-        """Loop over the steps that are left, then save."""
+        """Loop over the steps that are left, then save. Where a step cannot be had or made, what is done is saved."""
         began = time.monotonic()
-        saved, saved_at, stopped = self.step, began, 0
+        self.saved, self.saved_at = self.step, began
+        stopped = 0
         clock, pace = Clock(self.step, self.plan.batch_size), Pace(self.device)
-        line = ProgressLine(self.step, self.steps, self.plan.steps_per_epoch, self.plan.batch_size, self.main)
-        loader = self.data.batches(self.step, self.steps, lambda: bool(stop.now()))
-        results, bad = list[StepResult](), list[str]()
+        line = ProgressLine(self.step, self.steps, self.plan.steps_per_epoch, self.main)
         values: dict[str, float] = {}
         scored: float | None = None
-        with contextlib.closing(self._log(on_metrics)) as log:
+        failures = saved_on_failure(self.run.path, self._worth_saving, self._save_finished)
+        with contextlib.closing(self._log(on_metrics)) as log, contextlib.closing(line), failures:
+            loader = self.data.batches(self.step, self.steps, lambda: bool(stop.now()))
             while self.step < self.steps:
-                minutes = (time.monotonic() - saved_at) / 60
-                due = minutes >= self.settings.run.checkpoint_minutes
-                stopped, due = agree(self.accelerator, self.step, stop.now(), due)
+                stopped, due = agree(self.accelerator, self.step, stop.now(), self._save_is_due())
                 if stopped:
                     break
-                if self.step > saved and (due or self._keeps(self.step)):
-                    self._settle(results, bad)
+                if self.step > self.saved and (due or self._keeps(self.step)):
+                    self._settle()
                     with clock.paused():
                         self.save()
-                    saved, saved_at = self.step, time.monotonic()
                 with clock.waiting():
                     batch = next(loader, None)
                 if batch is None:  # it was asked to stop, and none comes
                     if self.ranks > 1:
-                        raise RunError("stopped while waiting for data; the checkpoints are as they were")
+                        raise RunError("stopped while waiting for data")
                     stopped = stop.requested
                     break
-                bad += batch.bad
-                results.append(self._train_step(batch))
+                self.meter.add(self._train_step(batch), batch.bad)
                 pace.step_taken()
                 self.step += 1
                 if self.step % self.plan.steps_per_epoch == 0 or self.step % self.settings.run.log_steps == 0:
-                    values = self._measures(self._settle(results, bad), results, clock)
-                    results.clear()
-                    line.show(self.step, values["loss"], values["images_per_second"], values["waiting"])
+                    values = self._measures(clock)
+                    rate, waiting = values["images_per_second"], values["waiting"]
+                    line.show(Reading(self.step, values["loss"], rate, waiting))
                     if self._knn_is_due():
-                        line.finish_line()
+                        line.close()
                         with clock.paused():
                             values |= self._score()
                         scored = values.get("knn", scored)
+                        line.scored(scored)
                     log.write(self.step, values)
-            line.finish_line()
-            if results:
-                self._settle(results, bad)
+            self._settle()
             images_per_second = clock.mean(self.step)
             checkpoint = self.save()
             self.accelerator.wait_for_everyone()  # else a launcher takes those that are done for a sign to end the rest
-        seconds = time.monotonic() - began
         return TrainResult(
             run=str(self.run.path),
             checkpoint=str(checkpoint),
@@ -191,10 +190,26 @@ class Trainer:
             loss=values.get("loss"),
             knn=scored,
             images_per_second=images_per_second,
-            seconds=seconds,
+            seconds=time.monotonic() - began,
             bad_images=len(self.bad),
             labelled=self.index.labelled,
         )
+
+    def _save_is_due(self) -> bool:
+        """By the clock; the first time after an epoch or a few minutes, so that an early failure costs little."""
+        minutes = self.settings.run.checkpoint_minutes
+        first_epoch = self.saved == 0 and self.step == self.plan.steps_per_epoch
+        longest = minutes if self.saved else min(minutes, _FIRST_SAVE_MINUTES)
+        return first_epoch or (time.monotonic() - self.saved_at) / 60 >= longest
+
+    def _worth_saving(self) -> bool:
+        return self.main and self.step > self.saved and not self.method.per_rank and self.meter.sound()
+
+    def _save_finished(self) -> int:
+        """Save the newest finished step as it was, without what a step that failed half-way has changed."""
+        self.take_step.undo()
+        self.save()
+        return self.step
 
     def save(self) -> Path:
         """Write a checkpoint (first process only) and remove old ones."""
@@ -205,6 +220,7 @@ class Trainer:
                 more = {"steps": self.steps, "epoch": epoch, "bad_images": bad}
                 self.state.save(self.run.checkpoints, self.step, tensors, **more)
                 prune(self.run.checkpoints, self.step, self.settings.run.keep, self._keeps)
+        self.saved, self.saved_at = self.step, time.monotonic()
         return step_folder(self.run.checkpoints, self.step)
 
     def _load(self, checkpoint: Checkpoint) -> None:
@@ -219,41 +235,28 @@ class Trainer:
         except FloatingPointError:
             raise self._not_finite() from None
 
-    def _settle(self, results: list[StepResult], bad: list[str]) -> float:
-        """The mean of the losses over all processes; the bad images of all are counted, and `bad` is emptied.
+    def _settle(self) -> float:
+        """The mean loss since the last line of metrics; RunError where one is not finite."""
+        try:
+            return self.meter.settle(self.bad)
+        except FloatingPointError:
+            raise self._not_finite() from None
 
-        Raises:
-            RunError: A loss is not finite, so that nothing is saved or reported that is not.
-            DataError: There are too many bad images.
-        """
-        mean = self._mean([result.loss for result in results]) if results else 0.0
-        if not math.isfinite(mean):
-            raise self._not_finite()
-        self.bad.add(lines_of_all(bad, self.accelerator))
-        bad.clear()
-        return mean
-
-    def _mean(self, values: list[Tensor]) -> float:
-        """Over steps and processes."""
-        return float(self.accelerator.reduce(torch.stack(values).mean(), "mean"))
-
-    def _not_finite(self) -> RunError:
+    def _not_finite(self) -> NotFinite:
         keys = ", ".join(self.index.key(int(number)) for number in self.samples[:8])
-        return RunError(
+        return NotFinite(
             f"the loss or its gradient is not finite at step {self.step}; the last checkpoint is kept. "
             f"Try a smaller --lr or more warm-up; the batch began with {keys}"
         )
 
-    def _measures(self, loss: float, results: list[StepResult], clock: Clock) -> dict[str, float]:
-        health = self.health.measures(results[-1].embeddings, self.step)
-        own = {name: self._mean([result.metrics[name] for result in results]) for name in results[-1].metrics}
+    def _measures(self, clock: Clock) -> dict[str, float]:
+        loss = self._settle()
         images_per_second, waiting = clock.read(self.step)
         return {
             "epoch": self.step / self.plan.steps_per_epoch,
             "loss": loss,
             "lr": float(self.optimizer.param_groups[0]["lr"]),
-            **health,
-            **own,
+            **self.meter.measures(self.step),
             "images_per_second": images_per_second,
             "waiting": waiting,
             "bad_images": float(len(self.bad)),
@@ -264,12 +267,8 @@ class Trainer:
         assert self.knn is not None
         found: dict[str, float] = {}
         if self.main:
-            epoch = self.step // self.plan.steps_per_epoch
-            try:
-                found["knn"] = self.knn.score(next(iter(self.method.backbones().values())), self.device)
-                say(f"epoch {epoch}: k-NN top-1 {found['knn']:.2%} ({self.knn.protocol})")
-            except Exception as error:  # whatever it is, memory included: the weights are as they were
-                warn(f"epoch {epoch}: no k-NN score: {self.knn.explain(error, self.device)}")
+            backbone = next(iter(self.method.backbones().values()))
+            found = self.knn.report(self.step // self.plan.steps_per_epoch, backbone, self.device)
         self.accelerator.wait_for_everyone()
         return found
 
@@ -294,12 +293,7 @@ class Trainer:
         return MetricsLog(self.run.metrics, self.accelerator, self.step, on_metrics)
 
     def _announce(self) -> None:
-        settings = self.settings
-        processes = f" in {self.ranks} processes" if self.ranks > 1 else ""
-        say(
-            f"{settings.views} views under {settings.backend}, {settings.encoder.backbone} at "
-            f"{settings.data.image_size} px, {settings.train.precision} on {self.device.type}{processes}"
-        )
+        say(summary_line(self.settings, self.device.type, self.ranks))
         for line in self.data.describe():
             say(line)
         if self.step:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from leoclr.datasets.shards.locate import open_data
 from leoclr.datasets.views import POLICIES
 
 MakeShards = Callable[..., Path]
+MakeSettings = Callable[..., Settings]
 
 VIEWS = 24
 NOTHING: dict[str, Any] = {
@@ -158,22 +160,10 @@ def test_workers_ship_squares_and_what_is_left_to_do(make_shards: MakeShards) ->
             assert (one[name].int() - reference[name].int()).abs().float().mean() < 1
 
 
-def settings(data: Path, **changes: str) -> Settings:
-    flags = {
-        "data.train": str(data),
-        "data.batch_size": "8",
-        "data.image_size": "16",
-        "encoder.backbone": "resnet18",
-        "encoder.stem": "cifar",
-        "encoder.width": "16",
-        "moco.queue": "16",
-        "moco.bn_splits": "2",
-        "train.epochs": "2",
-        "run.workers": "0",
-        "run.device": "cpu",
-        "run.trackers": "",
-    }
-    return resolve(None, None, {}, flags | {key.replace("__", "."): value for key, value in changes.items()}).settings
+@pytest.fixture
+def settings(tiny_settings: MakeSettings) -> MakeSettings:
+    """Two epochs."""
+    return partial(tiny_settings, train__epochs="2", run__checkpoint_epochs="0")
 
 
 def train(chosen: Settings, run: Path, resume: bool = False) -> bytes:
@@ -181,7 +171,9 @@ def train(chosen: Settings, run: Path, resume: bool = False) -> bytes:
     return (Path(result.checkpoint) / "model.safetensors").read_bytes()
 
 
-def test_a_run_keeps_the_executor_that_auto_found_at_its_start(make_shards: MakeShards, tmp_path: Path) -> None:
+def test_a_run_keeps_the_executor_that_auto_found_at_its_start(
+    make_shards: MakeShards, tmp_path: Path, settings: MakeSettings
+) -> None:
     data = make_shards((16,))
     device = settings(data, augmentation__executor="device", run__checkpoint_epochs="1")
     whole = train(device, tmp_path / "run")

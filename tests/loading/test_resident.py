@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,8 @@ import webdataset
 from PIL import Image
 from safetensors.torch import load_file
 
-from leoclr.cli.config.resolve import differences, resolve
+from leoclr.cli.config.resolve import differences
+from leoclr.cli.config.setting_files import to_toml
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.training import data as data_module
 from leoclr.cli.training import trainer as training
@@ -40,6 +42,7 @@ from leoclr.datasets.shards.locate import open_data
 from leoclr.datasets.views import POLICIES
 
 MakeShards = Callable[..., Path]
+MakeSettings = Callable[..., Settings]
 CPU = torch.device("cpu")
 
 
@@ -131,28 +134,15 @@ def mixed(folder: Path) -> Path:
     return folder
 
 
-FLAGS = {
-    "data.batch_size": "8",
-    "data.image_size": "16",
-    "encoder.backbone": "resnet18",
-    "encoder.stem": "cifar",
-    "encoder.width": "16",
-    "moco.queue": "16",
-    "moco.bn_splits": "2",
-    "train.epochs": "2",
-    "run.workers": "0",
-    "run.device": "cpu",
-    "run.trackers": "",
-    "run.checkpoint_epochs": "1",
-}
+@pytest.fixture
+def settings(tiny_settings: MakeSettings) -> MakeSettings:
+    """Two epochs."""
+    return partial(tiny_settings, train__epochs="2")
 
 
-def settings(data: Path, **changes: str) -> Settings:
-    flags = FLAGS | {"data.train": str(data)} | {key.replace("__", "."): value for key, value in changes.items()}
-    return resolve(None, None, {}, flags).settings
-
-
-def test_a_run_resumes_bit_for_bit_and_keeps_to_the_device(make_shards: MakeShards, tmp_path: Path) -> None:
+def test_a_run_resumes_bit_for_bit_and_keeps_to_the_device(
+    make_shards: MakeShards, tmp_path: Path, settings: MakeSettings
+) -> None:
     data, run = make_shards((20,), bad=(3,)), tmp_path / "run"
     chosen = settings(data, data__resident="yes", data__max_bad_samples="0.1")
     done = training.train(chosen, run, None, ["test"], False)
@@ -170,7 +160,9 @@ def test_a_run_resumes_bit_for_bit_and_keeps_to_the_device(make_shards: MakeShar
     assert again.step == done.step and (newest / "model.safetensors").read_bytes() == before
 
 
-def test_what_cannot_be_resident_is_refused_or_left_to_workers(make_shards: MakeShards, tmp_path: Path) -> None:
+def test_what_cannot_be_resident_is_refused_or_left_to_workers(
+    make_shards: MakeShards, tmp_path: Path, settings: MakeSettings
+) -> None:
     data = make_shards((16,))
     fast = settings(data, data__resident="yes", augmentation__executor="fast")
     with pytest.raises(SettingsError, match="augmentation.executor is fast and must be device too"):
@@ -199,14 +191,14 @@ def test_what_does_not_fit_on_the_device_is_left_to_workers(
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_does(make_shards: MakeShards, tmp_path: Path) -> None:
+def test_two_processes_train_what_one_does(make_shards: MakeShards, tmp_path: Path, settings: MakeSettings) -> None:
     data = make_shards((16,))
     weights = []
     for processes in (1, 2):
         run = tmp_path / f"run{processes}"
-        flags = FLAGS | {"data.train": str(data), "data.resident": "yes", "train.epochs": "1"}
-        command = [sys.executable, "-m", "leoclr.cli", "train", "--output", str(run)]
-        command += [word for key, value in flags.items() for word in ("--set", f"{key}={value}")]
+        config = tmp_path / "run.toml"
+        config.write_text(to_toml(settings(data, data__resident="yes", train__epochs="1")))
+        command = [sys.executable, "-m", "leoclr.cli", "train", "--config", str(config), "--output", str(run)]
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             group = {

@@ -3,40 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from leoclr.cli.config.resolve import resolve
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.devices import failed_compilation
 from leoclr.cli.training import build
 from leoclr.cli.training import trainer as training
 from leoclr.datasets.errors import RunError
 
-FLAGS = {
-    "data.batch_size": "8",
-    "data.image_size": "16",
-    "encoder.backbone": "resnet18",
-    "encoder.stem": "cifar",
-    "encoder.width": "16",
-    "moco.queue": "16",
-    "moco.bn_splits": "2",
-    "train.epochs": "1",
-    "run.workers": "0",
-    "run.device": "cpu",
-    "run.trackers": "",
-}
+MakeSettings = Callable[..., Settings]
 
 
-def settings(data: Path | str, **changes: str) -> Settings:
-    return resolve(None, None, {}, FLAGS | {"data.train": str(data)} | changes).settings
+@pytest.fixture
+def settings(tiny_settings: MakeSettings) -> MakeSettings:
+    """One epoch."""
+    return partial(tiny_settings, train__epochs="1", run__checkpoint_epochs="0")
 
 
 @pytest.mark.parametrize("backend", ["moco", "simclr"])
-def test_compiled_weights_keep_their_names(backend: str) -> None:
+def test_compiled_weights_keep_their_names(backend: str, settings: MakeSettings) -> None:
     plain, compiled = (
         build.method(settings("unused", **{"backend": backend, "train.compile": choice}), torch.device("cpu"), images=1)
         for choice in ("false", "true")
@@ -47,7 +37,7 @@ def test_compiled_weights_keep_their_names(backend: str) -> None:
 
 
 def test_torchs_compilation_errors_become_one_line(
-    make_shards: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_shards: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: MakeSettings
 ) -> None:
     from torch._dynamo.exc import TorchDynamoException
 
@@ -62,7 +52,9 @@ def test_torchs_compilation_errors_become_one_line(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's compiler has many of its own
-def test_a_compiled_run_ends_where_the_other_does(make_shards: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_compiled_run_ends_where_the_other_does(
+    make_shards: Callable[..., Path], tmp_path: Path, settings: MakeSettings
+) -> None:
     data = make_shards((16,))
     ended = {}
     for choice in ("false", "true"):

@@ -186,3 +186,30 @@ def test_memory_that_version_0_1_0_kept_by_number_finds_its_parameters(name: str
     assert optimizer_tensors(other).keys() == kept.keys()
     for one, value in optimizer_tensors(other).items():
         torch.testing.assert_close(value, kept[one])
+
+
+@pytest.mark.parametrize("gradient", [1e-4, 10.0])
+def test_clipping_keeps_the_trust_ratio_at_most_at_the_rate(gradient: float) -> None:
+    """As solo-learn has it: `min(trust |w| / (|g| + wd |w|) / lr, 1) lr`, one parameter at a time."""
+    torch.manual_seed(0)
+    start, rate, decay, trust = torch.randn(4, 3), 0.3, 1e-4, 0.02
+    parameter = nn.Parameter(start.clone())
+    optimizer = build_optimizer(
+        Bare(weight=parameter),
+        OptimizerSettings(name="lars", lr=rate, weight_decay=decay, trust=trust, trust_clip=True),
+    )
+    parameter.grad = torch.full((4, 3), gradient)
+    length = parameter.grad.norm()
+    optimizer.step()
+    own = min(trust * start.norm() / (length + decay * start.norm()) / rate, torch.tensor(1.0))
+    torch.testing.assert_close(parameter.detach(), start - rate * own * (gradient + decay * start))
+    assert (own == 1) == (gradient < 1)
+
+
+def test_lars_gives_vectors_a_rate_of_their_own() -> None:
+    """Barlow Twins: 0.0048 for biases and normalisation beside 0.2."""
+    method = Bare(layer=nn.Linear(3, 2))
+    optimizer = build_optimizer(method, OptimizerSettings(name="lars", lr=0.2, vector_lr=0.024))
+    schedule(optimizer, method, Progress(0, 4, 2), rate=0.1, peak=0.2)
+    rates = {name: group["lr"] for group in optimizer.param_groups for name in group["names"]}
+    assert rates == {"layer.weight": 0.1, "layer.bias": pytest.approx(0.0024)}

@@ -28,7 +28,7 @@ from leoclr.cli.methods.checks import _two_processes, small_settings
 from leoclr.cli.training import build
 from leoclr.cli.training.preflight import facts_of, problems
 from leoclr.cli.training.trainer import train
-from leoclr.datasets import wrapped_views
+from leoclr.datasets.policies import wrapped as wrapped_views
 from leoclr.datasets.views import POLICIES, PolicySettings
 
 PAIRS = POLICIES["pairwise"].pairs

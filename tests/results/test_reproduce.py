@@ -459,3 +459,16 @@ def test_curves_are_drawn_below_each_other() -> None:
     picture = as_picture(recipe, results)
     assert picture.size == (1600, 2000)
     assert len(picture.crop((0, 0, 1600, 1000)).getcolors(1 << 20) or []) > 4
+
+
+def test_other_data_than_the_recipes_is_refused_before_the_first_step(
+    make_shards: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_shards((30,), "shards/train").parent
+    arguments = ("cifar10", "--data", data, "--output", tmp_path / "out", "--seeds", "1", "--dry-run")
+    assert reproduce(*arguments) == 2
+    printed = capsys.readouterr()
+    assert "30 images of 4 classes, where the train split of CIFAR-10 has 50,000 of 10" in printed.err
+    assert "--any-data" in printed.err and not printed.out
+    assert reproduce(*arguments, "--any-data") == 0
+    assert capsys.readouterr().out.startswith("leoclr train --preset cifar10")

@@ -35,7 +35,7 @@ def leoclr(
 
     def call(command: str, seed: int, *arguments: object) -> tuple[int, str, str]:
         torch.manual_seed(seed)
-        torch.save(build_backbone("resnet18", "cifar", 8).state_dict(), "weights.pth")
+        torch.save(build_backbone("resnet18", "cifar", 16).state_dict(), "weights.pth")
         data = ("--train-data", "train", "--data", "test", "--image-size", 16, "--workers", 0)
         with pytest.raises(SystemExit) as exit:
             main(["eval", command, "weights.pth", *map(str, (*data, *arguments))])

@@ -6,6 +6,7 @@ import hashlib
 import json
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from leoclr.cli.config.resolve import resolve
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from leoclr.cli.run.folder import RunFolder
@@ -26,28 +26,20 @@ from leoclr.datasets.errors import DataError, LeoclrError, RunError
 from leoclr.datasets.shards.scan import build_index
 
 MakeShards = Callable[..., Path]
-
-TINY: dict[str, str] = {
-    "data.batch_size": "8",
-    "data.image_size": "16",
-    "encoder.backbone": "resnet18",
-    "encoder.stem": "cifar",
-    "encoder.width": "16",
-    "encoder.projector_dim": "8",
-    "moco.queue": "16",
-    "moco.bn_splits": "2",
-    "optimizer.lr": "0.05",
-    "train.epochs": "2",
-    "run.workers": "0",
-    "run.device": "cpu",
-    "run.trackers": "",
-    "run.log_steps": "1",
-}
+MakeSettings = Callable[..., Settings]
 
 
-def settings(data: Path, **changes: str) -> Settings:
-    flags = TINY | {"data.train": str(data)} | {name.replace("__", "."): value for name, value in changes.items()}
-    return resolve(None, None, {}, flags).settings
+@pytest.fixture
+def settings(tiny_settings: MakeSettings) -> MakeSettings:
+    """Two epochs, each step in the metrics."""
+    return partial(
+        tiny_settings,
+        encoder__projector_dim="8",
+        optimizer__lr="0.05",
+        train__epochs="2",
+        run__log_steps="1",
+        run__checkpoint_epochs="0",
+    )
 
 
 def train(chosen: Settings, output: Path, resume: bool = False) -> TrainResult:
@@ -86,7 +78,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 @pytest.mark.parametrize("backend", ["moco", "simclr"])
 @pytest.mark.parametrize("views", ["leoclr", "pairwise", "pairwise-symmetric"])
 def test_any_view_policy_trains_under_any_backend(
-    make_shards: MakeShards, tmp_path: Path, backend: str, views: str
+    make_shards: MakeShards, tmp_path: Path, backend: str, views: str, settings: MakeSettings
 ) -> None:
     run = tmp_path / "run"
     result = train(settings(make_shards((9, 9)), backend=backend, views=views), run)
@@ -99,7 +91,12 @@ def test_any_view_policy_trains_under_any_backend(
 
 @pytest.mark.parametrize(("views", "backend"), [("leoclr", "moco"), ("pairwise", "simclr")])
 def test_a_stopped_and_resumed_run_ends_with_the_same_bits(
-    make_shards: MakeShards, tmp_path: Path, stop_after: Callable[[int], None], views: str, backend: str
+    make_shards: MakeShards,
+    tmp_path: Path,
+    stop_after: Callable[[int], None],
+    views: str,
+    backend: str,
+    settings: MakeSettings,
 ) -> None:
     data = make_shards((11, 8))
     chosen = settings(data, views=views, backend=backend, train__epochs="3")
@@ -116,13 +113,15 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bits(
     assert losses[0] == losses[1]
 
 
-def test_the_seed_decides_the_weights(make_shards: MakeShards, tmp_path: Path) -> None:
+def test_the_seed_decides_the_weights(make_shards: MakeShards, tmp_path: Path, settings: MakeSettings) -> None:
     data = make_shards((16,))
     runs = [train(settings(data, train__seed=seed), tmp_path / str(n)) for n, seed in enumerate(("0", "0", "1"))]
     assert weights(runs[0]) == weights(runs[1]) != weights(runs[2])
 
 
-def test_knn_is_scored_while_training_when_there_are_labels(make_shards: MakeShards, tmp_path: Path) -> None:
+def test_knn_is_scored_while_training_when_there_are_labels(
+    make_shards: MakeShards, tmp_path: Path, settings: MakeSettings
+) -> None:
     data, val = make_shards((16,)), make_shards((8,), "held-out")
     train(settings(data, data__val=str(val), run__knn_epochs="1"), tmp_path / "run")
     scores = [line.get("knn") for line in metrics(tmp_path / "run")]
@@ -130,7 +129,7 @@ def test_knn_is_scored_while_training_when_there_are_labels(make_shards: MakeSha
 
 
 def test_the_last_knn_score_is_told_wherever_a_run_stops(
-    make_shards: MakeShards, tmp_path: Path, stop_after: Callable[[int], None]
+    make_shards: MakeShards, tmp_path: Path, stop_after: Callable[[int], None], settings: MakeSettings
 ) -> None:
     data, val = make_shards((16,)), make_shards((8,), "held-out")
     stop_after(3)  # in the second epoch, after a line of the log without a score
@@ -141,7 +140,7 @@ def test_the_last_knn_score_is_told_wherever_a_run_stops(
 
 
 def test_the_logged_loss_is_the_mean_of_all_steps_also_of_those_before_a_save(
-    make_shards: MakeShards, tmp_path: Path
+    make_shards: MakeShards, tmp_path: Path, settings: MakeSettings
 ) -> None:
     data = make_shards((32,))
     each = train(settings(data, train__epochs="1"), tmp_path / "each")
@@ -153,7 +152,9 @@ def test_the_logged_loss_is_the_mean_of_all_steps_also_of_those_before_a_save(
     assert line["loss"] == pytest.approx(sum(losses) / 4, rel=1e-6)
 
 
-def test_scoring_while_training_changes_nothing(make_shards: MakeShards, tmp_path: Path) -> None:
+def test_scoring_while_training_changes_nothing(
+    make_shards: MakeShards, tmp_path: Path, settings: MakeSettings
+) -> None:
     data, val = make_shards((16,)), make_shards((8,), "held-out")
     plain = train(settings(data), tmp_path / "plain")
     scored = train(settings(data, data__val=str(val), run__knn_epochs="1"), tmp_path / "scored")
@@ -166,7 +167,11 @@ def _tensors(result: TrainResult) -> dict[str, torch.Tensor]:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
-    make_shards: MakeShards, tmp_path: Path, stop_after: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+    make_shards: MakeShards,
+    tmp_path: Path,
+    stop_after: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+    settings: MakeSettings,
 ) -> None:
     data = make_shards((24,))
     chosen = settings(data)
@@ -185,7 +190,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [Path(good.checkpoint).name]
 
 
-def test_unreadable_images_are_counted_named_and_limited(make_shards: MakeShards, tmp_path: Path) -> None:
+def test_unreadable_images_are_counted_named_and_limited(
+    make_shards: MakeShards, tmp_path: Path, settings: MakeSettings
+) -> None:
     data = make_shards((20,), bad=(3, 7))
     result = train(settings(data, data__max_bad_samples="0.2"), tmp_path / "run")
     assert result.bad_images == 2
@@ -195,21 +202,21 @@ def test_unreadable_images_are_counted_named_and_limited(make_shards: MakeShards
         train(settings(data), tmp_path / "strict")
 
 
-def test_a_folder_holds_one_run(make_shards: MakeShards, tmp_path: Path) -> None:
+def test_a_folder_holds_one_run(make_shards: MakeShards, tmp_path: Path, settings: MakeSettings) -> None:
     data = make_shards((16,))
     train(settings(data), tmp_path / "run")
     with pytest.raises(RunError, match="leoclr train --resume"):
         train(settings(data), tmp_path / "run")
 
 
-def test_resuming_on_other_data_is_refused(make_shards: MakeShards, tmp_path: Path) -> None:
+def test_resuming_on_other_data_is_refused(make_shards: MakeShards, tmp_path: Path, settings: MakeSettings) -> None:
     train(settings(make_shards((16,))), tmp_path / "run")
     with pytest.raises(RunError, match="trained on other data"):
         train(settings(make_shards((17,), "other")), tmp_path / "run", resume=True)
 
 
 def test_names_of_classes_may_be_learnt_later(
-    make_shards: MakeShards, tmp_path: Path, stop_after: Callable[[int], None]
+    make_shards: MakeShards, tmp_path: Path, stop_after: Callable[[int], None], settings: MakeSettings
 ) -> None:
     data = make_shards((16,))
     stop_after(1)
@@ -219,7 +226,9 @@ def test_names_of_classes_may_be_learnt_later(
     assert train(settings(data), tmp_path / "run", resume=True).step == 4
 
 
-def test_moved_data_is_remembered(make_shards: MakeShards, tmp_path: Path, stop_after: Callable[[int], None]) -> None:
+def test_moved_data_is_remembered(
+    make_shards: MakeShards, tmp_path: Path, stop_after: Callable[[int], None], settings: MakeSettings
+) -> None:
     data = make_shards((16,), name="old/train")
     make_shards((8,), name="old/val")
     stop_after(1)
@@ -241,7 +250,7 @@ def test_moved_data_is_remembered(make_shards: MakeShards, tmp_path: Path, stop_
     ],
 )
 def test_what_cannot_work_is_refused_before_the_first_step(
-    make_shards: MakeShards, tmp_path: Path, changes: dict[str, str], message: str
+    make_shards: MakeShards, tmp_path: Path, changes: dict[str, str], message: str, settings: MakeSettings
 ) -> None:
     data = make_shards((16,))
     with pytest.raises(LeoclrError, match=message):
@@ -250,14 +259,18 @@ def test_what_cannot_work_is_refused_before_the_first_step(
 
 
 def test_a_queue_longer_than_the_data_is_warned_of(
-    make_shards: MakeShards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_shards: MakeShards, tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: MakeSettings
 ) -> None:
     train(settings(make_shards((16,)), moco__queue="17"), tmp_path / "run")
     assert "queue of 17 keys is longer than the data set of 16 images" in capsys.readouterr().err
 
 
 def test_a_collapse_is_warned_of_once(
-    make_shards: MakeShards, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    make_shards: MakeShards,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    settings: MakeSettings,
 ) -> None:
     original = training.Trainer._train_step
 
@@ -272,7 +285,9 @@ def test_a_collapse_is_warned_of_once(
     assert metrics(tmp_path / "run")[0]["effective_rank"] < 1.1
 
 
-def test_bf16_is_computed_or_refused_never_emulated(make_shards: MakeShards, tmp_path: Path) -> None:
+def test_bf16_is_computed_or_refused_never_emulated(
+    make_shards: MakeShards, tmp_path: Path, settings: MakeSettings
+) -> None:
     chosen = settings(make_shards((16,)), train__precision="bf16")
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
         assert train(chosen, tmp_path / "run").step == 4
@@ -283,7 +298,7 @@ def test_bf16_is_computed_or_refused_never_emulated(make_shards: MakeShards, tmp
 
 @pytest.mark.parametrize("keep", ["1", "2"])
 def test_what_is_saved_after_damaged_checkpoints_stays(
-    make_shards: MakeShards, tmp_path: Path, stop_after: Callable[[int], None], keep: str
+    make_shards: MakeShards, tmp_path: Path, stop_after: Callable[[int], None], keep: str, settings: MakeSettings
 ) -> None:
     chosen = settings(make_shards((40,)), run__keep=keep, run__checkpoint_minutes="0")
     stop_after(5)
@@ -306,7 +321,9 @@ def _content(checkpoint: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict
     return loaded.tensors, loaded.state
 
 
-def test_a_run_without_a_sound_checkpoint_does_not_begin_anew(make_shards: MakeShards, tmp_path: Path) -> None:
+def test_a_run_without_a_sound_checkpoint_does_not_begin_anew(
+    make_shards: MakeShards, tmp_path: Path, settings: MakeSettings
+) -> None:
     chosen = settings(make_shards((16,)), run__keep="1")
     train(chosen, tmp_path / "run")
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
@@ -318,14 +335,16 @@ def test_a_run_without_a_sound_checkpoint_does_not_begin_anew(make_shards: MakeS
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_new_run_takes_nothing_from_one_that_saved_nothing(make_shards: MakeShards, tmp_path: Path) -> None:
+def test_a_new_run_takes_nothing_from_one_that_saved_nothing(
+    make_shards: MakeShards, tmp_path: Path, settings: MakeSettings
+) -> None:
     RunFolder(tmp_path / "run").write({"settings": {"augmentation": {"executor": "pillow"}}})
     train(settings(make_shards((16,))), tmp_path / "run")
     assert RunFolder(tmp_path / "run").read()["settings"]["augmentation"]["executor"] == "fast"
 
 
 def test_bad_images_are_the_runs_affair_and_not_the_knn_scores(
-    make_shards: MakeShards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_shards: MakeShards, tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: MakeSettings
 ) -> None:
     data, val = make_shards((16,), bad=(3,)), make_shards((12,), name="val", bad=(5,))
     chosen = settings(data, data__val=str(val), data__max_bad_samples="1", run__knn_epochs="1")
@@ -346,7 +365,12 @@ def test_bad_images_are_the_runs_affair_and_not_the_knn_scores(
     ],
 )
 def test_what_torch_runs_out_of_is_one_line(
-    make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+    make_shards: MakeShards,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    message: str,
+    settings: MakeSettings,
 ) -> None:
     def fail(self: TrainStep, pixels: Any, step: int) -> Any:
         raise error
@@ -365,7 +389,7 @@ def test_what_torch_runs_out_of_is_one_line(
     ],
 )
 def test_what_would_train_nothing_is_refused(
-    make_shards: MakeShards, tmp_path: Path, changes: dict[str, str], message: str
+    make_shards: MakeShards, tmp_path: Path, changes: dict[str, str], message: str, settings: MakeSettings
 ) -> None:
     with pytest.raises(RunError, match=message):
         train(settings(make_shards((16,)), **changes), tmp_path / "run")
@@ -373,13 +397,17 @@ def test_what_would_train_nothing_is_refused(
 
 
 @pytest.mark.parametrize("backend", ["moco", "simclr"])
-def test_any_seed_trains(make_shards: MakeShards, tmp_path: Path, backend: str) -> None:
+def test_any_seed_trains(make_shards: MakeShards, tmp_path: Path, backend: str, settings: MakeSettings) -> None:
     chosen = settings(make_shards((16,)), train__seed=str(2**63 - 1), backend=backend, train__epochs="1")
     assert train(chosen, tmp_path / "run").step == 2
 
 
 def test_a_tracker_that_cannot_start_stops_no_run(
-    make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    make_shards: MakeShards,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    settings: MakeSettings,
 ) -> None:
     def fail(self: Accelerator, *arguments: Any, **named: Any) -> None:
         raise OSError("no account")
@@ -389,14 +417,14 @@ def test_a_tracker_that_cannot_start_stops_no_run(
     assert "the trackers cannot start and are left out: no account" in capsys.readouterr().err
 
 
-def test_accumulation_takes_as_many_steps(make_shards: MakeShards, tmp_path: Path) -> None:
+def test_accumulation_takes_as_many_steps(make_shards: MakeShards, tmp_path: Path, settings: MakeSettings) -> None:
     result = train(settings(make_shards((18,)), train__accumulation="2"), tmp_path / "run")
     assert result.step == 4
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
 def test_every_optimizer_resumes(
-    make_shards: MakeShards, tmp_path: Path, stop_after: Callable[[int], None], optimizer: str
+    make_shards: MakeShards, tmp_path: Path, stop_after: Callable[[int], None], optimizer: str, settings: MakeSettings
 ) -> None:
     chosen = settings(make_shards((16,)), optimizer__name=optimizer, optimizer__warmup_epochs="1")
     whole = train(chosen, tmp_path / "whole")
@@ -420,6 +448,7 @@ def test_a_score_that_fails_only_warns(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    settings: MakeSettings,
 ) -> None:
     def fail(*arguments: Any, **options: Any) -> None:
         raise error
@@ -431,7 +460,9 @@ def test_a_score_that_fails_only_warns(
     assert f"epoch 1: no k-NN score: {type(error).__name__}" in capsys.readouterr().err
 
 
-def test_class_numbers_of_any_size_are_scored_while_training(make_shards: MakeShards, tmp_path: Path) -> None:
+def test_class_numbers_of_any_size_are_scored_while_training(
+    make_shards: MakeShards, tmp_path: Path, settings: MakeSettings
+) -> None:
     labels = (b"7", b"734298112", b"-1")
     data, val = (make_shards((count,), name=name, labels=labels) for name, count in (("train", 16), ("val", 6)))
     chosen = settings(data, data__val=str(val), run__knn_epochs="1", train__epochs="1")

@@ -27,6 +27,7 @@ COMMANDS = {
     ),
     "transfer": Entry("leoclr.cli.commands.eval.transfer:transfer", "Train on another data set."),
     "detection": Entry("leoclr.cli.commands.eval.detection:detection", "Fine-tune a detector on boxes."),
+    "forgetting": Entry("leoclr.cli.commands.eval.forgetting:forgetting", "Gain on new data, loss on the old."),
     "compare": Entry("leoclr.cli.commands.eval.compare:compare", "Compare two files of predictions."),
 }
 

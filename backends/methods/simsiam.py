@@ -1,0 +1,84 @@
+"""SimSiam: BYOL without a moving target; the stop-gradient alone keeps the embeddings from collapsing.
+
+arXiv 2011.10566. For each pair the loss is `-cos(p(f(anchor)), sg f(positive))`, averaged over the pairs of an image.
+With the `leoclr` views the predictor is on X and the constants are X1 and X2, which pull nothing and are not pulled to
+each other. Health: `std`, of the embeddings at length one times sqrt(dim): about 1, and 0 at collapse (loss -1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from leoclr.backends.losses import cosine
+from leoclr.backends.method import Facts, Output, PairMethod, ParameterGroup, Progress, mean_std, share_batch_norm
+from leoclr.backends.networks.backbones import Backbone
+from leoclr.backends.networks.batchnorm import zero_last_norms
+from leoclr.backends.networks.encoder import Encoder
+from leoclr.backends.networks.heads import mlp
+from leoclr.backends.settings import BatchNormSettings, Pairs, PositiveCount, RunFacts, anchors_of
+
+
+class Settings(BatchNormSettings):
+    """Predictor and stop-gradient (backend simsiam)."""
+
+    default_views: ClassVar[str] = "pairwise-symmetric"
+    offers: ClassVar[tuple[str, ...]] = ("pairs",)
+    small: ClassVar[Mapping[str, Any]] = {"hidden": 32, "dim": 16, "predictor_hidden": 8}
+
+    layers: PositiveCount = Field(default=3, description="Linear layers of the projector; the authors have 2 on CIFAR.")
+    hidden: PositiveCount = Field(default=2048, description="Width of its hidden layers.")
+    dim: PositiveCount = Field(default=2048, description="Dimension of the embedding.")
+    predictor_hidden: PositiveCount = Field(default=512, description="Width of the predictor's hidden layer.")
+    constant_predictor_lr: bool = Field(
+        default=True, description="Whether the predictor's learning rate stays at the peak."
+    )
+    zero_init_residual: bool = Field(default=True, description="Whether residual blocks begin as the identity.")
+
+    def forward_passes(self, facts: RunFacts) -> int:
+        anchors = anchors_of(facts.pairs)
+        return 3 * len(anchors) + sum(name not in anchors for name in {positive for _, positive in facts.pairs})
+
+
+class SimSiam(PairMethod):
+    """The stop-gradient backend."""
+
+    def __init__(self, settings: Settings, facts: Facts) -> None:
+        super().__init__()
+        backbone, dim = facts.new_backbone(), settings.dim
+        if settings.zero_init_residual:
+            zero_last_norms(backbone)
+        widths = (backbone.feature_dim, *[settings.hidden] * (settings.layers - 1), dim)
+        self.encoder = Encoder(backbone, mlp(widths, norm=True, last_norm="plain"), normalise=False)
+        self.predictor = mlp((dim, settings.predictor_hidden, dim), norm=True)
+        self.groups = (ParameterGroup("^predictor", constant_lr=settings.constant_predictor_lr),)
+        share_batch_norm(self, settings, facts)
+
+    def forward(self, views: Mapping[str, Tensor], pairs: Pairs, now: Progress) -> Output:
+        anchors = anchors_of(pairs)
+        embeddings = {}
+        for name, images in views.items():
+            with torch.set_grad_enabled(name in anchors):  # what is only ever a positive needs no graph
+                embeddings[name] = self.encoder(images)
+        predictions = {name: self.predict(embeddings[name]) for name in anchors}
+        targets = {name: embedding.detach() for name, embedding in embeddings.items()}
+        losses = [self.pull(predictions[anchor], [targets[positive]]) for anchor, positive in pairs]
+        metrics = {"std": mean_std(targets.values())}
+        return Output(self.reduce(torch.cat(losses)), targets[anchors[0]], metrics, predictions, targets)
+
+    def predict(self, embeddings: Tensor) -> Tensor:
+        predictions: Tensor = self.predictor(embeddings)
+        return predictions
+
+    def pull(self, predictions: Tensor, targets: Sequence[Tensor], negatives: Tensor | None = None) -> Tensor:
+        return torch.stack([-cosine(predictions, target).mean() for target in targets])
+
+    def reduce(self, losses: Tensor) -> Tensor:
+        return losses.mean()
+
+    def backbones(self) -> dict[str, Backbone]:
+        return {"encoder.backbone": self.encoder.backbone}

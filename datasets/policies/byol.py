@@ -1,0 +1,29 @@
+"""BYOL's two crops, which are augmented differently (arXiv 2006.07733, appendix B)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from leoclr.datasets.views import PolicySettings, View, ViewPolicy
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class BYOLViews(PolicySettings):
+    """Two crops, each pulled to the other, with blur and solarisation of their own (BYOL)."""
+
+    blur: tuple[Probability, Probability] = Field(
+        default=(1.0, 0.1), description="Probability of Gaussian blur in x1 and in x2, for augmentation.blur."
+    )
+    solarize: tuple[Probability, Probability] = Field(
+        default=(0.0, 0.2), description="Probability of solarisation in x1 and in x2, for augmentation.solarize."
+    )
+
+    def policy(self) -> ViewPolicy:
+        views = {
+            name: View(changes={"blur": blur, "solarize": solarize})
+            for name, blur, solarize in zip(("x1", "x2"), self.blur, self.solarize, strict=True)
+        }
+        return ViewPolicy("byol", views, (("x1", "x2"), ("x2", "x1")))

@@ -1,0 +1,53 @@
+"""Multi-crop: two large crops and several small ones, which cost little (SwAV, arXiv 2006.09882, section 3.2)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from leoclr.datasets.views import PolicySettings, View, ViewPolicy
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+_MOST = 32  # small crops; more would not fit any machine
+
+
+def _going_up(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError("must be two numbers, low then high")
+    return pair
+
+
+Range = Annotated[tuple[Share, Share], AfterValidator(_going_up)]
+EachKind = tuple[Probability, Probability, Probability]
+
+
+class MulticropViews(PolicySettings):
+    """Two large crops x1 and x2 and small ones s1, s2, ...; all are pulled to each large one (multi-crop)."""
+
+    small: Annotated[int, Field(ge=0, le=_MOST)] = Field(default=6, description="Small crops; SwAV has 6, DINO 8.")
+    small_size: Share = Field(
+        default=96 / 224, description="Their side as a share of data.image_size: 96 px of 224 in SwAV and DINO."
+    )
+    large_scale: Range = Field(default=(0.14, 1.0), description="Share of the area that a large crop covers.")
+    small_scale: Range = Field(default=(0.05, 0.14), description="Share of the area that a small crop covers.")
+    blur: EachKind = Field(
+        default=(0.5, 0.5, 0.5),
+        description="Probability of Gaussian blur in x1, x2 and small crops, for augmentation.blur. DINO: 1, 0.1, 0.5.",
+    )
+    solarize: EachKind = Field(
+        default=(0.0, 0.0, 0.0),
+        description="Probability of solarisation in x1, x2 and small crops, likewise. DINO: 0, 0.2, 0.",
+    )
+
+    def policy(self) -> ViewPolicy:
+        large, small = ("x1", "x2"), tuple(f"s{number}" for number in range(1, self.small + 1))
+        views = {name: self._view(kind, 1.0, self.large_scale) for kind, name in enumerate(large)}
+        views |= {name: self._view(2, self.small_size, self.small_scale) for name in small}
+        pairs = tuple((anchor, positive) for positive in large for anchor in (*large, *small) if anchor != positive)
+        return ViewPolicy("multicrop", views, pairs)
+
+    def _view(self, kind: int, size: float, scale: tuple[float, float]) -> View:
+        changes = {"crop_scale": scale, "blur": self.blur[kind], "solarize": self.solarize[kind]}
+        return View("crop", size, changes)

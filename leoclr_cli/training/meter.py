@@ -1,0 +1,58 @@
+"""What the steps of a run tell: losses, the method's own metrics, the health of the embeddings, bad images."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from leoclr.cli.training.bad_images import BadImages, lines_of_all
+from leoclr.cli.training.health import Health
+from leoclr.cli.training.step import StepResult
+
+
+class Meter:
+    """Gathers what steps found until it is asked for; asking exchanges between processes, so all must ask alike."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._results: list[StepResult] = []
+        self._bad: list[str] = []
+        self._health = Health(accelerator.is_main_process)
+
+    def add(self, result: StepResult, bad: list[str]) -> None:
+        """Note a step, and the images of it that could not be used."""
+        self._results.append(result)
+        self._bad += bad
+
+    def settle(self, known: BadImages) -> float:
+        """The mean loss over all processes; the bad images of all are counted.
+
+        Raises:
+            FloatingPointError: A loss is not finite, so that nothing is saved or reported that is not.
+            DataError: There are too many bad images.
+        """
+        mean = self._mean([result.loss for result in self._results]) if self._results else 0.0
+        if not math.isfinite(mean):
+            raise FloatingPointError
+        known.add(lines_of_all(self._bad, self._accelerator))
+        self._bad.clear()
+        return mean
+
+    def measures(self, step: int) -> dict[str, float]:
+        """The method's own metrics and the health of the embeddings since the last call, by name."""
+        newest = self._results[-1]
+        health = self._health.measures(newest.embeddings, step)
+        own = {name: self._mean([result.metrics[name] for result in self._results]) for name in newest.metrics}
+        self._results.clear()
+        return health | own
+
+    def sound(self) -> bool:
+        """Whether all losses of this process since the last call of `measures` are finite; exchanges nothing."""
+        return all(bool(torch.isfinite(result.loss)) for result in self._results)
+
+    def _mean(self, values: list[Tensor]) -> float:
+        """Over steps and processes."""
+        return float(self._accelerator.reduce(torch.stack(values).mean(), "mean"))

@@ -1,0 +1,37 @@
+"""Saving what is done where a run cannot go on: a server that goes away, a damaged shard, a process that is killed."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from leoclr.cli.terminal import say, warn
+from leoclr.datasets.errors import CheckpointError, LeoclrError, RunError
+
+
+class NotFinite(RunError):
+    """The loss or a gradient is not finite: the weights may not be sound, and nothing is saved."""
+
+
+@contextmanager
+def saved_on_failure(run: Path, worth_it: Callable[[], bool], save: Callable[[], int]) -> Iterator[None]:
+    """Around the steps of a run: save the newest finished one where something fails that the weights have no part in.
+
+    Args:
+        worth_it: Whether there is something sound to save.
+        save: Writes the checkpoint and returns its step.
+    """
+    try:
+        yield
+    except (LeoclrError, OSError, RuntimeError) as error:
+        if not isinstance(error, NotFinite | CheckpointError) and worth_it():
+            try:
+                step = save()
+            except LeoclrError as second:
+                warn(f"the newest step cannot be saved: {second}")
+            else:
+                command = f"leoclr train --resume {shlex.quote(str(run))}"
+                say(f"saved after step {step:,}, as the run cannot go on; once it can:  {command}")
+        raise

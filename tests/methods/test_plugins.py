@@ -1,0 +1,279 @@
+"""Methods and view policies of other packages: found by entry points, read without torch, checked, refused by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Container, Iterator
+from pathlib import Path
+
+import pytest
+
+from leoclr.cli.commands.app import main
+from leoclr.cli.config import fields, plugins
+from leoclr.cli.config.resolve import resolve
+from leoclr.cli.methods.checks import Result, check_method
+from leoclr.cli.methods.scaffold import write_package
+from leoclr.datasets.errors import SettingsError
+
+Install = Callable[..., Path]
+
+# Two image sizes, a predictor with a rate of its own, a momentum encoder with a schedule: what the seam must say.
+TWO_SIZES = '''"""Two sizes: a small crop is predicted to look like the whole image."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from leoclr.backends.method import Facts, Method, Output, ParameterGroup, Progress, momentum_update
+from leoclr.backends.networks.backbones import Backbone
+from leoclr.backends.networks.encoder import Encoder
+from leoclr.backends.networks.heads import mlp
+from leoclr.backends.schedules import cosine
+from leoclr.backends.settings import Fraction, MethodSettings, Pairs, PositiveCount, RunFacts
+from leoclr.datasets.views import View, ViewPolicy
+
+POLICY = ViewPolicy(
+    "whole-and-small",
+    {"whole": View("whole", changes={"blur": 1.0}), "small": View(size=0.5, changes={"solarize": 0.2})},
+    (("small", "whole"),),
+    "The whole image, and a small crop that is pulled to it.",
+)
+
+
+class Settings(MethodSettings):
+    """A predictor and a momentum encoder."""
+
+    default_views: ClassVar[str] = "whole-and-small"
+    small: ClassVar[Mapping[str, Any]] = {"dim": 8}
+
+    dim: PositiveCount = Field(default=64, description="Dimension of the embedding.")
+    momentum: Fraction = Field(default=0.9, description="EMA decay of the target at the start; 1 at the end.")
+
+    def problems(self, facts: RunFacts) -> Iterator[str]:
+        if len(facts.pairs) > 2:
+            yield "twosizes takes at most two pairs of views"
+
+
+class TwoSizes(Method):
+    """An encoder, its predictor, and a target that follows it."""
+
+    groups = (
+        ParameterGroup("^predictor", lr=10.0),
+        ParameterGroup("^encoder.projector", frozen=lambda now: now.step < 1),
+    )
+
+    def __init__(self, settings: Settings, facts: Facts) -> None:
+        super().__init__()
+        backbone = facts.new_backbone()
+        self.encoder = Encoder(backbone, mlp((backbone.feature_dim, settings.dim)), normalise=False)
+        self.target = copy.deepcopy(self.encoder).requires_grad_(False)
+        self.predictor = mlp((settings.dim, settings.dim, settings.dim))
+        self.momentum = cosine(settings.momentum, 1.0)
+
+    def forward(self, views: Mapping[str, Tensor], pairs: Pairs, now: Progress) -> Output:
+        losses, embeddings = [], None
+        for anchor, positive in pairs:
+            embeddings = self.encoder(views[anchor])
+            with torch.no_grad():
+                target = self.target(views[positive])
+            losses.append(2 - 2 * F.cosine_similarity(self.predictor(embeddings), target, dim=1).mean())
+        loss = torch.stack(losses).mean()
+        return Output(loss, None if embeddings is None else embeddings.detach(), {"distance": loss.detach()})
+
+    def after_update(self, now: Progress) -> None:
+        momentum_update(self.target, self.encoder, self.momentum(now))
+
+    def backbones(self) -> dict[str, Backbone]:
+        return {"target.backbone": self.target.backbone, "encoder.backbone": self.encoder.backbone}
+'''
+
+
+def forget() -> None:
+    """What was read of the installed packages."""
+    for cached in (
+        plugins._installed,
+        plugins.method_settings,
+        plugins.policy_settings,
+        plugins._policy,
+        fields.plugin_sections,
+        fields.all_fields,
+        fields._adapter,
+    ):
+        cached.cache_clear()
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """`install(name, source, methods={...}, views={...})`: a package as pip lays it down, on the path of this process
+    and its children."""
+    site = tmp_path / "site"
+    site.mkdir()
+
+    def make(name: str, source: str, methods: dict[str, str], views: dict[str, str] | None = None) -> Path:
+        (site / f"{name}.py").write_text(source)
+        about = site / f"{name}-0.3.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.3\n")
+        groups = {"leoclr.methods": methods, "leoclr.views": views or {}}
+        lines = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in found.items()) for group, found in groups.items()]
+        (about / "entry_points.txt").write_text("\n".join(lines))
+        forget()
+        return site
+
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH", "")))))
+    forget()
+    yield make
+    forget()
+
+
+def run_checks(name: str, folder: Path, only: Container[str] | None = None) -> list[Result]:
+    """The checks that fail."""
+    return [result for result in check_method(name, folder, only) if not result.passed]
+
+
+@pytest.fixture
+def two_sizes(install: Install) -> Path:
+    place = "leoclr_twosizes"
+    return install(place, TWO_SIZES, {"twosizes": f"{place}:TwoSizes"}, {"whole-and-small": f"{place}:POLICY"})
+
+
+def test_a_method_with_two_sizes_a_predictor_and_a_schedule_keeps_every_promise(
+    two_sizes: Path, tmp_path: Path
+) -> None:
+    assert len(TWO_SIZES.splitlines()) < 100
+    assert run_checks("twosizes", tmp_path) == []
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert all("distance" in line and "embedding_std" in line for line in lines)
+
+
+def test_settings_of_a_method_are_read_without_its_torch(two_sizes: Path) -> None:
+    code = (
+        "import sys; from leoclr.cli.config.resolve import resolve;"
+        "found = resolve(None, None, {}, {'backend': 'twosizes', 'twosizes.momentum': '0.5'});"
+        "print(found.settings.method, found.settings.views, found.origins['views'], 'torch' in sys.modules)"
+    )
+    printed = subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert printed.strip() == "dim=64 momentum=0.5 whole-and-small default of twosizes False"
+
+
+def test_methods_are_listed_with_their_packages(two_sizes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["method", "list", "--json"])
+    rows = {(row["kind"], row["name"]): row for row in json.loads(capsys.readouterr().out)}
+    assert rows["method", "twosizes"]["package"] == "leoclr_twosizes 0.3"
+    assert rows["method", "twosizes"]["summary"].startswith("Two sizes: a small crop")
+    assert rows["views", "whole-and-small"]["summary"] == "The whole image, and a small crop that is pulled to it."
+    assert rows["method", "moco"]["package"].startswith("leoclr-cli ")
+
+
+def test_wrong_values_of_a_methods_settings_are_refused_like_any_other(two_sizes: Path) -> None:
+    with pytest.raises(SettingsError, match="twosizes.momentum: must be less than or equal to 1, got '1.5'"):
+        resolve(None, None, {}, {"backend": "twosizes", "twosizes.momentum": "1.5"})
+    with pytest.raises(SettingsError, match="did you mean twosizes.momentum?"):
+        resolve(None, None, {}, {"backend": "twosizes", "twosizes.momentun": "0.5"})
+    resolved = resolve(None, None, {"LEOCLR_TWOSIZES__DIM": "5"}, {})
+    assert resolved.warnings == ("twosizes.dim (env LEOCLR_TWOSIZES__DIM) has no effect: the backend is moco",)
+
+
+def test_a_name_that_two_packages_offer_is_refused(install: Install) -> None:
+    install("leoclr_other", TWO_SIZES, {"moco": "leoclr_other:TwoSizes"})
+    with pytest.raises(SettingsError, match="'moco' .* offered by two packages, leoclr-cli .* and leoclr_other 0.3"):
+        resolve(None, None, {}, {})
+
+
+def test_a_broken_package_only_matters_where_it_is_chosen(install: Install) -> None:
+    source = TWO_SIZES.replace("default=64", "default=undefined")
+    install("leoclr_broken", source, {"broken": "leoclr_broken:TwoSizes"})
+    assert resolve(None, None, {}, {}).settings.backend == "moco"
+    with pytest.raises(SettingsError, match="settings of broken .*leoclr_broken 0.3.* name 'undefined' is not defined"):
+        resolve(None, None, {}, {"backend": "broken"})
+
+
+def test_a_method_that_keeps_state_outside_of_buffers_fails_its_check(install: Install, tmp_path: Path) -> None:
+    source = TWO_SIZES.replace("(Method):", "(Method):\n    memory = 1.0").replace(
+        "loss = torch.stack(losses).mean()",
+        "loss = torch.stack(losses).mean() * self.memory\n        self.memory *= 0.9  # lost in a resume",
+    )
+    place = "leoclr_forgetful"
+    install(place, source, {"forgetful": f"{place}:TwoSizes"}, {"whole-and-small": f"{place}:POLICY"})
+    failed = run_checks("forgetful", tmp_path, only=("loss and gradients", "stopped equals uninterrupted"))
+    assert [result.name for result in failed] == ["stopped equals uninterrupted"]
+    assert "keep state in buffers" in failed[0].detail
+
+
+@pytest.mark.parametrize("name", ["Tiny", "two words", "moco", "class", "-x"])
+def test_a_name_that_no_method_can_have_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError):
+        write_package(name, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_new_method_is_never_written_over_something(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("text")
+    with pytest.raises(SettingsError, match="is not an empty folder"):
+        write_package("tiny", tmp_path)
+
+
+def test_a_new_method_installs_and_trains_as_typed(
+    tmp_path: Path, make_shards: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data, site = make_shards((16,)), tmp_path / "installed"
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--target",
+        str(site),
+    ]
+    environment = os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
+
+    def leoclr(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "leoclr.cli", *words]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    assert leoclr("method", "new", "tiny").returncode == 0
+    subprocess.run([*pip, "./tiny"], check=True, capture_output=True)
+    small = ("--backbone", "resnet18", "--set", "encoder.width=16", "--set", "data.image_size=16", "--batch-size", "8")
+    trained = leoclr(
+        "train",
+        "--backend",
+        "tiny",
+        "--data",
+        str(data),
+        *small,
+        "--epochs",
+        "1",
+        "--workers",
+        "0",
+        "--output",
+        "run",
+        "--set",
+        "tiny.hidden=16",
+        "--set",
+        "tiny.dim=8",
+        "--device",
+        "cpu",
+    )
+    assert trained.returncode == 0, trained.stderr
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert about["method"] == {"package": "leoclr-tiny", "version": "0.1.0"} and about["settings"]["tiny"]["dim"] == 8
+    environment["PYTHONPATH"] = ""
+    refused = leoclr("train", "--resume", "run")
+    assert refused.returncode == 2 and "method tiny of the package leoclr-tiny 0.1.0" in refused.stderr
+    assert leoclr("eval", "knn", "run", "--train-data", str(data), "--data", str(data)).returncode == 0
