@@ -58,13 +58,12 @@ class LoGo(Wrapper):
             output = super().forward(views, pairs, now)
         else:
             with torch.set_grad_enabled(now.phase == _UNLIKE):
-                locals_ = [self.encoder(views[name]) for name in ("local1", "local2")]
-            loss = (
-                self.regressor_loss(*locals_, now.step)
-                if now.phase == _REGRESSOR
-                else F.softplus(self.alike(*locals_)).mean()
-            )
-            output = Output(loss, locals_[0].detach())
+                first, second = self.encoder(views["local1"]), self.encoder(views["local2"])
+            if now.phase == _REGRESSOR:
+                loss = self.regressor_loss(first, second, now.step)
+            else:
+                loss = F.softplus(self.alike(first, second)).mean()
+            output = Output(loss, first.detach())
         # A process group waits for the gradient of every parameter; those of other phases are zero, and dropped.
         unused = sum(
             (p.sum() for p in self.parameters() if p.requires_grad), start=torch.zeros((), device=output.loss.device)
