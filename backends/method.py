@@ -6,6 +6,9 @@ know of methods. Methods are found by the entry points `leoclr.methods`, the bui
 
 The training step calls, in this order: `forward` (for each micro-batch) and backward; `before_update`; the optimizer;
 `after_update`. Whatever must survive a resume is a parameter or a buffer. Randomness comes from (seed, step) alone.
+
+On a GPU a step may be replayed as a CUDA graph, without its Python. What a method computes on the host from `now`, such
+as a shuffle, it asks for by `leoclr.backends.step_inputs.step_input`; one that reads `now` otherwise is not replayed.
 """
 
 from __future__ import annotations
@@ -19,7 +22,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leoclr.backends.networks.backbones import Backbone
-from leoclr.backends.networks.batchnorm import sync_batch_norm
+from leoclr.backends.networks.batchnorm import (
+    can_separate_statistics,
+    separate_statistics,
+    split_batch_norm,
+    sync_batch_norm,
+)
 from leoclr.backends.networks.encoder import Encoder
 from leoclr.backends.settings import BatchNormSettings, Pairs, RunFacts
 from leoclr.backends.settings import anchors_of as anchors_of
@@ -195,18 +203,33 @@ def momentum_update(moved: nn.Module, towards: nn.Module, momentum: float) -> No
 
 
 def encode_views(encoder: Any, views: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The embeddings of each view: in one pass for views of one size, where the encoder has no batch statistics."""
-    sizes = {images.shape[1:] for images in views.values()}
-    if encoder.batch_statistics or len(sizes) > 1:
+    """The embeddings of each view: in one pass where `in_one_pass` says so, each view with statistics of its own."""
+    if not in_one_pass(encoder, views):
         return {name: encoder(images) for name, images in views.items()}
-    embeddings = encoder(torch.cat(list(views.values())))
+    with separate_statistics(encoder, len(views)):
+        embeddings = encoder(torch.cat(list(views.values())))
     return dict(zip(views, embeddings.chunk(len(views)), strict=True))
+
+
+def in_one_pass(encoder: Any, views: Mapping[str, Tensor]) -> bool:
+    """Whether views go through the encoder together: those of one size, where it has no batch statistics.
+
+    On a GPU also where it has, as groups of BatchNorm. On a CPU that saves nothing, and sums differ in their last bits.
+    """
+    if len({images.shape[1:] for images in views.values()}) > 1:
+        return False
+    if not encoder.batch_statistics:
+        return True
+    on_gpu = all(images.device.type == "cuda" for images in views.values())
+    return on_gpu and encoder.training and can_separate_statistics(encoder)
 
 
 def share_batch_norm(method: Method, settings: BatchNormSettings, facts: Facts) -> None:
     """Let the BatchNorm layers of a method take their statistics over all processes, where the settings say so."""
-    if settings.sync_batchnorm and facts.device_type == "cuda":
+    if settings.sync_batchnorm and facts.device_type == "cuda" and facts.ranks > 1:
         sync_batch_norm(method)  # in place: only layers are replaced
+    else:
+        split_batch_norm(method, 1)  # for `in_one_pass`
 
 
 def reduce_pairs(losses: Tensor, reduction: Literal["sum", "mean"]) -> Tensor:

@@ -56,5 +56,9 @@ class LARS(torch.optim.Optimizer):
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
         torch._foreach_mul_(buffers, group["momentum"])
-        torch._foreach_add_(buffers, directions, alpha=group["lr"])
+        if isinstance(group["lr"], Tensor):  # on the device; as a number, the host would wait for it
+            torch._foreach_mul_(directions, group["lr"])
+            torch._foreach_add_(buffers, directions)
+        else:
+            torch._foreach_add_(buffers, directions, alpha=group["lr"])
         torch._foreach_sub_(parameters, buffers)

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from leoclr.datasets.errors import DataError
+
 CHUNK_BYTES = 1 << 20
 
 
@@ -21,10 +23,17 @@ def ignore(count: int) -> None:
 
 
 def cache_root() -> Path:
-    """Where this system keeps what can be made or fetched again: `leoclr` in the user's cache folder."""
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "leoclr"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leoclr"
+    """Where this system keeps what can be made or fetched again: `leoclr` in the user's cache folder.
+
+    Raises:
+        DataError: The user has no home folder, and XDG_CACHE_HOME names no other.
+    """
+    try:
+        if sys.platform == "darwin":
+            return Path.home() / "Library" / "Caches" / "leoclr"
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leoclr"
+    except RuntimeError:
+        raise DataError("this user has no home folder; set XDG_CACHE_HOME to a folder for caches") from None
 
 
 def fsync_folder(folder: Path) -> None:

@@ -6,8 +6,10 @@ print a traceback, or be lost in the import of a library.
 
 from __future__ import annotations
 
+import getpass
 import os
 import signal
+import sys
 from types import FrameType
 
 _INTERRUPTED = 128 + signal.SIGINT
@@ -22,8 +24,31 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def _open_standard_streams() -> None:
+    """Where one is closed (`2>&-`, some schedulers) the next file would take its number, and what a library prints
+    would end in that file."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    sys.stdin = sys.stdin or open(0)
+    sys.stdout = sys.stdout or open(1, "w")
+    sys.stderr = sys.stderr or open(2, "w")
+
+
+def _name_the_user() -> None:
+    """torch asks for the user's name; containers run as numbers that have none."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["USER"] = str(os.getuid())
+
+
 def main() -> None:
     """Run the command line of this process, and exit."""
+    _open_standard_streams()
+    _name_the_user()
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # else it is ignored, as by nohup
         signal.signal(signal.SIGINT, _interrupted)
     try:

@@ -19,6 +19,8 @@ _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # a name from a file 
 def say(message: str, end: str = "\n") -> None:
     """One line for a person, on stderr. Where nobody listens any more (a closed terminal, a reader that has ended, a
     full disk under a log) it is lost, and with it nothing else."""
+    if sys.stderr is None:  # closed when the process started; `print` would take standard output
+        return
     with suppress(OSError, ValueError):
         message = _CONTROL.sub(lambda match: ascii(match[0])[1:-1], message)
         print(message, end=end, file=sys.stderr, flush=True)

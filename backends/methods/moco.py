@@ -16,7 +16,16 @@ from torch import Tensor
 
 from leoclr.backends.distributed import gather, rank, ranks
 from leoclr.backends.losses import info_nce
-from leoclr.backends.method import Facts, Output, PairMethod, Progress, encode_views, momentum_update, reduce_pairs
+from leoclr.backends.method import (
+    Facts,
+    Output,
+    PairMethod,
+    Progress,
+    encode_views,
+    in_one_pass,
+    momentum_update,
+    reduce_pairs,
+)
 from leoclr.backends.networks.backbones import Backbone
 from leoclr.backends.networks.batchnorm import split_batch_norm
 from leoclr.backends.networks.encoder import contrastive_encoder
@@ -31,6 +40,7 @@ from leoclr.backends.settings import (
     anchors_of,
     positives_of,
 )
+from leoclr.backends.step_inputs import step_input
 
 
 class Settings(MethodSettings):
@@ -97,7 +107,7 @@ class MoCo(PairMethod):
 
     def forward(self, views: Mapping[str, Tensor], pairs: Pairs, now: Progress) -> Output:
         positives = positives_of(pairs)
-        keys = self._encode_keys({name: views[name] for name in positives}, now.step)
+        keys = self._encode_keys({name: views[name] for name in positives}, now)
         losses, queries = [], {}
         for anchor in anchors_of(pairs):
             queries[anchor] = self.encoder(views[anchor])
@@ -131,18 +141,28 @@ class MoCo(PairMethod):
         return {"encoder.backbone": self.encoder.backbone, "key_encoder.backbone": self.key_encoder.backbone}
 
     @torch.no_grad()
-    def _encode_keys(self, views: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
+    def _encode_keys(self, views: Mapping[str, Tensor], now: Progress) -> dict[str, Tensor]:
         """Keys of some views, sg(f_k(X))."""
         if not self.shuffles:
             return encode_views(self.key_encoder, views)
-        return {name: self._encode_shuffled(images, step) for name, images in views.items()}
+        if ranks() > 1 or not in_one_pass(self.key_encoder, views):
+            return {name: self._encode_shuffled(images, now) for name, images in views.items()}
+        order = self._order(len(next(iter(views.values()))), now)
+        shuffled = encode_views(self.key_encoder, {name: images[order] for name, images in views.items()})
+        return {name: torch.empty_like(keys).index_copy_(0, order, keys) for name, keys in shuffled.items()}
 
-    def _encode_shuffled(self, images: Tensor, step: int) -> Tensor:
+    def _encode_shuffled(self, images: Tensor, now: Progress) -> Tensor:
         """The images are shuffled over all groups and ranks first, so that query and key of an image do not share
         BatchNorm statistics (shuffling BN, MoCo section 3.3)."""
         everything, batch = gather(images), len(images)
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step) % 2**64)
-        order = torch.randperm(len(everything), generator=generator).to(images.device, non_blocking=True)
+        order = self._order(len(everything), now)
         mine = order[rank() * batch :][:batch]
         keys = gather(self.key_encoder(everything[mine]))
         return keys[torch.argsort(order)][rank() * batch :][:batch]
+
+    def _order(self, images: int, now: Progress) -> Tensor:
+        def draw(now: Progress) -> Tensor:
+            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + now.step) % 2**64)
+            return torch.randperm(images, generator=generator)
+
+        return step_input(draw, now, self.queue.keys.device)

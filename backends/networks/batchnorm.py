@@ -8,6 +8,8 @@ computes what S processes with one group each compute.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -25,12 +27,14 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
     """
 
     splits = 1
+    batches = 1  # in the input, one after another: each has groups and an update of the running statistics of its own
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise; the batch must be a multiple of `splits`."""
-        if not self.training or self.splits == 1:
+        """Normalise; the batch must be a multiple of `splits` and `batches`."""
+        groups = self.splits * self.batches
+        if not self.training or groups == 1:
             return super().forward(input)
-        return _split(self, input, self.splits, updates=1)
+        return _split(self, input, groups, updates=self.batches)
 
 
 def has_batch_norm(module: nn.Module) -> bool:
@@ -39,22 +43,43 @@ def has_batch_norm(module: nn.Module) -> bool:
 
 
 def split_batch_norm(module: nn.Module, splits: int) -> None:
-    """Replace every BatchNorm2d inside `module` by one in splits, with the same parameters and names.
+    """Turn every BatchNorm2d inside `module` into one in splits, with its parameters and names.
 
-    One of a class of its own, as timm's with an activation in it, stays and becomes a subclass of its class.
+    One of a class of its own, as timm's with an activation in it, stays and becomes a subclass of its class. With one
+    split, which computes what plain BatchNorm does, only plain ones are turned: for `separate_statistics`.
     """
-    if splits == 1:
-        return
-    for name, child in module.named_children():
+    for child in module.children():
+        if isinstance(child, nn.BatchNorm2d) and splits == 1 and not _is_plain(child):
+            continue
         if isinstance(child, nn.BatchNorm2d) and type(child) is not nn.BatchNorm2d:
             _call_in_splits(child, splits)
         elif isinstance(child, nn.BatchNorm2d):
-            split = SplitBatchNorm2d(child.num_features, eps=child.eps, momentum=child.momentum, affine=child.affine)
-            split.to(child.weight.device, child.weight.dtype).load_state_dict(child.state_dict())
-            split.splits = splits
-            setattr(module, name, split)
+            child.__class__ = SplitBatchNorm2d  # in place: whoever holds its parameters keeps them
+            cast(SplitBatchNorm2d, child).splits = splits
         else:
             split_batch_norm(child, splits)
+
+
+def _is_plain(layer: nn.BatchNorm2d) -> bool:
+    return type(layer) is nn.BatchNorm2d and layer.affine and layer.track_running_stats and layer.momentum is not None
+
+
+def can_separate_statistics(module: nn.Module) -> bool:
+    """Whether `separate_statistics` reaches all BatchNorm inside."""
+    return all(isinstance(part, SplitBatchNorm2d) for part in module.modules() if isinstance(part, _BatchNorm))
+
+
+@contextmanager
+def separate_statistics(module: nn.Module, batches: int) -> Iterator[None]:
+    """The input of the block is some batches, one after another: each is normalised as if it came by itself."""
+    layers = [part for part in module.modules() if isinstance(part, SplitBatchNorm2d)]
+    for layer in layers:
+        layer.batches = batches
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.batches = 1
 
 
 def _split(layer: nn.BatchNorm2d, input: Tensor, splits: int, updates: int) -> Tensor:

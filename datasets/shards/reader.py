@@ -7,6 +7,7 @@ workers share. Remote ones: the same from a cache of blocks on disk, the blocks 
 from __future__ import annotations
 
 import os
+import resource
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,8 @@ from leoclr.datasets.storage.addresses import is_remote
 from leoclr.datasets.storage.block_cache import FETCHES, BlockCache, CachedStorage
 from leoclr.datasets.storage.opening import Storage, open_storage
 
-MAX_OPEN_FILES = 128
+_MAX_OPEN_FILES = 128
+_SHARE_OF_FILES = 4  # one in so many of those that a process may open is for shards
 
 Decoded = TypeVar("Decoded")
 
@@ -34,6 +36,7 @@ class SampleReader:
         self.index = index
         self._shards: OrderedDict[int, Storage] = OrderedDict()
         self._process = os.getpid()
+        self._most_open = min(_MAX_OPEN_FILES, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE_OF_FILES))
         self._verified = bytearray(len(index) // 8 + 1)  # a bit for each sample of local shards
 
     def read(self, number: int) -> bytes:
@@ -120,7 +123,7 @@ class SampleReader:
                 storage.close()
                 raise DataError(f"{shard.path} has changed since it was indexed; run `leoclr index` on the data again")
         self._shards[shard_number] = storage
-        if len(self._shards) > MAX_OPEN_FILES:
+        if len(self._shards) > self._most_open:
             self._shards.popitem(last=False)[1].close()
         return storage
 

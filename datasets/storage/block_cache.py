@@ -40,9 +40,15 @@ class BlockCache:
     """
 
     def __init__(self, folder: Path | None = None, limit: int = DEFAULT_BYTES) -> None:
-        self.folder = folder or cache_root() / "blocks"
+        self._folder = folder
         self.limit = limit
         self._unmeasured = limit
+
+    @property
+    def folder(self) -> Path:
+        """Where the blocks lie. Looked up when it is needed: local data needs no home folder."""
+        self._folder = self._folder or cache_root() / "blocks"
+        return self._folder
 
     def prepare(self) -> None:
         """Make the folder; DataError where it cannot be written, or the limit holds less than sixteen blocks."""

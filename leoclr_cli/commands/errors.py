@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import resource
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from leoclr.datasets.storage.addresses import redacted
 
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT
+_TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 _UNWRITABLE = (errno.ENOSPC, errno.EIO)
 
 # typer has a click of its own, or uses the package, by its version: what it offers of it by name serves for both.
@@ -40,6 +42,10 @@ def exit_code(command: Callable[[], Any], as_json: bool) -> int:
     except BrokenPipeError:
         raise  # typer's affair: it ends without a word, as Unix tools do
     except OSError as error:
+        if error.errno in _TOO_MANY_FILES:
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            message = f"a process may open {limit} files here (`ulimit -n`), which is too few; 1024 are enough"
+            return _failed(message, USER_ERROR, as_json)
         if error.errno not in _UNWRITABLE:
             raise
         return _failed(f"{error.filename or 'the output cannot be written'}: {error.strerror}", USER_ERROR, as_json)

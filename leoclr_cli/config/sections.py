@@ -210,6 +210,11 @@ class TrainSettings(Strict):
         description="Compile the encoder with torch.compile: for GPUs. The first step takes a minute or more, sums "
         "differ in their last bits, and on a CPU it is no faster.",
     )
+    graph: Literal["auto", "yes", "no"] = Field(
+        default="auto",
+        description="On one GPU, replay the step as one CUDA graph. auto: if the first replays give what the step "
+        "gives; yes: without this check.",
+    )
     accumulation: PositiveCount = Field(
         default=1,
         description="Micro-batches that a process splits its share of a step into; BatchNorm sees one at a time.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -43,6 +43,11 @@ class StepResult(NamedTuple):
     embeddings: Tensor | None
     metrics: dict[str, Tensor]
 
+    def clone(self) -> StepResult:
+        """Tensors of its own."""
+        embeddings = None if self.embeddings is None else self.embeddings.clone()
+        return StepResult(self.loss.clone(), embeddings, {name: value.clone() for name, value in self.metrics.items()})
+
 
 class TrainStep:
     """Owns the optimizer, and what Accelerate makes of it and of the method.
@@ -50,7 +55,12 @@ class TrainStep:
     Args:
         pairs: (anchor, positive) view names.
         micro: Images that go through the encoder at a time.
+
+    Attributes:
+        replay: Takes the place of `body`; see `leoclr.cli.training.graph`.
     """
+
+    replay: Callable[[Mapping[str, Tensor], Progress], StepResult] | None = None
 
     def __init__(
         self,
@@ -80,18 +90,26 @@ class TrainStep:
         Raises:
             FloatingPointError: It is not finite; the weights are as before. On a CPU only: a GPU would have to wait.
         """
-        settings, length = self.settings, self.length
-        optimizer = settings.optimizer
+        optimizer, length = self.settings.optimizer, self.length
         now = Progress(step, length.steps, length.steps_per_epoch)
         self._remember()
         rate = learning_rate(step, length.steps, length.warmup_steps, optimizer.lr, optimizer.final_lr)
         schedule(self.optimizer, self.method, now, rate, optimizer.lr)
-        stream = settings.train.seed * self.accelerator.num_processes + self.accelerator.process_index
-        torch.manual_seed((stream * 2**32 + step) % 2**64)
+        self.seed(now)
+        result = (self.replay or self.body)(pixels, now)
+        self._unfinished = False
+        return result
+
+    def seed(self, now: Progress) -> None:
+        """Seed what is drawn within a step, such as dropout."""
+        stream = self.settings.train.seed * self.accelerator.num_processes + self.accelerator.process_index
+        torch.manual_seed((stream * 2**32 + now.step) % 2**64)
+
+    def body(self, pixels: Mapping[str, Tensor], now: Progress) -> StepResult:
+        """The step itself, from pixels to the update; the optimizer's groups have their rates."""
         result = self._phase(pixels, now)
         for phase in range(1, self.method.phases):
             result = self._phase(pixels, now._replace(phase=phase))
-        self._unfinished = False
         return result
 
     @torch.no_grad()

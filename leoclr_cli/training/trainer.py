@@ -26,6 +26,7 @@ from leoclr.cli.terminal import say, warn
 from leoclr.cli.training import build
 from leoclr.cli.training.bad_images import BadImages
 from leoclr.cli.training.data import TrainingData
+from leoclr.cli.training.graph import use_graph
 from leoclr.cli.training.initial_weights import start_from_weights
 from leoclr.cli.training.knn_monitor import KnnMonitor
 from leoclr.cli.training.meter import Meter
@@ -100,6 +101,8 @@ class Trainer:
         warmup = round(settings.optimizer.warmup_epochs * self.plan.steps_per_epoch)
         length = Schedule(self.steps, self.plan.steps_per_epoch, warmup)
         self.take_step = TrainStep(settings, accelerator, self.method, self.facts.pairs, self.facts.micro, length)
+        if self.main:  # several processes have no graph, which one of them says
+            use_graph(self.take_step, say)
         self.optimizer = self.take_step.optimizer
         self.state = RunState(settings, self.index, self.method, self.optimizer, accelerator)
         self.knn = KnnMonitor.of(settings, self.index, self.data.val)

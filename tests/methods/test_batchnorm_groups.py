@@ -4,6 +4,8 @@ here in Triton's interpreter."""
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,9 +14,13 @@ from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from leoclr.backends import method
+from leoclr.backends.methods import moco
 from leoclr.backends.networks import batchnorm_groups
 from leoclr.backends.networks.batchnorm import split_batch_norm
 from leoclr.backends.networks.batchnorm_groups import Running, group_batch_norm
+from leoclr.backends.networks.encoder import contrastive_encoder
+from leoclr.datasets.views import POLICIES
 
 kernels: Any = pytest.importorskip("leoclr.backends.networks.batchnorm_triton", exc_type=ImportError)
 
@@ -171,3 +177,50 @@ def test_what_a_compiler_gets_is_the_same(groups: int, updates: int, monkeypatch
         found.append([output, running.mean, running.var, running.batches, *gradients])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+def test_views_in_one_pass_have_statistics_of_their_own(splits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: the embeddings of three views, gradients and running statistics are those of three passes."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    backbone: Any = nn.Sequential(*layers)
+    backbone.feature_dim = 6
+    encoder = contrastive_encoder(backbone, 2, 0, 4).double()
+    split_batch_norm(encoder, splits)
+    other = copy.deepcopy(encoder)
+    views = {name: images((4, 3, 6, 6), seed).double().cpu() for seed, name in enumerate(("x", "x1", "x2"))}
+    assert not method.in_one_pass(encoder, views)
+    found: list[list[Tensor]] = []
+    for each, together in ((encoder, False), (other, True)):
+        monkeypatch.setattr(method, "in_one_pass", lambda *_, answer=together: answer)
+        embeddings = method.encode_views(each, views)
+        weights = torch.arange(1.0, 4.0)[:, None, None]
+        loss = (torch.stack(list(embeddings.values())).sin() * weights).sum()
+        torch.autograd.backward(loss)
+        gradients = [parameter.grad for parameter in each.parameters() if parameter.grad is not None]
+        found.append([*embeddings.values(), *gradients, *each.buffers()])
+    for one, another in zip(*found, strict=True):
+        torch.testing.assert_close(another, one, rtol=1e-10, atol=1e-12)
+
+
+def test_the_keys_of_all_crops_in_one_pass_are_those_of_one_pass_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Tensor] = []
+    for together in (False, True):
+        monkeypatch.setattr(moco, "in_one_pass", lambda *_, answer=together: answer)
+        monkeypatch.setattr(method, "in_one_pass", lambda *_, answer=together: answer)
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        backbone: Any = nn.Sequential(*layers)
+        backbone.feature_dim = 6
+        backbones: Iterator[Any] = iter([backbone])
+        facts = method.Facts(partial(next, backbones), projector=(2, 0, 4))
+        made = moco.MoCo(moco.Settings(queue=12, bn_splits=2, enqueue="all"), facts).double()
+        views = {name: images((4, 3, 6, 6), seed).double().cpu() for seed, name in enumerate(("x", "x1", "x2"))}
+        now = method.Progress(3, 10, 5)
+        output = made(views, POLICIES["leoclr"].pairs, now)
+        made.after_update(now)
+        found.extend([output.loss.detach(), made.queue.keys, *made.key_encoder.buffers()])
+    half = len(found) // 2
+    for one, another in zip(found[:half], found[half:], strict=True):
+        torch.testing.assert_close(another, one, rtol=1e-10, atol=1e-12)

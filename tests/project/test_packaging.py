@@ -17,7 +17,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("leoclr_cli", "backends", "datasets", "evals")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-# Each is a dependency of the other, in a narrow range.
+# Each of two asks for a narrow range of the other; torch brings Triton where it is built for CUDA.
 COMES_WITH = {"botocore": "boto3", "pydantic_core": "pydantic", "triton": "torch"}
 PROJECT, SETUPTOOLS = PYPROJECT["project"], PYPROJECT["tool"]["setuptools"]
 

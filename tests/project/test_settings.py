@@ -255,7 +255,7 @@ def test_lists_are_split_outside_braces(text: str, items: tuple[str, ...]) -> No
         (
             "train",
             "1",
-            "--set train: unknown key; train has epochs, seed, precision, channels_last, compile, accumulation",
+            "--set train: unknown key; train has epochs, seed, precision, channels_last, compile, graph, accumulation",
         ),
         ("data.train", "a.tar,,b.tar", "--set data.train: item 2 must be printable text, and not empty"),
     ],

@@ -1,0 +1,98 @@
+"""What the host computes anew for each step and the device needs: a shuffle, the value of a schedule.
+
+`step_input` is for methods. Where a step is replayed as a CUDA graph, the host runs none of its Python: what it had
+computed would stay as it was. Such values live in buffers, which are filled before each replay by the same functions.
+A method that reads its progress in any other way is noticed, and its steps are not replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leoclr.backends.method import Progress
+
+Make = Callable[[Progress], Tensor]
+
+
+class WatchedProgress(Progress):
+    """The progress of a step that may be replayed.
+
+    Attributes:
+        read: Whether anything but `step_input` has looked at it.
+    """
+
+    read = False
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in Progress._fields or name in ("epoch", "share"):
+            object.__setattr__(self, "read", True)
+        return super().__getattribute__(name)
+
+    def __getitem__(self, key: Any) -> Any:
+        self.read = True
+        return super().__getitem__(key)
+
+    def __iter__(self) -> Iterator[Any]:
+        self.read = True
+        return super().__iter__()
+
+    def unwatched(self) -> Progress:
+        """The same, for a function of `step_input`."""
+        return Progress(*(tuple.__getitem__(self, place) for place in range(len(Progress._fields))))
+
+
+class StepInputs:
+    """The buffers of one step, in the order in which it asks for them."""
+
+    def __init__(self) -> None:
+        self._made: list[tuple[Make, Tensor]] = []
+        self._next = 0
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """The block is the step: its values come from the buffers, which the first time makes."""
+        global _serving
+        before, _serving, self._next = _serving, self, 0
+        try:
+            yield
+        finally:
+            _serving = before
+
+    def fill(self, now: Progress) -> None:
+        """Compute all values for a step. The host does not wait for the device."""
+        for make, buffer in self._made:
+            buffer.copy_(_pinned(make(now), buffer.device), non_blocking=True)
+
+    def take(self, make: Make, now: Progress, device: torch.device) -> Tensor:
+        """The next buffer."""
+        if self._next == len(self._made):
+            self._made.append((make, _sent(make(_plain(now)), device)))
+        self._next += 1
+        return self._made[self._next - 1][1]
+
+
+_serving: StepInputs | None = None
+
+
+def step_input(make: Make, now: Progress, device: torch.device) -> Tensor:
+    """`make(now)`, a tensor of always the same shape that the host computes, on the device. The host does not wait."""
+    if _serving is not None:
+        return _serving.take(make, now, device)
+    return _sent(make(_plain(now)), device)
+
+
+def _plain(now: Progress) -> Progress:
+    return now.unwatched() if isinstance(now, WatchedProgress) else now
+
+
+def _pinned(value: Tensor, device: torch.device) -> Tensor:
+    return value.pin_memory() if device.type == "cuda" else value
+
+
+def _sent(value: Tensor, device: torch.device) -> Tensor:
+    return _pinned(value, device).to(device, non_blocking=True)

@@ -1,0 +1,388 @@
+"""Everything about a GPU in one command: its tests, the rates and launches of a step, start to k-NN score.
+
+Run: python benchmarks/gpu.py [--cifar SHARDS] [--only PART ...] [--output FILE.json]
+
+It makes its own images; `--cifar` takes real ones, a folder with `train` and `test`. Each part has a process and a time
+limit of its own, so that one that fails costs one row. It prints a table, and JSON with `--output`. Without a GPU the
+parts that need none run, at a small size, and the others are listed as left out. Under five minutes on an H100.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset
+from PIL import Image
+from torch.nn import functional as F
+
+ROOT = Path(__file__).resolve().parents[1]
+CARD = torch.cuda.is_available()
+SECONDS = 4.0  # that a rate is measured over
+PROFILED = 5  # steps
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One row or a few: `run(folder)` returns them by name; `limit` is in seconds."""
+
+    run: Callable[[Path], dict[str, Row]]
+    limit: int
+    card: bool = True
+
+
+# --- images ---
+
+
+def write_small(folder: Path, images: int) -> None:
+    """Ten classes of 32 px: each has a pattern of its own under noise."""
+    generator = np.random.default_rng(0)
+    patterns = generator.integers(0, 160, (10, 32, 32, 3))
+    with webdataset.ShardWriter(
+        f"{folder.as_posix()}/small-%06d.tar", maxcount=5000, verbose=0, encoder=False
+    ) as shard:
+        for number in range(images):
+            pixels = patterns[number % 10] + generator.integers(0, 96, (32, 32, 3))
+            data = b"P6 32 32 255\n" + pixels.astype(np.uint8).tobytes()
+            shard.write({"__key__": f"{number:06d}", "ppm": data, "cls": str(number % 10).encode()})
+
+
+def write_photographs(folder: Path, images: int) -> None:
+    """JPEGs of 500 x 375 pixels that cost about as much as photographs."""
+    generator = np.random.default_rng(0)
+    with webdataset.ShardWriter(f"{folder.as_posix()}/photo-%06d.tar", maxcount=500, verbose=0, encoder=False) as shard:
+        for number in range(images):
+            small = Image.fromarray(generator.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+            pixels = np.asarray(small.resize((500, 375), Image.Resampling.BICUBIC), np.int16)
+            noisy = (pixels + generator.integers(-12, 13, pixels.shape)).clip(0, 255).astype(np.uint8)
+            buffer = BytesIO()
+            Image.fromarray(noisy).save(buffer, "JPEG", quality=90)
+            shard.write({"__key__": f"{number:06d}", "jpg": buffer.getvalue()})
+
+
+def make_images(folder: Path, cifar: Path | None) -> None:
+    """`small/train`, `small/test` and, for a GPU, `photographs`."""
+    if cifar is not None:
+        (folder / "small").symlink_to(cifar.resolve())
+    else:
+        for split, images in (("train", 20_000 if CARD else 1_000), ("test", 2_000 if CARD else 200)):
+            (folder / "small" / split).mkdir(parents=True)
+            write_small(folder / "small" / split, images)
+    if CARD:
+        (folder / "photographs").mkdir()
+        write_photographs(folder / "photographs", 2_048)
+
+
+# --- parts ---
+
+
+def tests(folder: Path) -> dict[str, Row]:
+    """The tests of devices and of the kernels."""
+    began = time.monotonic()
+    files = ["training/test_devices.py", "methods/test_batchnorm_groups.py", "images/test_jitter_triton.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(f"tests/{name}" for name in files)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.strip()]
+    row: Row = {"passed": done.returncode == 0, "seconds": time.monotonic() - began, "result": lines[-1]}
+    return {"tests": row if row["passed"] else row | {"failures": [line for line in lines if "FAILED" in line]}}
+
+
+def batchnorm(folder: Path) -> dict[str, Row]:
+    """Forward and backward of BatchNorm in eight groups beside one group by torch's, bf16, in milliseconds."""
+    from leoclr.backends.networks.batchnorm_groups import Running, group_batch_norm
+
+    rows: dict[str, Row] = {}
+    for shape in ((512, 64, 32, 32), (512, 512, 4, 4), (256, 256, 56, 56), (256, 2048, 7, 7)):
+        pixels = torch.randn(shape, device="cuda", dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+        pixels.requires_grad_()
+        weight, bias, mean, var = (torch.ones(shape[1], device="cuda", requires_grad=number < 2) for number in range(4))
+        running = Running(mean, var, torch.zeros((), dtype=torch.long, device="cuda"), 0.1)
+        gradient = torch.randn_like(pixels)
+        forms = {
+            "groups": partial(group_batch_norm, pixels, weight, bias, running, 8, 1e-5),
+            "plain": partial(F.batch_norm, pixels, mean, var, weight, bias, True, 0.1, 1e-5),
+        }
+        row: Row = {}
+        for name, forward in forms.items():
+            row[f"{name}_forward_ms"] = _milliseconds(forward)
+            row[f"{name}_both_ms"] = _milliseconds(partial(_gradients, forward, [pixels, weight, bias], gradient))
+        rows["x".join(map(str, shape))] = row | {"ratio": row["groups_both_ms"] / row["plain_both_ms"]}
+    return rows
+
+
+def _gradients(forward: Callable[[], torch.Tensor], of: list[torch.Tensor], gradient: torch.Tensor) -> object:
+    return torch.autograd.grad(forward(), of, gradient)
+
+
+def _milliseconds(function: Callable[[], object], times: int = 50) -> float:
+    for _ in range(5):
+        function()
+    torch.cuda.synchronize()
+    began = time.monotonic()
+    for _ in range(times):
+        function()
+    torch.cuda.synchronize()
+    return 1000 * (time.monotonic() - began) / times
+
+
+def step(folder: Path, data: str = "small/train", preset: str | None = "cifar10", **changes: str) -> dict[str, Row]:
+    """Rate of training from data to update, the share of time spent waiting for data, launches, busy share."""
+    from leoclr.cli.config.resolve import resolve
+    from leoclr.cli.run.devices import accelerated
+    from leoclr.cli.training import build
+    from leoclr.cli.training.data import TrainingData
+    from leoclr.cli.training.graph import use_graph
+    from leoclr.cli.training.preflight import facts_of
+    from leoclr.cli.training.step import Schedule, TrainStep
+    from leoclr.datasets.loading.device_feed import Pace
+
+    given = {"train.precision": "bf16"} if CARD else {"encoder.width": "16", "data.batch_size": "64"}
+    given |= {"data.train": str(folder / data), "run.trackers": "", "moco.queue": "4096"}
+    given |= {name.replace("__", "."): value for name, value in changes.items()}
+    settings = resolve(preset, None, {}, given).settings
+    with accelerated(settings, folder) as accelerator:
+        loaded = TrainingData(settings, accelerator)
+        settings, device = loaded.settings, accelerator.device
+        began = time.monotonic()
+        facts = facts_of(settings, len(loaded.index), 1)
+        method = build.method(settings, device, len(loaded.index))
+        length = Schedule(1_000_000, loaded.plan.steps_per_epoch)
+        take = TrainStep(settings, accelerator, method, facts.pairs, facts.micro, length)
+        notes: list[str] = []
+        use_graph(take, notes.append)
+        batches, pace, waited = loaded.batches(0, 1 << 30), Pace(device), [0.0]
+
+        def one(number: int) -> torch.Tensor:
+            asked = time.monotonic()
+            batch = next(batches)
+            waited[0] += time.monotonic() - asked
+            loss = take(batch.views, number).loss
+            pace.step_taken()
+            return loss
+
+        losses = [float(one(0))]
+        first = time.monotonic() - began
+        warm = 20 if CARD else 1
+        for number in range(1, warm):
+            one(number)
+        _settled()
+        began, waited[0], number = time.monotonic(), 0.0, warm
+        while time.monotonic() - began < SECONDS:
+            loss = one(number)
+            number += 1
+        losses.append(float(loss))
+        seconds = time.monotonic() - began
+        count = number - warm
+        row: Row = {
+            "images_per_second": count * settings.data.batch_size / seconds,
+            "step_ms": 1000 * seconds / count,
+            "waiting": waited[0] / seconds,
+            "first_step_s": first,
+            "loss_first": losses[0],
+            "loss_last": losses[1],
+        }
+        row |= {"graph": notes[0] if notes else "replayed" if take.replay else "no"}
+        return {"": row | _profiled(partial(one, number)) | _memory()}
+
+
+def _settled() -> None:
+    if CARD:
+        torch.cuda.synchronize()
+
+
+def _memory() -> Row:
+    return {"memory_gib": torch.cuda.max_memory_allocated() / 2**30} if CARD else {}
+
+
+def _profiled(one: Callable[[], object]) -> Row:
+    """Operations a step by torch's profiler: on a GPU launches, and the share of the time that kernels run."""
+    from torch._C._autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if CARD else [])]
+    with profile(activities=kinds) as profiler:
+        began = time.monotonic()
+        for _ in range(PROFILED):
+            one()
+        _settled()
+        seconds = time.monotonic() - began
+    events = profiler.events() or []
+    host = [event.name for event in events if event.device_type == DeviceType.CPU]
+    operations = sum(name.startswith("aten::") for name in host) / PROFILED
+    if not CARD:
+        return {"operations": operations}
+    launches = sum(name.startswith(("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")) for name in host)
+    kernels = [event for event in events if event.device_type == DeviceType.CUDA]
+    busy = sum(event.time_range.elapsed_us() for event in kernels) / 1e6
+    return {"launches": launches / PROFILED, "operations": operations, "busy": busy / seconds}
+
+
+def ranks(folder: Path) -> dict[str, Row]:
+    """Two processes on one device beside one: the largest difference of losses, gradients, keys and queue."""
+    from safetensors.torch import load_file
+
+    program, found = ROOT / "tests" / "programs" / "backend_ranks.py", []
+    for world in (1, 2):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        group = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+        group["LEOCLR_TEST_DEVICE"] = "cuda:0" if CARD else "cpu"
+        environment = {name: value for name, value in os.environ.items() if name != "LEOCLR_TEST_DEVICE"} | group
+        output = str(folder / f"world{world}-RANK.safetensors")
+        processes = [
+            subprocess.Popen([sys.executable, str(program), output], env=environment | {"RANK": str(rank)})
+            for rank in range(world)
+        ]
+        if any([process.wait() for process in processes]):
+            raise RuntimeError("a process failed")
+        found.append(load_file(output.replace("RANK", "0")))
+    difference = max(float((found[0][name] - found[1][name]).abs().max()) for name in found[0])
+    return {"two processes": {"largest_difference": difference, "passed": difference < 1e-8}}
+
+
+def run(folder: Path) -> dict[str, Row]:
+    """A short training by the command line to a k-NN score, and what scoring it takes."""
+    rows: dict[str, Row] = {}
+    output = folder / "run"
+    small = ["--precision", "bf16"] if CARD else ["--set", "encoder.width=16", "--batch-size", "64"]
+    command = [
+        "train",
+        "--preset",
+        "cifar10",
+        "--data",
+        str(folder / "small" / "train"),
+        "--epochs",
+        "8" if CARD else "1",
+    ]
+    command += ["--val-data", str(folder / "small" / "test"), "--set", "moco.queue=4096", "--set", "run.trackers="]
+    rows["train"] = _command(*command, *small, "--output", str(output), "--json")
+    for name, scored in (("knn", ["knn"]), ("lbfgs", ["linear", "--protocol", "lbfgs"])):
+        rows[f"eval {name}"] = _command("eval", *scored, str(output), "--no-cache", "-o", str(folder / f"{name}.json"))
+        results = json.loads((folder / f"{name}.json").read_text())["results"]
+        rows[f"eval {name}"]["top1"] = next(iter(results.values()))["top1"]
+    return rows
+
+
+def _command(*words: str) -> Row:
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "leoclr.cli", *words], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+    told = json.loads(done.stdout) if "--json" in words else {}
+    kept = {name: told[name] for name in ("images_per_second", "loss", "knn") if told.get(name) is not None}
+    return {"seconds": time.monotonic() - began, **kept}
+
+
+_PHOTOGRAPHS: dict[str, Any] = {"data": "photographs", "preset": None, "data__batch_size": "256"}
+PARTS: dict[str, Part] = {
+    "tests": Part(tests, 150, card=False),
+    "ranks": Part(ranks, 90, card=False),
+    "run": Part(run, 120, card=False),
+    "batchnorm": Part(batchnorm, 60),
+    "step": Part(step, 60, card=False),
+    "step, no graph": Part(partial(step, train__graph="no"), 60),
+    "step, no graph, one group": Part(partial(step, train__graph="no", moco__bn_splits="1"), 60),
+    "step, one group": Part(partial(step, moco__bn_splits="1"), 60, card=False),
+    "step, float32": Part(partial(step, train__precision="float32"), 60),
+    "step, compiled": Part(partial(step, train__compile="true"), 150),
+    "step, simclr": Part(partial(step, backend="simclr", data__batch_size="512"), 60),
+    "resnet50": Part(partial(step, **_PHOTOGRAPHS), 90),
+    "resnet50, one group": Part(partial(step, **_PHOTOGRAPHS, moco__bn_splits="1"), 90),
+}
+
+
+# --- driver ---
+
+
+@contextmanager
+def images(cifar: Path | None) -> Iterator[Path]:
+    """A folder with the images, for as long as it is needed."""
+    with tempfile.TemporaryDirectory(prefix="leoclr-gpu-") as folder:
+        make_images(Path(folder), cifar)
+        yield Path(folder)
+
+
+def measured(name: str, folder: Path) -> dict[str, Row]:
+    """The rows of a part, from a process of its own; one row with `error` where it fails or takes too long."""
+    inner = folder / name.replace(" ", "-").replace(",", "")
+    inner.mkdir()
+    for shared in ("small", "photographs"):
+        if (folder / shared).exists():
+            (inner / shared).symlink_to(folder / shared)
+    limit = PARTS[name].limit * (1 if CARD else 4)
+    command = [sys.executable, __file__, "--part", name, "--folder", str(inner)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        output, errors = child.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.communicate()
+        return {name: {"error": f"took more than {limit} s"}}
+    if child.returncode:
+        lines = errors.strip().splitlines()
+        return {name: {"error": lines[-1] if lines else f"ended with {child.returncode}"}}
+    rows: dict[str, Row] = json.loads(output.splitlines()[-1])
+    return {f"{name}: {row}" if row and row != name else name: values for row, values in rows.items()}
+
+
+def shown(values: Row) -> str:
+    """A row's values in one line."""
+    return "  ".join(
+        f"{name} {value:,.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure everything about a GPU.")
+    parser.add_argument("--cifar", type=Path, help="shards of CIFAR-10: a folder with train and test")
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), help="parts to run")
+    parser.add_argument("--output", type=Path, help="file for the JSON")
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.part:
+        print(json.dumps(PARTS[chosen.part].run(chosen.folder)))
+        return
+    began = time.monotonic()
+    device = torch.cuda.get_device_name() if CARD else f"no GPU; {os.cpu_count()} processors"
+    report: Row = {"device": device, "torch": torch.__version__, "python": sys.version.split()[0], "parts": {}}
+    print(f"{device}, torch {torch.__version__}", flush=True)
+    names = chosen.only or list(PARTS)
+    with images(chosen.cifar) as folder:
+        for name in names:
+            if PARTS[name].card and not CARD:
+                continue
+            for row, values in measured(name, folder).items():
+                report["parts"][row] = values
+                print(f"{row:28} {shown(values)}", flush=True)
+    left_out = [name for name in names if PARTS[name].card and not CARD]
+    report |= {"left_out": left_out, "seconds": time.monotonic() - began}
+    if left_out:
+        print(f"left out, as there is no GPU: {'; '.join(left_out)}")
+    print(f"{report['seconds']:.0f} s")
+    if chosen.output:
+        chosen.output.write_text(json.dumps(report, indent=1) + "\n")
+    if any("error" in values or values.get("passed") is False for values in report["parts"].values()):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""A training step as one CUDA graph: captured once, then replayed with one launch in place of a thousand.
+
+Shapes are static. What changes from step to step lies in buffers on the device that are filled before each replay: the
+pixels, the learning rates, and what the method asks `leoclr.backends.step_inputs` for. The body is `TrainStep`'s own.
+
+The first steps run as always. The next two are taken twice from the same state, once as always and once by the graph,
+and have to move the weights alike; else, as where a capture fails, one line says why and all steps run as always.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from leoclr.backends.method import Method, Progress
+from leoclr.backends.step_inputs import StepInputs, WatchedProgress
+from leoclr.cli.config.settings import Settings
+from leoclr.cli.training.step import StepResult, TrainStep
+from leoclr.datasets.errors import LeoclrError
+
+_STEPS_BEFORE = 3  # in which algorithms are chosen and the optimizer's state comes to be
+_CHECKED = 2  # the second has other inputs than the capture
+_SAME = 0.1  # distance between the two results, over the length of the step: twice the same step is 0.01 in bf16
+
+
+Body = Callable[[Mapping[str, Tensor], Progress], StepResult]
+Capture = Callable[[Callable[[], StepResult]], Callable[[], StepResult]]
+
+
+def use_graph(take: TrainStep, say: Callable[[str], None]) -> None:
+    """Let steps be replayed as `train.graph` says, where they can be.
+
+    Args:
+        say: Called with one line where they cannot, though a GPU would.
+    """
+    chosen, device = take.settings.train.graph, take.accelerator.device
+    if chosen == "no" or (chosen == "auto" and device.type != "cuda"):
+        return
+    reason = why_not(take.settings, take.method, device, take.accelerator.num_processes)
+    if reason is not None:
+        say(f"steps are not replayed as a CUDA graph: {reason}")
+        return
+    take.replay = StepGraph(take.body, take.seed, take.method, take.optimizer, device, chosen == "auto", say)
+
+
+def why_not(settings: Settings, method: Method, device: torch.device, ranks: int) -> str | None:
+    """Why the steps of a run cannot be one graph; None where they may."""
+    if device.type != "cuda":
+        return "there is no GPU"
+    if ranks > 1:
+        return "several processes talk to each other within a step"
+    if settings.train.accumulation > 1:
+        return "train.accumulation is above 1"
+    if settings.train.precision == "fp16":
+        return "fp16 leaves out steps that overflow"
+    if method.phases > 1 or any(group.frozen or group.weight_decay for group in method.groups):
+        return f"{settings.backend} has phases, frozen groups or a schedule of weight decay"
+    return None
+
+
+def cuda_capture(body: Callable[[], StepResult]) -> Callable[[], StepResult]:
+    """Record what `body` launches, without running it."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = body()
+
+    def replay() -> StepResult:
+        graph.replay()
+        return result
+
+    return replay
+
+
+class StepGraph:
+    """Takes steps by replay where that gives what `body` gives.
+
+    Args:
+        body: A step, from pixels on the device to the update.
+        seed: Seeds torch for a step.
+        check: Whether to compare the first replays.
+        say: Called with one line where steps are not replayed.
+        capture: Plain code in tests.
+    """
+
+    def __init__(
+        self,
+        body: Body,
+        seed: Callable[[Progress], None],
+        method: Method,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+        check: bool,
+        say: Callable[[str], None],
+        capture: Capture = cuda_capture,
+    ) -> None:
+        self._body, self._seed, self._method, self._optimizer, self._say = body, seed, method, optimizer, say
+        self._capture, self._inputs = capture, StepInputs()
+        self._steps, self._unchecked, self._check = 0, _CHECKED, check
+        self._pixels: dict[str, Tensor] = {}
+        exact = torch.float32 if device.type == "cuda" else torch.float64
+        self._rates = torch.zeros(len(optimizer.param_groups), dtype=exact, device=device)
+        self._replay: Callable[[], StepResult] | None = None
+        self.refused: str | None = None
+
+    def __call__(self, pixels: Mapping[str, Tensor], now: Progress) -> StepResult:
+        """Take a step. The optimizer's groups have the step's learning rates, as numbers."""
+        self._steps += 1
+        if self.refused is not None or self._steps <= _STEPS_BEFORE:
+            return self._body(pixels, now)
+        self._fill(pixels, now)
+        if self._replay is not None and not self._unchecked:
+            return self._replay().clone()
+        before = self._state()
+        watched = WatchedProgress(*now)
+        with self._inputs.serving():
+            expected = self._body(self._pixels, watched).clone()
+        if watched.read:
+            return self._refuse("the method reads its progress on the host", expected)
+        after = self._state()
+        self._restore(before)
+        self._seed(now)
+        try:
+            replay = self._replay or self._captured(now)
+        except (RuntimeError, LeoclrError) as error:
+            self._restore(after)
+            return self._refuse(f"it cannot be captured ({' '.join(str(error).split())[:200]})", expected)
+        found = replay().clone()
+        if self._check and not self._alike(before, after, self._state()):
+            self._restore(after)
+            return self._refuse("a replay does not give what the step gives", expected)
+        self._replay = replay
+        self._unchecked = self._unchecked - 1 if self._check else 0
+        return found
+
+    def _captured(self, now: Progress) -> Callable[[], StepResult]:
+        """The replay of the step. What the method remembers in Python is as before, if the capture fails."""
+        ours = vars(nn.Module())
+        kept = {
+            name: copy.copy(value)
+            for name, value in vars(self._method).items()
+            if name not in ours and isinstance(value, list | dict | set)
+        }
+
+        def body() -> StepResult:
+            with self._inputs.serving():
+                return self._body(self._pixels, WatchedProgress(*now))
+
+        try:
+            return self._capture(body)
+        except BaseException:
+            vars(self._method).update(kept)
+            self._optimizer.zero_grad(set_to_none=True)
+            raise
+
+    def _fill(self, pixels: Mapping[str, Tensor], now: Progress) -> None:
+        if not self._pixels:
+            self._pixels = {name: torch.empty_like(view) for name, view in pixels.items()}
+        for name, view in pixels.items():
+            self._pixels[name].copy_(view)
+        rates = torch.tensor([group["lr"] for group in self._optimizer.param_groups], dtype=self._rates.dtype)
+        self._rates.copy_(rates.pin_memory() if self._rates.is_cuda else rates, non_blocking=True)
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate
+            if "capturable" in group:
+                group["capturable"] = True
+        self._inputs.fill(now)
+
+    def _tensors(self) -> list[Tensor]:
+        state = (value for each in self._optimizer.state.values() for value in each.values())
+        return [
+            *(parameter.data for parameter in self._method.parameters()),
+            *self._method.buffers(),
+            *(value for value in state if isinstance(value, Tensor)),
+        ]
+
+    def _state(self) -> list[Tensor]:
+        return [tensor.clone() for tensor in self._tensors()]
+
+    def _restore(self, state: list[Tensor]) -> None:
+        for tensor, value in zip(self._tensors(), state, strict=True):
+            tensor.copy_(value)
+
+    def _refuse(self, reason: str, result: StepResult) -> StepResult:
+        self.refused, self._replay, self._pixels = reason, None, {}
+        self._say(f"steps are not replayed as a CUDA graph: {reason}")
+        return result
+
+    def _alike(self, before: list[Tensor], expected: list[Tensor], found: list[Tensor]) -> bool:
+        """Whether two steps from one state lead to about the same place: in the parameters, and in all else."""
+        parameters = sum(1 for _ in self._method.parameters())
+        parts = slice(0, parameters), slice(parameters, None)
+        return all(_near(before[part], expected[part], found[part]) for part in parts)
+
+
+def _near(before: list[Tensor], expected: list[Tensor], found: list[Tensor]) -> bool:
+    length = distance = 0.0
+    for old, one, other in zip(before, expected, found, strict=True):
+        if one.is_floating_point():
+            length += float((one.double() - old.double()).square().sum())
+            distance += float((one.double() - other.double()).square().sum())
+        elif not torch.equal(one, other):
+            return False
+    return distance <= _SAME**2 * length

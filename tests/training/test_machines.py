@@ -1,0 +1,71 @@
+"""Machines without things: a home, a user, standard streams, many file handles."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pwd
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from leoclr.cli import terminal
+from leoclr.cli.commands.errors import exit_code
+from leoclr.datasets.errors import DataError
+from leoclr.datasets.shards.locate import open_data
+from leoclr.datasets.shards.reader import SampleReader
+from leoclr.datasets.storage.block_cache import BlockCache
+
+MakeShards = Callable[..., Path]
+
+
+def test_local_data_need_no_home(make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def nobody(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    cache = BlockCache()
+    assert len(open_data([str(make_shards((5,)))], cache=cache)) == 5
+    with pytest.raises(DataError, match="no home folder; set XDG_CACHE_HOME"):
+        cache.prepare()
+
+
+def test_few_file_handles_are_shared_and_too_few_told(
+    make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (12, 12))
+    reader = SampleReader(open_data([str(make_shards((1,) * 9))]))
+    before = len(os.listdir("/dev/fd"))
+    assert len({reader.read(number) for number in range(9)}) == 9
+    assert len(os.listdir("/dev/fd")) == before + 3
+    reader.close()
+
+    def fail() -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    assert exit_code(fail, as_json=False) == 2
+    assert "may open 12 files" in capsys.readouterr().err
+
+
+def test_closed_streams_stay_out_of_files_and_of_results(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    terminal.say("lost")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("closed", ["<&- 2>&-", "<&- >&- 2>&-"])
+def test_commands_run_without_standard_streams(closed: str, make_shards: MakeShards, tmp_path: Path) -> None:
+    data = make_shards((3,))
+    done = subprocess.run(["sh", "-c", f'"$0" -m leoclr.cli index "$1" {closed}', sys.executable, str(data)])
+    assert done.returncode == 0
+    (written,) = data.glob("*.json")
+    assert written.read_text().startswith("{")
