@@ -10,7 +10,8 @@ from leoclr.cli import terminal as console
 from leoclr.cli.commands.flags import with_settings
 from leoclr.cli.config.fields import get, keys_of
 from leoclr.cli.config.flags import Given
-from leoclr.cli.config.resolve import Resolved, describe_presets
+from leoclr.cli.config.preset_files import describe_presets
+from leoclr.cli.config.resolve import Resolved
 from leoclr.cli.config.setting_files import to_toml, toml_value
 from leoclr.datasets.errors import SettingsError
 
@@ -43,7 +44,8 @@ def show_config(
         console.warn(warning)
     if as_json:
         settings = resolved.settings.model_dump(mode="json")
-        console.print_json({"settings": settings, "origins": resolved.origins, "warnings": resolved.warnings})
+        about = {"recipe": resolved.recipe} if resolved.recipe else {}
+        console.print_json({"settings": settings, "origins": resolved.origins, "warnings": resolved.warnings} | about)
     elif as_toml:
         print(to_toml(resolved.settings), end="")
     else:
@@ -51,6 +53,8 @@ def show_config(
 
 
 def _print_table(resolved: Resolved) -> None:
+    if resolved.recipe:
+        print(f"recipe: {resolved.recipe}")
     rows = [("setting", "value", "origin")]
     rows += [
         (key, toml_value(get(resolved.settings, key)), resolved.origins[key]) for key in keys_of(resolved.settings)

@@ -35,13 +35,13 @@ from leoclr.cli.config.fields import (
     variables,
 )
 from leoclr.cli.config.plugins import METHODS, VIEWS, method_settings, plugin, plugins
+from leoclr.cli.config.preset_files import preset_path, recipe_path, summary
 from leoclr.cli.config.sections import LEAST_WIDTH
 from leoclr.cli.config.setting_files import read_settings_file
 from leoclr.cli.config.settings import Settings
 from leoclr.datasets.errors import SettingsError
 from leoclr.datasets.storage.credentials import VARIABLE as CREDENTIALS
 
-PRESETS = Path(__file__).with_name("presets")
 _WHERE_DATA_LIES = ("data.train", "data.val")
 _SETTLED_AT_THE_START = (
     "augmentation.executor",
@@ -54,14 +54,16 @@ class Resolved:
     """The settings of a run.
 
     Attributes:
-        origins: For every dotted key "default", "run" (the run that is resumed), "preset NAME", the settings file,
-            "env LEOCLR_...", or "flag --NAME".
-        warnings: One line for each value that was asked for and has no effect.
+        origins: For every dotted key "default", "run" (the run that is resumed), "preset NAME", "preset NAME (BACKEND)"
+            for the method's own recipe, the settings file, "env LEOCLR_...", or "flag --NAME".
+        warnings: One line for each value that was asked for and has no effect, or that a preset's gives way to.
+        recipe: The method's own recipe in the preset and its published figure, in a line; "" where it has none.
     """
 
     settings: Settings
     origins: dict[str, str]
     warnings: tuple[str, ...]
+    recipe: str = ""
 
 
 @dataclass
@@ -72,6 +74,7 @@ class _Layers:
     origins: dict[str, str]
     problems: list[str] = field(default_factory=list)
     changed: set[str] = field(default_factory=set)
+    remarks: list[str] = field(default_factory=list)
 
     def put(self, key: str, raw: Any, read: Callable[[str, Any], Any], origin: str, place: str) -> None:
         """Lay one value over what is there; `place` is how an error names it."""
@@ -115,25 +118,18 @@ def resolve(
         SettingsError: Anything is unknown, of the wrong type, out of range or missing: one line for each, with its
             place and, for an unknown name, the nearest one.
     """
-    lowest = "default" if base is None else "run"
-    lowest_values = {key: default(key) for key in all_fields()}
-    if base is not None:
-        lowest_values |= {key: get(base, key) for key in keys_of(base)}
-    layers = _Layers(lowest_values, dict.fromkeys(all_fields(), lowest))
-    if preset is not None:
-        with layers.collecting():
-            _lay_file(layers, preset_path(preset), f"preset {preset}")
-    if config is not None:
-        with layers.collecting():
-            _lay_file(layers, config, str(config))
-    _lay_environment(layers, environment)
-    _lay_flags(layers, flags, flag_names or {})
+    names = flag_names or {}
+    layers = _lay(preset, None, config, environment, flags, names, base)
+    recipe = None if preset is None else recipe_path(preset, layers.values["backend"])
+    if recipe is not None:
+        layers = _lay(preset, recipe, config, environment, flags, names, base)
     _raise(layers.problems)
     backend, views = layers.values["backend"], layers.values["views"]
     if layers.origins["views"] == "default" and method_settings(backend).default_views != views:
         layers.values["views"] = views = method_settings(backend).default_views
         layers.origins["views"] = f"default of {backend}"
     own = {plugin(METHODS, backend).section, plugin(VIEWS, views).section}
+    _shorten_warmup(layers)
     others = plugin_sections().keys() - own
     values = {key: value for key, value in layers.values.items() if key.partition(".")[0] not in others}
     try:
@@ -143,7 +139,44 @@ def resolve(
         raise
     origins = {key: layers.origins[key] for key in keys_of(settings)}
     _raise(list(_unsafe(settings, origins)))
-    return Resolved(settings, origins, tuple(_without_effect(settings, layers)))
+    warnings = (*layers.remarks, *_without_effect(settings, layers))
+    return Resolved(settings, origins, warnings, summary(recipe) if recipe is not None else "")
+
+
+def _lay(
+    preset: str | None,
+    recipe: Path | None,
+    config: Path | None,
+    environment: Mapping[str, str],
+    flags: Mapping[str, str | Sequence[str]],
+    flag_names: Mapping[str, str],
+    base: Settings | None,
+) -> _Layers:
+    """All layers, the lowest first. Which method's recipe is among them is known when the others are laid."""
+    values = {key: default(key) for key in all_fields()}
+    if base is not None:
+        values |= {key: get(base, key) for key in keys_of(base)}
+    layers = _Layers(values, dict.fromkeys(all_fields(), "default" if base is None else "run"))
+    if preset is not None:
+        with layers.collecting():
+            _lay_file(layers, preset_path(preset), f"preset {preset}")
+    if recipe is not None:
+        with layers.collecting():
+            _lay_file(layers, recipe, f"preset {preset} ({recipe.stem})")
+    if config is not None:
+        with layers.collecting():
+            _lay_file(layers, config, str(config))
+    _lay_environment(layers, environment)
+    _lay_flags(layers, flags, flag_names)
+    return layers
+
+
+def _shorten_warmup(layers: _Layers) -> None:
+    """A preset's warm-up takes at most half of a run that is shorter than the preset's."""
+    key, epochs = "optimizer.warmup_epochs", layers.values["train.epochs"]
+    if layers.origins[key].startswith("preset ") and layers.values[key] > epochs / 2:
+        layers.remarks.append(f"{key} ({layers.origins[key]}) is {epochs / 2:g} here: half of train.epochs")
+        layers.values[key] = epochs / 2
 
 
 def differences(before: Settings, after: Settings) -> list[str]:
@@ -162,29 +195,6 @@ def differences(before: Settings, after: Settings) -> list[str]:
 
     shared = [key for key in keys_of(after) if key in keys_of(before)]
     return [f"{key}: {get(before, key)} -> {get(after, key)}" for key in shared if differs(key)]
-
-
-def preset_names() -> tuple[str, ...]:
-    """The presets that come with leoclr, in alphabetical order."""
-    return tuple(sorted(path.stem for path in PRESETS.glob("*.toml")))
-
-
-def describe_presets() -> dict[str, str]:
-    """Each preset's own summary, the comment on the first line of its file."""
-    return {name: preset_path(name).read_text("utf-8").partition("\n")[0].lstrip("# ") for name in preset_names()}
-
-
-def preset_path(name: str) -> Path:
-    """The file of a preset.
-
-    Raises:
-        SettingsError: There is no such preset.
-    """
-    if name not in preset_names():
-        guess = nearest(name, preset_names())
-        hint = f"did you mean {guess}?" if guess else f"there are {', '.join(preset_names())}"
-        raise SettingsError(f"--preset {name}: no such preset; {hint}")
-    return PRESETS / f"{name}.toml"
 
 
 def _lay_file(layers: _Layers, path: Path, origin: str) -> None:

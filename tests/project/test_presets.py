@@ -9,8 +9,10 @@ import typer
 from typer.testing import CliRunner
 
 from leoclr.cli.commands.show_config import show_config
-from leoclr.cli.config.fields import get
-from leoclr.cli.config.resolve import describe_presets, preset_names, preset_path, resolve
+from leoclr.cli.config.fields import get, keys_of, replaced
+from leoclr.cli.config.plugins import METHODS, plugins
+from leoclr.cli.config.preset_files import describe_presets, preset_names, preset_path, recipe_names, recipe_path
+from leoclr.cli.config.resolve import resolve
 from leoclr.cli.config.settings import Settings
 from leoclr.datasets.errors import SettingsError
 
@@ -20,8 +22,8 @@ def settings_of(preset: str) -> Settings:
 
 
 @pytest.mark.parametrize("preset", preset_names())
-@pytest.mark.parametrize("backend", ["moco", "simclr"])
-@pytest.mark.parametrize("views", ["leoclr", "pairwise", "pairwise-symmetric"])
+@pytest.mark.parametrize("backend", list(plugins(METHODS)))
+@pytest.mark.parametrize("views", ["leoclr", "pairwise", "multicrop"])
 def test_every_preset_resolves_for_every_backend_and_view_policy(preset: str, backend: str, views: str) -> None:
     resolved = resolve(preset, None, {}, {"backend": backend, "views": views})
     assert (resolved.settings.backend, resolved.settings.views) == (backend, views)
@@ -47,7 +49,8 @@ def test_an_unknown_preset_is_answered_with_the_nearest() -> None:
 
 def test_imagenet_is_the_paper_s_recipe_which_is_also_the_default() -> None:
     settings = settings_of("imagenet")
-    assert settings == Settings()
+    assert settings.optimizer.warmup_epochs == 1  # which the paper has not
+    assert replaced(settings, {"optimizer.warmup_epochs": 0.0}) == Settings()
     expected = {
         "encoder.backbone": "resnet50",
         "optimizer.name": "sgd",
@@ -95,3 +98,53 @@ def test_show_config_lists_the_presets() -> None:
     listed = CliRunner().invoke(app, ["--presets"]).stdout
     assert [line.split()[0] for line in listed.splitlines()] == list(preset_names())
     assert json.loads(CliRunner().invoke(app, ["--presets", "--json"]).stdout) == describe_presets()
+
+
+RECIPES = [(preset, backend) for preset in preset_names() for backend in recipe_names(preset)]
+
+
+@pytest.mark.parametrize(("preset", "backend"), RECIPES)
+def test_a_method_s_own_recipe_lies_over_its_preset(preset: str, backend: str) -> None:
+    resolved = resolve(preset, None, {}, {"backend": backend, "train.epochs": "2000"})
+    origin = f"preset {preset} ({backend})"
+    assert resolved.origins["optimizer.lr"] == resolved.origins["views"] == origin
+    assert resolved.origins["encoder.backbone"] == f"preset {preset}"
+    assert resolved.warnings == () and "publish" in resolved.recipe
+    own = resolve(preset, None, {}, {"backend": backend, "views": "leoclr"})
+    assert own.settings.views == "leoclr" and own.origins["views"] == "flag --set"
+
+
+@pytest.mark.parametrize(("preset", "backend"), RECIPES)
+def test_every_value_of_a_recipe_has_its_source(preset: str, backend: str) -> None:
+    path = recipe_path(preset, backend)
+    assert path is not None
+    for line in path.read_text("utf-8").splitlines():
+        if " = " in line.partition("#")[0]:
+            assert line.partition("# ")[2], line
+
+
+def test_the_recipes_that_were_published_are_there() -> None:
+    methods = {"byol", "simsiam", "barlow-twins", "vicreg", "swav", "dino"}
+    assert all(methods <= set(recipe_names(preset)) for preset in ("cifar10", "stl10", "imagenet"))
+    expected = {"byol": ("lars", 1.0, "byol"), "simsiam": ("sgd", 0.5, "pairwise-symmetric")}
+    for backend, values in expected.items():
+        settings = resolve("cifar10", None, {}, {"backend": backend}).settings
+        assert (settings.optimizer.name, settings.optimizer.lr, settings.views) == values
+    assert "92.58" in resolve("cifar10", None, {}, {"backend": "byol"}).recipe
+    assert resolve("cifar10", None, {}, {}).recipe == ""
+
+
+@pytest.mark.parametrize("preset", ["cifar10", "cifar10-paper", "stl10", "stl10-paper", "imagenet"])
+def test_a_preset_s_warm_up_takes_at_most_half_of_a_short_run(preset: str) -> None:
+    long, short = resolve(preset, None, {}, {}), resolve(preset, None, {}, {"train.epochs": "1"})
+    assert (long.settings.optimizer.warmup_epochs, long.warnings) == (1, ())
+    assert short.settings.optimizer.warmup_epochs == 0.5
+    assert short.warnings == (f"optimizer.warmup_epochs (preset {preset}) is 0.5 here: half of train.epochs",)
+
+
+def test_show_config_prints_the_published_figure() -> None:
+    app = typer.Typer()
+    app.command()(show_config)
+    printed = CliRunner().invoke(app, ["--preset", "cifar10", "--backend", "vicreg"]).stdout
+    assert printed.startswith("recipe: VICReg on CIFAR-10, ResNet-18: published 92.07 % online linear (solo-learn,")
+    assert keys_of(resolve("cifar10", None, {}, {"backend": "vicreg"}).settings)[-1] in printed

@@ -21,7 +21,8 @@ from typer.testing import CliRunner
 
 from leoclr.cli.commands.app import app
 from leoclr.cli.config.fields import FIELDS
-from leoclr.cli.config.resolve import preset_names, resolve
+from leoclr.cli.config.preset_files import preset_names
+from leoclr.cli.config.resolve import resolve
 from leoclr.cli.config.setting_files import read_settings_file
 
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,54 @@
+"""The presets that come with leoclr, and within them the recipes of single methods.
+
+`presets/cifar10.toml` is a preset; `presets/cifar10/byol.toml` is laid over it where the backend is byol. The first
+line of either is a comment that says what it is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from leoclr.cli.config.fields import nearest
+from leoclr.cli.config.plugins import METHODS, plugins
+from leoclr.datasets.errors import SettingsError
+
+PRESETS = Path(__file__).with_name("presets")
+
+
+def preset_names() -> tuple[str, ...]:
+    """The presets that come with leoclr, in alphabetical order."""
+    return tuple(sorted(path.stem for path in PRESETS.glob("*.toml")))
+
+
+def describe_presets() -> dict[str, str]:
+    """Each preset's own summary, the comment on the first line of its file."""
+    return {name: summary(preset_path(name)) for name in preset_names()}
+
+
+def recipe_path(preset: str, backend: str) -> Path | None:
+    """The file with a method's own recipe, which is laid over a preset's; None where it has none."""
+    path = PRESETS / preset / f"{backend}.toml"
+    return path if backend in plugins(METHODS) and path.is_file() else None
+
+
+def recipe_names(preset: str) -> tuple[str, ...]:
+    """The methods with a recipe of their own in a preset."""
+    return tuple(sorted(path.stem for path in (PRESETS / preset).glob("*.toml")))
+
+
+def summary(path: Path) -> str:
+    """The comment on the first line of a preset or recipe."""
+    return path.read_text("utf-8").partition("\n")[0].lstrip("# ")
+
+
+def preset_path(name: str) -> Path:
+    """The file of a preset.
+
+    Raises:
+        SettingsError: There is no such preset.
+    """
+    if name not in preset_names():
+        guess = nearest(name, preset_names())
+        hint = f"did you mean {guess}?" if guess else f"there are {', '.join(preset_names())}"
+        raise SettingsError(f"--preset {name}: no such preset; {hint}")
+    return PRESETS / f"{name}.toml"
