@@ -29,7 +29,7 @@ from leoclr.cli.methods.ranks import two_steps
 from leoclr.cli.run.checkpoint import load_checkpoint, save_checkpoint
 from leoclr.cli.run.encoders import load_encoder, read_encoder, write_encoder
 from leoclr.cli.training import build
-from leoclr.cli.training.preflight import facts_of
+from leoclr.cli.training.preflight import facts_of, problems
 from leoclr.cli.training.trainer import train
 from leoclr.datasets.errors import LeoclrError
 from leoclr.datasets.packing.photo_like import photo_like
@@ -229,9 +229,9 @@ def _export(settings: Settings, folder: Path) -> str:
 
 
 def _views(settings: Settings, folder: Path) -> str:
-    problems = list(settings.method.problems(facts_of(settings, images=2 * _BATCH, ranks=1)))
-    if problems:
-        return f"refused: {problems[0]}"
+    refusals = list(problems(settings, facts_of(settings, images=2 * _BATCH, ranks=1)))
+    if refusals:
+        return f"refused: {refusals[0]}"
     return f"loss {_backward(_built(settings), settings, step=0):.4f}"
 
 

@@ -25,7 +25,8 @@ _TAKE_PATHS = ("--data", "--train-data", "--test-data", "--val-data", "--output"
 
 def forward_passes(settings: Settings) -> int:
     """Forward passes of the encoder for each image. A backward pass counts as two; MoCo's keys have none."""
-    return settings.method.forward_passes(facts_of(settings, images=1, ranks=1))
+    own = settings.method.forward_passes(facts_of(settings, images=1, ranks=1))
+    return own + 3 * settings.view_policy.passes
 
 
 def write_result(unit: Unit, recipe_name: str) -> Path:

@@ -1,11 +1,12 @@
 """One process of a group: two steps of every backend under every view policy, in float64, on its part of a batch.
 
 Run with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set; the argument is the file to write (by every rank, with its
-number in place of RANK in the name).
+number in place of RANK in the name). LEOCLR_TEST_DEVICE names a device other than the CPU, which all ranks share.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import cast
 
@@ -23,6 +24,7 @@ from leoclr.backends.networks.backbones import Backbone
 from leoclr.datasets.views import POLICIES
 
 BATCH, SPLITS = 16, 4
+DEVICE = torch.device(os.environ.get("LEOCLR_TEST_DEVICE", "cpu"))
 
 
 def tiny_backbone(batch_norm: bool) -> Backbone:
@@ -40,9 +42,9 @@ def two_steps(kind: str, views: str, batch_norm: bool) -> dict[str, Tensor]:
     if kind == "moco":
         splits = SPLITS if batch_norm else 1
         settings = moco.Settings(queue=40, momentum=0.9, temperature=0.2, enqueue="all", bn_splits=splits)
-        backend = MoCo(settings, facts).double()
+        backend = MoCo(settings, facts).double().to(DEVICE)
     else:
-        backend = SimCLR(simclr.Settings(temperature=0.2), facts).double()
+        backend = SimCLR(simclr.Settings(temperature=0.2), facts).double().to(DEVICE)
     encoder = backend.encoder
     model: nn.Module = backend
     if dist.get_world_size() > 1:
@@ -55,7 +57,9 @@ def two_steps(kind: str, views: str, batch_norm: bool) -> dict[str, Tensor]:
     for step in range(2):
         generator = torch.Generator().manual_seed(step)
         images = {name: torch.randn(BATCH, 3, 6, 6, generator=generator, dtype=torch.float64) for name in policy.views}
-        output = model({name: view[mine] for name, view in images.items()}, policy.pairs, Progress(step, 2, 1))
+        output = model(
+            {name: view[mine].to(DEVICE) for name, view in images.items()}, policy.pairs, Progress(step, 2, 1)
+        )
         output.loss.backward()
         loss = output.loss.detach() / dist.get_world_size()
         dist.all_reduce(loss)
