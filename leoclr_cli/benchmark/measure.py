@@ -28,7 +28,7 @@ from leoclr.cli.run.devices import accelerated, check_precision, choose_device
 from leoclr.cli.run.versions import environment, versions
 from leoclr.cli.training import build
 from leoclr.cli.training.data import TrainingData, worker_count
-from leoclr.cli.training.step import Schedule, TrainStep
+from leoclr.cli.training.step import RunLength, TrainStep
 from leoclr.datasets.errors import RunError
 from leoclr.datasets.images.decode import decode_image, decode_pixels
 from leoclr.datasets.loading.device_feed import Pace
@@ -279,7 +279,7 @@ def with_values(settings: Settings, values: dict[str, Any]) -> Settings:
 def _train_step(settings: Settings, accelerator: Accelerator) -> TrainStep:
     method = build.method(settings, accelerator.device, _END)
     batch = settings.data.batch_size
-    return TrainStep(settings, accelerator, method, settings.view_policy.pairs, batch, Schedule(_END + 1, 1))
+    return TrainStep(settings, accelerator, method, settings.view_policy.pairs, batch, RunLength(_END + 1, 1))
 
 
 def _dataset(index: Index, settings: Settings) -> StepDataset:

@@ -33,13 +33,13 @@ from leoclr.cli.training.graph import use_graph
 from leoclr.cli.training.knn_monitor import KnnMonitor
 from leoclr.cli.training.meter import Meter
 from leoclr.cli.training.metrics import Listener, MetricsLog, require_trackers, start_trackers
-from leoclr.cli.training.progress_line import ProgressLine, Reading
+from leoclr.cli.training.progress_line import ProgressLine, StepReading
 from leoclr.cli.training.rescue import NotFinite, saved_on_failure
 from leoclr.cli.training.result import TrainResult
 from leoclr.cli.training.save_clock import SaveClock
 from leoclr.cli.training.signals import DEAF_SECONDS, SLOW_SECONDS, GracefulStop
 from leoclr.cli.training.state import RunState
-from leoclr.cli.training.step import Schedule, StepResult, TrainStep
+from leoclr.cli.training.step import RunLength, StepResult, TrainStep
 from leoclr.cli.training.throughput import Clock
 from leoclr.datasets.errors import RunError
 from leoclr.datasets.loading.device_feed import Pace
@@ -100,7 +100,7 @@ class Trainer:
         self.method = build.method(settings, self.device, len(self.index), self.ranks)
         self.remarks = check_memory(self.method, settings, self.facts.micro, self.data.workers, self.device)
         warmup = round(settings.optimizer.warmup_epochs * self.plan.steps_per_epoch)
-        length = Schedule(self.steps, self.plan.steps_per_epoch, warmup)
+        length = RunLength(self.steps, self.plan.steps_per_epoch, warmup)
         self.take_step = TrainStep(settings, accelerator, self.method, self.facts.pairs, self.facts.micro, length)
         if self.main:  # several processes have no graph, which one of them says
             use_graph(self.take_step, say)
@@ -172,7 +172,7 @@ class Trainer:
                 self.step += 1
                 if self.step % self.plan.steps_per_epoch == 0 or self.step % self.settings.run.log_steps == 0:
                     values = self._measures(clock)
-                    line.show(Reading(self.step, values["loss"], values["images_per_second"], values["waiting"]))
+                    line.show(StepReading(self.step, values["loss"], values["images_per_second"], values["waiting"]))
                     if self._knn_is_due():
                         line.close()
                         with clock.paused():
