@@ -28,18 +28,18 @@ _EPSILON = 1e-5  # BatchNorm's
 
 
 class Settings(BatchNormSettings):
-    """Cross-correlation to the identity (backend barlow-twins)."""
+    """Barlow Twins: cross-correlation pulled to the identity (`--backend barlow-twins`)."""
 
     default_views: ClassVar[str] = "byol"
     offers: ClassVar[tuple[str, ...]] = ("pairs",)
     small: ClassVar[Mapping[str, Any]] = {"hidden": 32, "dim": 32}
 
     layers: PositiveCount = Field(default=3, description="Linear layers of the projector.")
-    hidden: PositiveCount = Field(default=8192, description="Width of its hidden layers.")
+    hidden: PositiveCount = Field(default=8192, description="Width of the projector's hidden layers.")
     dim: PositiveCount = Field(default=8192, description="Dimension of the embedding.")
     off_diagonal: NonNegative = Field(default=0.0051, description="Weight of the off-diagonal terms.")
-    scale: Positive = Field(default=1.0, description="Factor of the loss, which LARS is nearly blind to.")
-    zero_init_residual: bool = Field(default=True, description="Whether residual blocks begin as the identity.")
+    scale: Positive = Field(default=1.0, description="Factor of the loss; with LARS it has almost no effect.")
+    zero_init_residual: bool = Field(default=True, description="Initialise residual blocks as the identity.")
 
 
 def cross_correlation(first_BD: Tensor, second_BD: Tensor) -> Tensor:

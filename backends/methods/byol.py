@@ -44,7 +44,7 @@ from leoclr.backends.settings import (
 
 
 class Settings(BatchNormSettings):
-    """Predictor and momentum target (backend byol)."""
+    """BYOL: predictor and momentum target (`--backend byol`)."""
 
     default_views: ClassVar[str] = "byol"
     offers: ClassVar[tuple[str, ...]] = ("pairs",)
@@ -53,11 +53,14 @@ class Settings(BatchNormSettings):
     hidden: PositiveCount = Field(default=4096, description="Width of the hidden layer of projector and predictor.")
     dim: PositiveCount = Field(default=256, description="Dimension of the embedding.")
     momentum: Fraction = Field(
-        default=0.996, description="EMA decay of the target at the start: 0.996 for 1000 epochs, 0.99 for 100."
+        default=0.996, description="Initial EMA decay of the target: 0.996 for 1000 epochs, 0.99 for 100."
     )
-    final_momentum: Fraction = Field(default=1.0, description="Where its cosine schedule ends.")
+    final_momentum: Fraction = Field(
+        default=1.0, description="Final EMA decay of the target, reached by a cosine schedule."
+    )
     reduction: Literal["sum", "mean"] = Field(
-        default="sum", description="Over the pairs of an image. The mean halves the rate: 11 points on ImageNet."
+        default="sum",
+        description="Reduction over the pairs of an image. mean halves the effective rate: -11 points on ImageNet.",
     )
 
     def forward_passes(self, facts: RunFacts) -> int:

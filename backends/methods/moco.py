@@ -44,7 +44,7 @@ from leoclr.backends.step_inputs import step_input
 
 
 class Settings(MethodSettings):
-    """Momentum encoder and queue (backend moco)."""
+    """MoCo and LeOCLR: momentum encoder and queue (`--backend moco`)."""
 
     default_views: ClassVar[str] = "leoclr"
     offers: ClassVar[tuple[str, ...]] = ("pairs", "similarities")
@@ -59,12 +59,14 @@ class Settings(MethodSettings):
     )
     enqueue: Literal["first", "last", "all"] = Field(
         default="first",
-        description="Which positives' keys enter the queue (LeOCLR: X1's, X2's, both). Open in the paper.",
+        description="Positives whose keys enter the queue (LeOCLR: X1, X2, both); the paper does not say.",
     )
-    reduction: Literal["sum", "mean"] = Field(default="sum", description="Over the pairs of an image. Equation 3 sums.")
+    reduction: Literal["sum", "mean"] = Field(
+        default="sum", description="Reduction over the pairs of an image; the paper's equation 3 sums."
+    )
     bn_splits: PositiveCount = Field(
         default=8,
-        description="Groups of the global batch with BatchNorm statistics of their own; at least one for each process.",
+        description="Groups of the global batch with separate BatchNorm statistics; at least one per process.",
     )
 
     def problems(self, facts: RunFacts) -> Iterator[str]:

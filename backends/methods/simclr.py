@@ -22,15 +22,19 @@ from leoclr.backends.settings import MethodSettings, Pairs, Positive, RunFacts
 
 
 class Settings(MethodSettings):
-    """One encoder, negatives from the batch (backend simclr)."""
+    """SimCLR and end-to-end LeOCLR: one encoder, negatives from the batch (`--backend simclr`)."""
 
     default_views: ClassVar[str] = "leoclr"
     offers: ClassVar[tuple[str, ...]] = ("pairs",)
 
-    temperature: Positive = Field(default=0.1, description="SimCLR's on ImageNet; on CIFAR-10 it is 0.5.")
-    reduction: Literal["sum", "mean"] = Field(default="sum", description="Over the pairs of an image. Equation 3 sums.")
+    temperature: Positive = Field(
+        default=0.1, description="NT-Xent temperature; SimCLR's for ImageNet, 0.5 for CIFAR-10."
+    )
+    reduction: Literal["sum", "mean"] = Field(
+        default="sum", description="Reduction over the pairs of an image; the paper's equation 3 sums."
+    )
     stop_gradient: bool = Field(
-        default=False, description="Whether positives get no gradient. The paper's end-to-end form learns both."
+        default=False, description="Stop the gradient through positives; the paper's end-to-end form does not."
     )
     sync_batchnorm: bool = Field(default=True, description="BatchNorm statistics over all GPUs (CUDA only).")
 

@@ -24,20 +24,20 @@ from leoclr.backends.settings import BatchNormSettings, Pairs, PositiveCount, Ru
 
 
 class Settings(BatchNormSettings):
-    """Predictor and stop-gradient (backend simsiam)."""
+    """SimSiam: predictor and stop-gradient (`--backend simsiam`)."""
 
     default_views: ClassVar[str] = "pairwise-symmetric"
     offers: ClassVar[tuple[str, ...]] = ("pairs",)
     small: ClassVar[Mapping[str, Any]] = {"hidden": 32, "dim": 16, "predictor_hidden": 8}
 
-    layers: PositiveCount = Field(default=3, description="Linear layers of the projector; the authors have 2 on CIFAR.")
-    hidden: PositiveCount = Field(default=2048, description="Width of its hidden layers.")
+    layers: PositiveCount = Field(
+        default=3, description="Linear layers of the projector; 2 in the authors' CIFAR setup."
+    )
+    hidden: PositiveCount = Field(default=2048, description="Width of the projector's hidden layers.")
     dim: PositiveCount = Field(default=2048, description="Dimension of the embedding.")
     predictor_hidden: PositiveCount = Field(default=512, description="Width of the predictor's hidden layer.")
-    constant_predictor_lr: bool = Field(
-        default=True, description="Whether the predictor's learning rate stays at the peak."
-    )
-    zero_init_residual: bool = Field(default=True, description="Whether residual blocks begin as the identity.")
+    constant_predictor_lr: bool = Field(default=True, description="Keep the predictor's learning rate at its peak.")
+    zero_init_residual: bool = Field(default=True, description="Initialise residual blocks as the identity.")
 
     def forward_passes(self, facts: RunFacts) -> int:
         anchors = anchors_of(facts.pairs)

@@ -26,13 +26,13 @@ from leoclr.cli.config.fields import replaced
 from leoclr.cli.config.plugins import METHODS, VIEWS, method_settings, plugin, plugins
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.methods.ranks import two_steps
+from leoclr.cli.preflight.checks import facts_of, problems
 from leoclr.cli.run.checkpoint import load_checkpoint, save_checkpoint
 from leoclr.cli.run.encoders import load_encoder, read_encoder, write_encoder
 from leoclr.cli.training import build
-from leoclr.cli.training.preflight import facts_of, problems
 from leoclr.cli.training.trainer import train
 from leoclr.datasets.errors import LeoclrError
-from leoclr.datasets.packing.photo_like import photo_like
+from leoclr.datasets.photo_like import photo_like
 
 _CPU = torch.device("cpu")
 _BATCH, _SIDE, _WIDTH = 8, 16, 16

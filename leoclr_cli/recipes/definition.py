@@ -29,7 +29,7 @@ class Pretraining(Strict):
     arguments: Flags = ()
 
 
-class Method(Strict):
+class RecipeMethod(Strict):
     """What sets one method apart.
 
     Attributes:
@@ -85,7 +85,7 @@ class Recipe(Strict):
     seeds: tuple[Count, ...]
     data: dict[str, str]
     pretrain: dict[str, Pretraining]
-    methods: dict[Name, Method]
+    methods: dict[Name, RecipeMethod]
     columns: tuple[Column, ...]
     baseline: str = ""
     x_label: str = ""

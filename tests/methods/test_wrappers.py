@@ -25,8 +25,8 @@ from leoclr.backends.wrappers.unmix import UnMix
 from leoclr.cli.config.fields import replaced
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.methods.checks import _two_processes, small_settings
+from leoclr.cli.preflight.checks import facts_of, problems
 from leoclr.cli.training import build
-from leoclr.cli.training.preflight import facts_of, problems
 from leoclr.cli.training.trainer import train
 from leoclr.datasets.policies import wrapped as wrapped_views
 from leoclr.datasets.views import POLICIES, PolicySettings
