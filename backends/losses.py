@@ -27,16 +27,27 @@ def cosine(first_BD: Tensor, second_BD: Tensor) -> Tensor:
         return F.cosine_similarity(exact(first_BD), exact(second_BD), dim=1)
 
 
-def info_nce(anchor_BD: Tensor, positives_PBD: Sequence[Tensor], negatives_KD: Tensor, temperature: float) -> Tensor:
+def info_nce(
+    anchor_BD: Tensor,
+    positives_PBD: Sequence[Tensor],
+    negatives_KD: Tensor,
+    temperature: float,
+    own_negative_BD: Tensor | None = None,
+) -> Tensor:
     """LeOCLR's equation 2, for each of the anchor's positives: shape `(P,)`.
 
     `l(u, v) = -log(exp(u.v/t) / (exp(u.v/t) + sum_n exp(u.v_n/t)))`. A positive never stands in the denominator of
     another one. The sum over the negatives is the same for all positives of an anchor and is computed once, so that
     a second positive costs B products and not B x K.
+
+    Args:
+        own_negative_BD: One more negative for each anchor.
     """
     with torch.autocast(anchor_BD.device.type, enabled=False):
         scaled_BD = anchor_BD / temperature  # and not the B x K products: that would be a second copy of them
         log_negatives_B = torch.logsumexp(scaled_BD @ negatives_KD.T, dim=1)
+        if own_negative_BD is not None:
+            log_negatives_B = torch.logaddexp(log_negatives_B, (scaled_BD * own_negative_BD).sum(dim=1))
         losses = []
         for positive_BD in positives_PBD:
             positive_B = (scaled_BD * positive_BD).sum(dim=1)

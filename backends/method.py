@@ -13,8 +13,8 @@ as a shuffle, it asks for by `leoclr.backends.step_inputs.step_input`; one that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -28,6 +28,7 @@ from leoclr.backends.networks.batchnorm import (
     split_batch_norm,
     sync_batch_norm,
 )
+from leoclr.backends.networks.encoder import Encoder
 from leoclr.backends.settings import BatchNormSettings, Pairs, RunFacts
 from leoclr.backends.settings import anchors_of as anchors_of
 from leoclr.backends.settings import positives_of as positives_of
@@ -72,9 +73,11 @@ class Facts:
         policy_views, pairs: Of the view policy.
         batch_size: Images in a step, over all processes.
         images: Images in the data set.
+        image_size: Side of a view of full size, in pixels.
         ranks: Processes that train together.
         seed: Of the run.
         device_type: "cpu" or "cuda"; a method is built on the CPU and moved afterwards.
+        policy: Settings of the view policy, for its wrapper.
     """
 
     new_backbone: Callable[[], Backbone]
@@ -83,9 +86,11 @@ class Facts:
     pairs: Pairs = (("x1", "x2"),)
     batch_size: int = 256
     images: int = 0
+    image_size: int = 224
     ranks: int = 1
     seed: int = 0
     device_type: str = "cpu"
+    policy: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Output(NamedTuple):
@@ -96,11 +101,15 @@ class Output(NamedTuple):
             is the gradient of the whole batch's loss.
         embeddings: Detached, `(n, dim)`, of any length, to watch for collapse; None where there are none.
         metrics: More scalars for `metrics.jsonl`, by name, detached.
+        predictions: What was pulled, by anchor, for wrappers of a `PairMethod`.
+        targets: What it was pulled to, by positive.
     """
 
     loss: Tensor
     embeddings: Tensor | None = None
     metrics: Mapping[str, Tensor] = {}
+    predictions: Mapping[str, Tensor] = {}
+    targets: Mapping[str, Tensor] = {}
 
 
 @dataclass(frozen=True)
@@ -155,6 +164,35 @@ class Method(nn.Module):
     def backbones(self) -> dict[str, Backbone]:
         """The backbones by the name of their place, such as `encoder.backbone`; the first is scored and exported."""
         raise NotImplementedError
+
+
+class PairMethod(Method):
+    """A method whose loss is made of pairs: predictions of anchors, each pulled to targets.
+
+    Wrappers (`backends/wrappers/`) act on such methods: they pull predictions of views of their own, such as mixtures,
+    by the method's own loss. Its settings say `offers = ("pairs",)`.
+
+    Attributes:
+        encoder: Trained by gradient.
+    """
+
+    encoder: Encoder
+
+    def predict(self, embeddings: Tensor) -> Tensor:
+        """The prediction that an anchor's embedding makes: the embedding itself, or what a predictor makes of it."""
+        return embeddings
+
+    def pull(self, predictions: Tensor, targets: Sequence[Tensor], negatives: Tensor | None = None) -> Tensor:
+        """The loss of predictions `(n, dim)` against each of the targets `(n, dim)`, means over the batch: `(p,)`.
+
+        Args:
+            negatives: One more negative for each row, `(n, dim)`; methods without negatives ignore it.
+        """
+        raise NotImplementedError
+
+    def reduce(self, losses: Tensor) -> Tensor:
+        """One loss from those of all pairs, `(p,)`."""
+        return losses.sum()
 
 
 @torch.no_grad()

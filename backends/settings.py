@@ -17,6 +17,12 @@ PositiveCount = Annotated[int, Field(ge=1, lt=2**63)]
 Pairs = tuple[tuple[str, str], ...]
 PROJECTOR = ("encoder.projector_layers", "encoder.projector_hidden", "encoder.projector_dim")
 
+# What a wrapper may need of the method it wraps, by the word in `MethodSettings.offers`.
+NEEDS: Mapping[str, str] = {
+    "pairs": "a loss of pairs, an anchor's prediction and its target",
+    "similarities": "a distribution over keys",
+}
+
 
 class Strict(BaseModel):
     """A frozen model that refuses keys it does not know."""
@@ -49,11 +55,13 @@ class MethodSettings(Strict):
     Attributes:
         default_views: The view policy where `--views` does not say another.
         ignores: Settings that have no effect under this method, such as `encoder.projector_hidden`.
+        offers: What view policies with a wrapper may need (`NEEDS` in this file names them).
         small: Values with which `leoclr method check` trains it in seconds: few units, a short queue.
     """
 
     default_views: ClassVar[str] = "pairwise"
     ignores: ClassVar[tuple[str, ...]] = ()
+    offers: ClassVar[tuple[str, ...]] = ()
     small: ClassVar[Mapping[str, Any]] = {}
 
     def problems(self, facts: RunFacts) -> Iterator[str]:

@@ -20,7 +20,7 @@ from leoclr.datasets.loading.plan import Plan
 from leoclr.datasets.packing.arrangement import arrange
 from leoclr.datasets.packing.encoding import Encoding
 from leoclr.datasets.packing.folder_source import FolderSource
-from leoclr.datasets.packing.pack import Recipe, pack
+from leoclr.datasets.packing.pack import PackingRecipe, pack
 from leoclr.datasets.randomness import Permutation
 from leoclr.datasets.shards.locate import open_data
 from leoclr.datasets.shards.reader import SampleReader
@@ -36,7 +36,7 @@ def test_writing(
 ) -> None:
     source = FolderSource(images)
     collection = arrange(source)
-    recipe = Recipe("images", shard_bytes=4_000_000, encoding=encoding, workers=os.cpu_count() or 1)
+    recipe = PackingRecipe("images", shard_bytes=4_000_000, encoding=encoding, workers=os.cpu_count() or 1)
 
     def empty_folder() -> None:
         shutil.rmtree(tmp_path)

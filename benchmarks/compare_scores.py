@@ -23,7 +23,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 from torch.nn import functional as F
 
-from leoclr.evals.probes.knn import WEIGHTED_K, nearest
+from leoclr.evals.probes.knn import WEIGHTED_K, nearest_neighbours
 from leoclr.evals.probes.linear import GRID, fit_probe
 
 BANK, QUERIES, DIMENSION, CLASSES = 50_000, 10_000, 512, 10
@@ -71,10 +71,10 @@ def main() -> None:
     easy, _ = features(2.0)
     bank, queries = hard[:BANK], hard[BANK:]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    nearest(bank, queries[:ROWS], WEIGHTED_K)
+    nearest_neighbours(bank, queries[:ROWS], WEIGHTED_K)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     works: dict[str, Callable[[], object]] = {
-        "k-NN": lambda: nearest(bank, queries, WEIGHTED_K),
+        "k-NN": lambda: nearest_neighbours(bank, queries, WEIGHTED_K),
         "product alone": lambda: product(bank, queries),
         "k-NN, scikit-learn": lambda: brute(bank, queries),
         "probe, easy features": lambda: fit_probe(easy[:BANK].numpy(), labels[:BANK].numpy()),

@@ -38,7 +38,7 @@ from leoclr.backends.networks.backbones import Backbone, build_backbone
 from leoclr.cli.config.resolve import resolve
 from leoclr.cli.run.devices import make_accelerator
 from leoclr.cli.training import build
-from leoclr.cli.training.step import Schedule, TrainStep
+from leoclr.cli.training.step import RunLength, TrainStep
 from leoclr.datasets.views import POLICIES
 
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -100,7 +100,7 @@ def leoclr(task: Task, memory_format: torch.memory_format) -> Step:
     settings = resolve(None, None, {}, given).settings
     accelerator = make_accelerator(settings, Path(tempfile.gettempdir()))
     method = build.method(settings, accelerator.device, task.queue)
-    length = Schedule(1_000_000, 1_000)
+    length = RunLength(1_000_000, 1_000)
     take = TrainStep(settings, accelerator, method, POLICIES["pairwise"].pairs, task.batch, length)
     views = dict(zip(("x1", "x2"), task.pixels(memory_format), strict=True))
     numbers = iter(range(1_000_000))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from leoclr.datasets.packing.arrangement import arrange
 from leoclr.datasets.packing.folder_source import FolderSource
-from leoclr.datasets.packing.pack import Recipe, pack
+from leoclr.datasets.packing.pack import PackingRecipe, pack
 
 IMAGES = 1000
 SIDE = 256
@@ -64,5 +64,5 @@ def shards(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same images in shards of 4 MB."""
     folder = tmp_path_factory.mktemp("shards")
     source = FolderSource(images)
-    pack(source, arrange(source), folder, Recipe("images", shard_bytes=4_000_000, workers=2))
+    pack(source, arrange(source), folder, PackingRecipe("images", shard_bytes=4_000_000, workers=2))
     return folder

@@ -145,12 +145,12 @@ def _milliseconds(function: Callable[[], object], times: int = 50) -> float:
 def step(folder: Path, data: str = "small/train", preset: str | None = "cifar10", **changes: str) -> dict[str, Row]:
     """Rate of training from data to update, the share of time spent waiting for data, launches, busy share."""
     from leoclr.cli.config.resolve import resolve
+    from leoclr.cli.preflight.checks import facts_of
     from leoclr.cli.run.devices import accelerated
     from leoclr.cli.training import build
     from leoclr.cli.training.data import TrainingData
     from leoclr.cli.training.graph import use_graph
-    from leoclr.cli.training.preflight import facts_of
-    from leoclr.cli.training.step import Schedule, TrainStep
+    from leoclr.cli.training.step import RunLength, TrainStep
     from leoclr.datasets.loading.device_feed import Pace
 
     given = {"train.precision": "bf16"} if CARD else {"encoder.width": "16", "data.batch_size": "64"}
@@ -163,7 +163,7 @@ def step(folder: Path, data: str = "small/train", preset: str | None = "cifar10"
         began = time.monotonic()
         facts = facts_of(settings, len(loaded.index), 1)
         method = build.method(settings, device, len(loaded.index))
-        length = Schedule(1_000_000, loaded.plan.steps_per_epoch)
+        length = RunLength(1_000_000, loaded.plan.steps_per_epoch)
         take = TrainStep(settings, accelerator, method, facts.pairs, facts.micro, length)
         notes: list[str] = []
         use_graph(take, notes.append)

@@ -44,12 +44,16 @@ class ViewPolicy:
         views: By name. The order numbers them, and with it their random draws.
         pairs: (anchor, positive) names. The anchor gets the gradient; each anchor is pulled to its positives only.
         summary: What it is, in a line.
+        needs: What its wrapper, the entry point of its name in `leoclr.wrappers`, needs of the method.
+        passes: Views that the wrapper sends through the encoder, with gradient, beside those of the pairs.
     """
 
     name: str
     views: Mapping[str, View]
     pairs: Pairs
     summary: str = ""
+    needs: tuple[str, ...] = ()
+    passes: int = 0
 
 
 class PolicySettings(BaseModel):

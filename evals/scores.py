@@ -14,9 +14,9 @@ import torch
 from leoclr.datasets.files import ignore
 from leoclr.evals.accuracy import Predictions, predictions
 from leoclr.evals.features.extract import Features, IntArray
-from leoclr.evals.finetuning.labelled_crops import Crops
+from leoclr.evals.finetuning.labelled_crops import LabelledCrops
 from leoclr.evals.finetuning.supervised import Schedule
-from leoclr.evals.probes.knn import DEFAULT_CHUNK, MAJORITY_K, TEMPERATURE, WEIGHTED_K, classify, nearest
+from leoclr.evals.probes.knn import DEFAULT_CHUNK, MAJORITY_K, TEMPERATURE, WEIGHTED_K, classify, nearest_neighbours
 from leoclr.evals.probes.linear import GRID, HOLDOUT_SHARE, LinearProbe, Metric, Normalisation, fit_probe
 from leoclr.evals.probes.logistic import SolverName
 from leoclr.evals.probes.sgd import MOMENTUM, SCHEDULE, SgdProbe
@@ -130,7 +130,7 @@ def linear_score(
     return Score(rows, (linear_protocol(probe, seed) + program,), linear_details(probe), probe.notes, predicted)
 
 
-def sgd_score(probe: SgdProbe, test: Features, crops: Crops, schedule: Schedule) -> Score:
+def sgd_score(probe: SgdProbe, test: Features, crops: LabelledCrops, schedule: Schedule) -> Score:
     """The linear probe that `leoclr.evals.probes.sgd` trained on `crops` by `schedule`."""
     found = predictions(torch.from_numpy(probe.scores(test.features)), torch.from_numpy(test.labels))
     rows = [Row("linear", f"linear probe by SGD, lr {probe.learning_rate:g}", found.accuracies())]
@@ -173,7 +173,7 @@ def knn_predictions(
     """The predictions of each (k, temperature), the first of which has the largest k, from one search."""
     train_labels_N, test_labels_M = (torch.from_numpy(part.labels).to(device) for part in (train, test))
     train_ND, test_MD = (torch.from_numpy(part.features).to(device) for part in (train, test))
-    similarity_MK, neighbour_MK = nearest(train_ND, test_MD, votings[0][0], chunk)
+    similarity_MK, neighbour_MK = nearest_neighbours(train_ND, test_MD, votings[0][0], chunk)
     labels_MK, class_count = train_labels_N[neighbour_MK], int(train_labels_N.max()) + 1
     return [
         classify(similarity_MK[:, :k], labels_MK[:, :k], test_labels_M, class_count, temperature, chunk)

@@ -57,7 +57,7 @@ def with_fields(declared: type, *without: str) -> Callable[[Command], Command]:
     return with_shared(shared, declared)
 
 
-def spread(args: Sequence[str], repeatable: Collection[str]) -> Iterator[str]:
+def spread_values(args: Sequence[str], repeatable: Collection[str]) -> Iterator[str]:
     """`--data a b c` as `--data a --data b --data c`, for the options in `repeatable`.
 
     Values run up to the next argument that starts with a dash.

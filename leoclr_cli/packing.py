@@ -16,7 +16,7 @@ from leoclr.datasets.packing.exclusions import Exclusions, without
 from leoclr.datasets.packing.file_kinds import advice
 from leoclr.datasets.packing.hold_out import hold_out
 from leoclr.datasets.packing.layouts import Layout
-from leoclr.datasets.packing.pack import PackedSplit, Recipe, pack
+from leoclr.datasets.packing.pack import PackedSplit, PackingRecipe, pack
 from leoclr.datasets.packing.parquet_source import BY_SCHEMA, Columns
 from leoclr.datasets.packing.sources import Source, open_source
 from leoclr.datasets.packing.staging import staged
@@ -50,7 +50,7 @@ class Selection:
 def pack_source(
     source: str,
     out: Path,
-    recipe: Recipe,
+    recipe: PackingRecipe,
     selection: Selection | None = None,
     root: Path | None = None,
     download: bool = False,
@@ -81,7 +81,7 @@ def pack_source(
         return packed
 
 
-def _selected(source: Source, collection: Collection, selection: Selection, recipe: Recipe) -> Collection:
+def _selected(source: Source, collection: Collection, selection: Selection, recipe: PackingRecipe) -> Collection:
     if selection.exclusions is not None:
         collection = without(collection, selection.exclusions, source.name)
     copies: dict[str, str] = {}
@@ -96,7 +96,7 @@ def _selected(source: Source, collection: Collection, selection: Selection, reci
     return collection
 
 
-def _made(collection: Collection, selection: Selection, recipe: Recipe) -> dict[str, Any]:
+def _made(collection: Collection, selection: Selection, recipe: PackingRecipe) -> dict[str, Any]:
     """All that decides what is packed from the same source, for the index; what was not asked for is left out."""
     exclusions = selection.exclusions
     made = {

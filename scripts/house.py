@@ -28,6 +28,7 @@ LAYERS = (  # top first; a module belongs to the longest name that it begins wit
     ("leoclr.cli.exporting",),
     ("leoclr.cli.reporting",),
     ("leoclr.cli.scoring", "leoclr.cli.training"),
+    ("leoclr.cli.preflight",),
     ("leoclr.cli.plotting", "leoclr.cli.run"),
     ("leoclr.cli.config",),
     ("leoclr.cli",),

@@ -1,4 +1,4 @@
-"""Write the results section of README.md, and a picture for each table, from the files in results/ alone.
+"""Write the results section of docs/results.md, and a picture for each table, from the files in results/ alone.
 
 results/NAME/*.json are copies of what `leoclr reproduce` leaves in its folder's results/. With --check nothing is
 written, and the exit code is 1 where the section is not current.
@@ -15,7 +15,7 @@ from leoclr.cli.recipes.results import read_results
 from leoclr.cli.recipes.table import as_grid, as_picture
 
 ROOT = Path(__file__).parents[1]
-PAGE, RESULTS = ROOT / "README.md", ROOT / "results"
+PAGE, RESULTS = ROOT / "docs" / "results.md", ROOT / "results"
 START, END = "<!-- results: start -->\n", "<!-- results: end -->\n"
 
 
@@ -27,7 +27,7 @@ def section() -> Iterator[str]:
         yield as_grid(load_recipe(first["recipe"]), results)
         where = f"{first['environment']['device_name']}, {first['settings']['train']['precision']}"
         yield f"- {where}; data {first['data']['samples']:,} images, digest {first['data']['digest'][:12]}\n"
-        yield f"\n![{folder.name}](results/{folder.name}.png)\n\n"
+        yield f"\n![{folder.name}](../results/{folder.name}.png)\n\n"
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ three have a gradient. Health: `diagonal`, the mean of c_ii, rises to 1, and `of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from leoclr.backends.distributed import gather_with_gradient
 from leoclr.backends.losses import exact
-from leoclr.backends.method import Facts, Method, Output, Progress, share_batch_norm
+from leoclr.backends.method import Facts, Output, PairMethod, Progress, share_batch_norm
 from leoclr.backends.networks.backbones import Backbone
 from leoclr.backends.networks.batchnorm import zero_last_norms
 from leoclr.backends.networks.encoder import Encoder
@@ -28,17 +28,18 @@ _EPSILON = 1e-5  # BatchNorm's
 
 
 class Settings(BatchNormSettings):
-    """Cross-correlation to the identity (backend barlow-twins)."""
+    """Barlow Twins: cross-correlation pulled to the identity (`--backend barlow-twins`)."""
 
     default_views: ClassVar[str] = "byol"
+    offers: ClassVar[tuple[str, ...]] = ("pairs",)
     small: ClassVar[Mapping[str, Any]] = {"hidden": 32, "dim": 32}
 
     layers: PositiveCount = Field(default=3, description="Linear layers of the projector.")
-    hidden: PositiveCount = Field(default=8192, description="Width of its hidden layers.")
+    hidden: PositiveCount = Field(default=8192, description="Width of the projector's hidden layers.")
     dim: PositiveCount = Field(default=8192, description="Dimension of the embedding.")
     off_diagonal: NonNegative = Field(default=0.0051, description="Weight of the off-diagonal terms.")
-    scale: Positive = Field(default=1.0, description="Factor of the loss, which LARS is nearly blind to.")
-    zero_init_residual: bool = Field(default=True, description="Whether residual blocks begin as the identity.")
+    scale: Positive = Field(default=1.0, description="Factor of the loss; with LARS it has almost no effect.")
+    zero_init_residual: bool = Field(default=True, description="Initialise residual blocks as the identity.")
 
 
 def cross_correlation(first_BD: Tensor, second_BD: Tensor) -> Tensor:
@@ -58,7 +59,7 @@ def barlow_twins(correlation_DD: Tensor, off_diagonal: float) -> Tensor:
     return (diagonal_D - 1).square().sum() + off_diagonal * others
 
 
-class BarlowTwins(Method):
+class BarlowTwins(PairMethod):
     """The redundancy-reduction backend."""
 
     def __init__(self, settings: Settings, facts: Facts) -> None:
@@ -74,8 +75,17 @@ class BarlowTwins(Method):
     def forward(self, views: Mapping[str, Tensor], pairs: Pairs, now: Progress) -> Output:
         embeddings = {name: self.encoder(images) for name, images in views.items()}
         matrices = [cross_correlation(embeddings[one], embeddings[other]) for one, other in undirected(pairs)]
-        loss = torch.stack([barlow_twins(matrix, self.settings.off_diagonal) for matrix in matrices]).mean()
-        return Output(self.settings.scale * loss, embeddings[pairs[0][0]].detach(), _health(matrices[0].detach()))
+        loss, health = self.reduce(torch.stack(list(map(self._of_matrix, matrices)))), _health(matrices[0].detach())
+        return Output(loss, embeddings[pairs[0][0]].detach(), health, embeddings, embeddings)
+
+    def pull(self, predictions: Tensor, targets: Sequence[Tensor], negatives: Tensor | None = None) -> Tensor:
+        return torch.stack([self._of_matrix(cross_correlation(predictions, target)) for target in targets])
+
+    def reduce(self, losses: Tensor) -> Tensor:
+        return losses.mean()
+
+    def _of_matrix(self, correlation_DD: Tensor) -> Tensor:
+        return self.settings.scale * barlow_twins(correlation_DD, self.settings.off_diagonal)
 
     def backbones(self) -> dict[str, Backbone]:
         return {"encoder.backbone": self.encoder.backbone}

@@ -10,7 +10,7 @@ embeddings at length one times sqrt(dim), is about 1, and 0 at collapse, where `
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -20,8 +20,8 @@ from torch import Tensor
 from leoclr.backends.losses import cosine
 from leoclr.backends.method import (
     Facts,
-    Method,
     Output,
+    PairMethod,
     Progress,
     mean_std,
     momentum_update,
@@ -44,26 +44,30 @@ from leoclr.backends.settings import (
 
 
 class Settings(BatchNormSettings):
-    """Predictor and momentum target (backend byol)."""
+    """BYOL: predictor and momentum target (`--backend byol`)."""
 
     default_views: ClassVar[str] = "byol"
+    offers: ClassVar[tuple[str, ...]] = ("pairs",)
     small: ClassVar[Mapping[str, Any]] = {"hidden": 32, "dim": 16, "momentum": 0.9}
 
     hidden: PositiveCount = Field(default=4096, description="Width of the hidden layer of projector and predictor.")
     dim: PositiveCount = Field(default=256, description="Dimension of the embedding.")
     momentum: Fraction = Field(
-        default=0.996, description="EMA decay of the target at the start: 0.996 for 1000 epochs, 0.99 for 100."
+        default=0.996, description="Initial EMA decay of the target: 0.996 for 1000 epochs, 0.99 for 100."
     )
-    final_momentum: Fraction = Field(default=1.0, description="Where its cosine schedule ends.")
+    final_momentum: Fraction = Field(
+        default=1.0, description="Final EMA decay of the target, reached by a cosine schedule."
+    )
     reduction: Literal["sum", "mean"] = Field(
-        default="sum", description="Over the pairs of an image. The mean halves the rate: 11 points on ImageNet."
+        default="sum",
+        description="Reduction over the pairs of an image. mean halves the effective rate: -11 points on ImageNet.",
     )
 
     def forward_passes(self, facts: RunFacts) -> int:
         return 3 * len(anchors_of(facts.pairs)) + len(positives_of(facts.pairs))
 
 
-class BYOL(Method):
+class BYOL(PairMethod):
     """The predictor backend.
 
     Attributes:
@@ -86,11 +90,20 @@ class BYOL(Method):
         with torch.no_grad():  # and not in evaluation mode: BatchNorm of the target uses the batch's statistics
             targets = {name: self.target(views[name]) for name in positives_of(pairs)}
         embeddings = {name: self.encoder(views[name]) for name in anchors_of(pairs)}
-        predictions = {name: self.predictor(embedding) for name, embedding in embeddings.items()}
-        cosines = torch.stack([cosine(predictions[anchor], targets[positive]).mean() for anchor, positive in pairs])
-        loss = reduce_pairs(2 - 2 * cosines, self.settings.reduction)
-        metrics = {"cosine": cosines.detach().mean(), "std": mean_std(targets.values())}
-        return Output(loss, embeddings[pairs[0][0]].detach(), metrics)
+        predictions = {name: self.predict(embedding) for name, embedding in embeddings.items()}
+        losses = torch.cat([self.pull(predictions[anchor], [targets[positive]]) for anchor, positive in pairs])
+        metrics = {"cosine": 1 - losses.detach().mean() / 2, "std": mean_std(targets.values())}
+        return Output(self.reduce(losses), embeddings[pairs[0][0]].detach(), metrics, predictions, targets)
+
+    def predict(self, embeddings: Tensor) -> Tensor:
+        predictions: Tensor = self.predictor(embeddings)
+        return predictions
+
+    def pull(self, predictions: Tensor, targets: Sequence[Tensor], negatives: Tensor | None = None) -> Tensor:
+        return torch.stack([2 - 2 * cosine(predictions, target).mean() for target in targets])
+
+    def reduce(self, losses: Tensor) -> Tensor:
+        return reduce_pairs(losses, self.settings.reduction)
 
     def after_update(self, now: Progress) -> None:
         momentum_update(self.target, self.encoder, self.momentum(now))

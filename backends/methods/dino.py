@@ -40,7 +40,7 @@ from leoclr.backends.settings import (
 
 
 class Settings(BatchNormSettings):
-    """Momentum teacher and centring (backend dino)."""
+    """DINO: momentum teacher and centring (`--backend dino`)."""
 
     default_views: ClassVar[str] = "multicrop"
     small: ClassVar[Mapping[str, Any]] = {
@@ -51,20 +51,26 @@ class Settings(BatchNormSettings):
         "frozen_epochs": 0.5,
     }
 
-    layers: PositiveCount = Field(default=3, description="Linear layers of the head before its outputs.")
-    hidden: PositiveCount = Field(default=2048, description="Width of its hidden layers.")
-    dim: PositiveCount = Field(default=256, description="Dimension before the outputs.")
-    outputs: PositiveCount = Field(default=65536, description="Dimension of the output.")
-    head_norm: bool = Field(default=False, description="Whether BatchNorm stands in the head.")
-    momentum: Fraction = Field(default=0.996, description="EMA decay of the teacher at the start; 0.9995 at batch 256.")
-    final_momentum: Fraction = Field(default=1.0, description="Where its cosine schedule ends.")
-    temperature: Positive = Field(default=0.1, description="Of the student.")
-    teacher_temperature: Positive = Field(default=0.04, description="Of the teacher; above 0.07 it is unstable.")
-    first_teacher_temperature: Positive = Field(default=0.04, description="Where its linear warm-up begins.")
-    teacher_temperature_epochs: NonNegative = Field(default=0.0, description="How long that takes.")
+    layers: PositiveCount = Field(default=3, description="Linear layers of the head before its output layer.")
+    hidden: PositiveCount = Field(default=2048, description="Width of the head's hidden layers.")
+    dim: PositiveCount = Field(default=256, description="Dimension before the output layer.")
+    outputs: PositiveCount = Field(default=65536, description="Outputs of the head.")
+    head_norm: bool = Field(default=False, description="BatchNorm in the head.")
+    momentum: Fraction = Field(default=0.996, description="Initial EMA decay of the teacher; 0.9995 at batch 256.")
+    final_momentum: Fraction = Field(
+        default=1.0, description="Final EMA decay of the teacher, reached by a cosine schedule."
+    )
+    temperature: Positive = Field(default=0.1, description="Temperature of the student.")
+    teacher_temperature: Positive = Field(
+        default=0.04, description="Final temperature of the teacher; unstable above 0.07."
+    )
+    first_teacher_temperature: Positive = Field(default=0.04, description="Initial temperature of the teacher.")
+    teacher_temperature_epochs: NonNegative = Field(
+        default=0.0, description="Epochs of linear warm-up of the teacher's temperature."
+    )
     centre_momentum: Fraction = Field(default=0.9, description="EMA decay of the centre.")
-    frozen_epochs: NonNegative = Field(default=1.0, description="How long the output layer stays as it began.")
-    clip: NonNegative = Field(default=3.0, description="Largest norm of the gradient of each parameter; 0: no limit.")
+    frozen_epochs: NonNegative = Field(default=1.0, description="Epochs for which the output layer is frozen.")
+    clip: NonNegative = Field(default=3.0, description="Largest gradient norm of each parameter; 0: no limit.")
 
     def forward_passes(self, facts: RunFacts) -> int:
         return 3 * len(anchors_of(facts.pairs)) + len(positives_of(facts.pairs))

@@ -7,7 +7,7 @@ With `pairwise` views it is MoCo-v2 (arXiv 2003.04297).
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -18,8 +18,8 @@ from leoclr.backends.distributed import gather, rank, ranks
 from leoclr.backends.losses import info_nce
 from leoclr.backends.method import (
     Facts,
-    Method,
     Output,
+    PairMethod,
     Progress,
     encode_views,
     in_one_pass,
@@ -44,9 +44,10 @@ from leoclr.backends.step_inputs import step_input
 
 
 class Settings(MethodSettings):
-    """Momentum encoder and queue (backend moco)."""
+    """MoCo and LeOCLR: momentum encoder and queue (`--backend moco`)."""
 
     default_views: ClassVar[str] = "leoclr"
+    offers: ClassVar[tuple[str, ...]] = ("pairs", "similarities")
     small: ClassVar[Mapping[str, Any]] = {"queue": 16, "bn_splits": 2}
 
     queue: PositiveCount = Field(
@@ -58,12 +59,14 @@ class Settings(MethodSettings):
     )
     enqueue: Literal["first", "last", "all"] = Field(
         default="first",
-        description="Which positives' keys enter the queue (LeOCLR: X1's, X2's, both). Open in the paper.",
+        description="Positives whose keys enter the queue (LeOCLR: X1, X2, both); the paper does not say.",
     )
-    reduction: Literal["sum", "mean"] = Field(default="sum", description="Over the pairs of an image. Equation 3 sums.")
+    reduction: Literal["sum", "mean"] = Field(
+        default="sum", description="Reduction over the pairs of an image; the paper's equation 3 sums."
+    )
     bn_splits: PositiveCount = Field(
         default=8,
-        description="Groups of the global batch with BatchNorm statistics of their own; at least one for each process.",
+        description="Groups of the global batch with separate BatchNorm statistics; at least one per process.",
     )
 
     def problems(self, facts: RunFacts) -> Iterator[str]:
@@ -85,7 +88,7 @@ class Settings(MethodSettings):
         return 3 * len(anchors_of(facts.pairs)) + len(positives_of(facts.pairs))
 
 
-class MoCo(Method):
+class MoCo(PairMethod):
     """The momentum-queue backend.
 
     Attributes:
@@ -107,15 +110,26 @@ class MoCo(Method):
     def forward(self, views: Mapping[str, Tensor], pairs: Pairs, now: Progress) -> Output:
         positives = positives_of(pairs)
         keys = self._encode_keys({name: views[name] for name in positives}, now)
-        losses, embeddings = [], []
+        losses, queries = [], {}
         for anchor in anchors_of(pairs):
-            query = self.encoder(views[anchor])
-            embeddings.append(query.detach())
+            queries[anchor] = self.encoder(views[anchor])
             own = [keys[positive] for name, positive in pairs if name == anchor]
-            losses.append(info_nce(query, own, self.queue.keys, self.settings.temperature))
+            losses.append(self.pull(queries[anchor], own))
         chosen = {"first": positives[:1], "last": positives[-1:], "all": positives}[self.settings.enqueue]
         self._waiting.extend(keys[name] for name in chosen)
-        return Output(reduce_pairs(torch.cat(losses), self.settings.reduction), embeddings[0])
+        embeddings = next(iter(queries.values())).detach()
+        return Output(self.reduce(torch.cat(losses)), embeddings, predictions=queries, targets=keys)
+
+    def pull(self, predictions: Tensor, targets: Sequence[Tensor], negatives: Tensor | None = None) -> Tensor:
+        return info_nce(predictions, targets, self.queue.keys, self.settings.temperature, negatives)
+
+    def reduce(self, losses: Tensor) -> Tensor:
+        return reduce_pairs(losses, self.settings.reduction)
+
+    def similarities(self, embeddings: Tensor, keys: Tensor) -> Tensor:
+        """Logits of embeddings over the keys of the whole batch and the queue, `(n, batch + queue)`."""
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return (embeddings / self.settings.temperature) @ torch.cat([gather(keys), self.queue.keys]).T
 
     @torch.no_grad()
     def after_update(self, now: Progress) -> None:

@@ -6,7 +6,7 @@ never to each other. With `pairwise` views it is SimCLR (arXiv 2002.05709).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Literal, cast
 
 import torch
@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from leoclr.backends.losses import nt_xent
-from leoclr.backends.method import Facts, Method, Output, Progress, encode_views, reduce_pairs
+from leoclr.backends.method import Facts, Output, PairMethod, Progress, encode_views, reduce_pairs
 from leoclr.backends.networks.backbones import Backbone
 from leoclr.backends.networks.batchnorm import split_batch_norm, sync_batch_norm
 from leoclr.backends.networks.encoder import Encoder, contrastive_encoder
@@ -22,14 +22,19 @@ from leoclr.backends.settings import MethodSettings, Pairs, Positive, RunFacts
 
 
 class Settings(MethodSettings):
-    """One encoder, negatives from the batch (backend simclr)."""
+    """SimCLR and end-to-end LeOCLR: one encoder, negatives from the batch (`--backend simclr`)."""
 
     default_views: ClassVar[str] = "leoclr"
+    offers: ClassVar[tuple[str, ...]] = ("pairs",)
 
-    temperature: Positive = Field(default=0.1, description="SimCLR's on ImageNet; on CIFAR-10 it is 0.5.")
-    reduction: Literal["sum", "mean"] = Field(default="sum", description="Over the pairs of an image. Equation 3 sums.")
+    temperature: Positive = Field(
+        default=0.1, description="NT-Xent temperature; SimCLR's for ImageNet, 0.5 for CIFAR-10."
+    )
+    reduction: Literal["sum", "mean"] = Field(
+        default="sum", description="Reduction over the pairs of an image; the paper's equation 3 sums."
+    )
     stop_gradient: bool = Field(
-        default=False, description="Whether positives get no gradient. The paper's end-to-end form learns both."
+        default=False, description="Stop the gradient through positives; the paper's end-to-end form does not."
     )
     sync_batchnorm: bool = Field(default=True, description="BatchNorm statistics over all GPUs (CUDA only).")
 
@@ -42,7 +47,7 @@ class Settings(MethodSettings):
             yield f"with accumulation, SimCLR's negatives come from micro-batches of {facts.micro} images only"
 
 
-class SimCLR(Method):
+class SimCLR(PairMethod):
     """The end-to-end backend."""
 
     def __init__(self, settings: Settings, facts: Facts) -> None:
@@ -56,11 +61,21 @@ class SimCLR(Method):
 
     def forward(self, views: Mapping[str, Tensor], pairs: Pairs, now: Progress) -> Output:
         embeddings = encode_views(self.encoder, views)
-        losses = [
-            nt_xent(embeddings[anchor], embeddings[positive], self.settings.temperature, self.settings.stop_gradient)
-            for anchor, positive in pairs
-        ]
-        return Output(reduce_pairs(torch.stack(losses), self.settings.reduction), embeddings[pairs[0][0]].detach())
+        losses = [self.pull(embeddings[anchor], [embeddings[positive]]) for anchor, positive in pairs]
+        return Output(
+            self.reduce(torch.cat(losses)),
+            embeddings[pairs[0][0]].detach(),
+            predictions=embeddings,
+            targets=embeddings,
+        )
+
+    def pull(self, predictions: Tensor, targets: Sequence[Tensor], negatives: Tensor | None = None) -> Tensor:
+        """The negatives are the other images of the batch; a row's own are not used."""
+        temperature, stop_gradient = self.settings.temperature, self.settings.stop_gradient
+        return torch.stack([nt_xent(predictions, target, temperature, stop_gradient) for target in targets])
+
+    def reduce(self, losses: Tensor) -> Tensor:
+        return reduce_pairs(losses, self.settings.reduction)
 
     def backbones(self) -> dict[str, Backbone]:
         return {"encoder.backbone": self.encoder.backbone}

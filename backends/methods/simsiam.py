@@ -7,7 +7,7 @@ each other. Health: `std`, of the embeddings at length one times sqrt(dim): abou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from leoclr.backends.losses import cosine
-from leoclr.backends.method import Facts, Method, Output, ParameterGroup, Progress, mean_std, share_batch_norm
+from leoclr.backends.method import Facts, Output, PairMethod, ParameterGroup, Progress, mean_std, share_batch_norm
 from leoclr.backends.networks.backbones import Backbone
 from leoclr.backends.networks.batchnorm import zero_last_norms
 from leoclr.backends.networks.encoder import Encoder
@@ -24,26 +24,27 @@ from leoclr.backends.settings import BatchNormSettings, Pairs, PositiveCount, Ru
 
 
 class Settings(BatchNormSettings):
-    """Predictor and stop-gradient (backend simsiam)."""
+    """SimSiam: predictor and stop-gradient (`--backend simsiam`)."""
 
     default_views: ClassVar[str] = "pairwise-symmetric"
+    offers: ClassVar[tuple[str, ...]] = ("pairs",)
     small: ClassVar[Mapping[str, Any]] = {"hidden": 32, "dim": 16, "predictor_hidden": 8}
 
-    layers: PositiveCount = Field(default=3, description="Linear layers of the projector; the authors have 2 on CIFAR.")
-    hidden: PositiveCount = Field(default=2048, description="Width of its hidden layers.")
+    layers: PositiveCount = Field(
+        default=3, description="Linear layers of the projector; 2 in the authors' CIFAR setup."
+    )
+    hidden: PositiveCount = Field(default=2048, description="Width of the projector's hidden layers.")
     dim: PositiveCount = Field(default=2048, description="Dimension of the embedding.")
     predictor_hidden: PositiveCount = Field(default=512, description="Width of the predictor's hidden layer.")
-    constant_predictor_lr: bool = Field(
-        default=True, description="Whether the predictor's learning rate stays at the peak."
-    )
-    zero_init_residual: bool = Field(default=True, description="Whether residual blocks begin as the identity.")
+    constant_predictor_lr: bool = Field(default=True, description="Keep the predictor's learning rate at its peak.")
+    zero_init_residual: bool = Field(default=True, description="Initialise residual blocks as the identity.")
 
     def forward_passes(self, facts: RunFacts) -> int:
         anchors = anchors_of(facts.pairs)
         return 3 * len(anchors) + sum(name not in anchors for name in {positive for _, positive in facts.pairs})
 
 
-class SimSiam(Method):
+class SimSiam(PairMethod):
     """The stop-gradient backend."""
 
     def __init__(self, settings: Settings, facts: Facts) -> None:
@@ -63,11 +64,21 @@ class SimSiam(Method):
         for name, images in views.items():
             with torch.set_grad_enabled(name in anchors):  # what is only ever a positive needs no graph
                 embeddings[name] = self.encoder(images)
-        predictions = {name: self.predictor(embeddings[name]) for name in anchors}
-        losses = [-cosine(predictions[anchor], embeddings[positive].detach()).mean() for anchor, positive in pairs]
-        return Output(
-            torch.stack(losses).mean(), embeddings[anchors[0]].detach(), {"std": mean_std(embeddings.values())}
-        )
+        predictions = {name: self.predict(embeddings[name]) for name in anchors}
+        targets = {name: embedding.detach() for name, embedding in embeddings.items()}
+        losses = [self.pull(predictions[anchor], [targets[positive]]) for anchor, positive in pairs]
+        metrics = {"std": mean_std(targets.values())}
+        return Output(self.reduce(torch.cat(losses)), targets[anchors[0]], metrics, predictions, targets)
+
+    def predict(self, embeddings: Tensor) -> Tensor:
+        predictions: Tensor = self.predictor(embeddings)
+        return predictions
+
+    def pull(self, predictions: Tensor, targets: Sequence[Tensor], negatives: Tensor | None = None) -> Tensor:
+        return torch.stack([-cosine(predictions, target).mean() for target in targets])
+
+    def reduce(self, losses: Tensor) -> Tensor:
+        return losses.mean()
 
     def backbones(self) -> dict[str, Backbone]:
         return {"encoder.backbone": self.encoder.backbone}

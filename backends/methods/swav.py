@@ -38,23 +38,25 @@ from leoclr.backends.sinkhorn import sinkhorn
 
 
 class Settings(BatchNormSettings):
-    """Prototypes and balanced codes (backend swav)."""
+    """SwAV: prototypes and balanced codes (`--backend swav`)."""
 
     default_views: ClassVar[str] = "multicrop"
     small: ClassVar[Mapping[str, Any]] = {"hidden": 32, "dim": 16, "prototypes": 12, "queue": 8, "frozen_epochs": 0.5}
 
     hidden: PositiveCount = Field(default=2048, description="Width of the projector's hidden layer.")
     dim: PositiveCount = Field(default=128, description="Dimension of the embedding.")
-    prototypes: PositiveCount = Field(default=3000, description="Prototypes, about three for each class.")
-    temperature: Positive = Field(default=0.1, description="Of the predictions.")
-    epsilon: Positive = Field(default=0.05, description="Of Sinkhorn; 0.03 helps where training breaks down.")
-    iterations: PositiveCount = Field(default=3, description="Of Sinkhorn.")
+    prototypes: PositiveCount = Field(default=3000, description="Number of prototypes, about three per class.")
+    temperature: Positive = Field(default=0.1, description="Temperature of the predictions.")
+    epsilon: Positive = Field(default=0.05, description="Sinkhorn's regularisation; try 0.03 if training breaks down.")
+    iterations: PositiveCount = Field(default=3, description="Sinkhorn iterations.")
     queue: Count = Field(
         default=0,
-        description="Earlier embeddings, over all processes, that codes are balanced with: 3840 for batches of 256.",
+        description="Earlier embeddings, over all processes, for balancing codes: 3840 for batches of 256; 0: none.",
     )
-    queue_epochs: NonNegative = Field(default=15.0, description="When it begins; it is used from when it is full.")
-    frozen_epochs: NonNegative = Field(default=1.0, description="How long the prototypes stay as they began.")
+    queue_epochs: NonNegative = Field(
+        default=15.0, description="Epoch at which the queue starts to fill; used once full."
+    )
+    frozen_epochs: NonNegative = Field(default=1.0, description="Epochs for which the prototypes are frozen.")
 
     def problems(self, facts: RunFacts) -> Iterator[str]:
         yield from super().problems(facts)

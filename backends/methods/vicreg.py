@@ -29,17 +29,17 @@ _EPSILON = 1e-4  # of a variance, so that its root has a gradient at 0
 
 
 class Settings(BatchNormSettings):
-    """Invariance, variance and covariance (backend vicreg)."""
+    """VICReg: invariance, variance and covariance (`--backend vicreg`)."""
 
     default_views: ClassVar[str] = "byol"
     small: ClassVar[Mapping[str, Any]] = {"hidden": 32, "dim": 32}
 
     layers: PositiveCount = Field(default=3, description="Linear layers of the projector.")
-    hidden: PositiveCount = Field(default=8192, description="Width of its hidden layers.")
+    hidden: PositiveCount = Field(default=8192, description="Width of the projector's hidden layers.")
     dim: PositiveCount = Field(default=8192, description="Dimension of the embedding.")
-    invariance: NonNegative = Field(default=25.0, description="Weight of the mean squared difference of views.")
+    invariance: NonNegative = Field(default=25.0, description="Weight of the mean squared difference between views.")
     variance: NonNegative = Field(
-        default=25.0, description="Weight of the variance term, the mean over views; the paper sums: twice as much."
+        default=25.0, description="Weight of the variance term, the mean over views; the paper's sum is twice as large."
     )
     covariance: NonNegative = Field(default=1.0, description="Weight of the covariance term.")
 

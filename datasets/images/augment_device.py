@@ -34,9 +34,12 @@ from leoclr.datasets.images.augmentation import (
     SIGMA,
     SOLARIZE,
     SOLARIZE_THRESHOLD,
+    STRONG,
     AugmentationSpec,
     widest_centre,
 )
+from leoclr.datasets.images.strong import draw_strong
+from leoclr.datasets.images.strong_device import grey, strong
 
 _BLENDS = 6
 _HUE, _GRAYSCALE, _RADIUS, _FLIP = range(3 * _BLENDS, 3 * _BLENDS + 4)  # columns, after three for each blend
@@ -67,7 +70,8 @@ def draw_all(spec: AugmentationSpec, uniforms: NDArray[np.float64]) -> Tensor:
     Returns:
         float32, shape `(n, COLUMNS)`: for each of six blends its factor, and how much of its target is the pixel's own
         grey and the image's mean grey; then the turn of the hue in 1/255 (-1 for none), grayscale, the radius of the
-        blur's box filters, flip; and solarisation, a column that is there only where `spec.solarize` is above 0.
+        blur's box filters, flip; and solarisation, a column that is there only where `spec.solarize` or `spec.strong`
+        is above 0; and for each strong operation its kind and value.
     """
     draws = uniforms.T
     jittered = draws[JITTER] < spec.jitter
@@ -80,7 +84,8 @@ def draw_all(spec: AugmentationSpec, uniforms: NDArray[np.float64]) -> Tensor:
     turn = np.trunc(spec.hue * (2 * draws[HUE] - 1) * 255) % 256
     low, high = spec.blur_sigma
     sigmas = np.where(draws[BLUR] < spec.blur, low + (high - low) * draws[SIGMA], 0)
-    columns = np.empty((len(uniforms), COLUMNS + (spec.solarize > 0)), np.float32)
+    more = 1 + 2 * spec.strong if spec.strong else int(spec.solarize > 0)
+    columns = np.empty((len(uniforms), COLUMNS + more), np.float32)
     columns[:, 0 : 3 * _BLENDS : 3] = np.take_along_axis(factors_n4, slots, axis=1)
     columns[:, 1 : 3 * _BLENDS : 3] = _TARGETS[slots, 0]
     columns[:, 2 : 3 * _BLENDS : 3] = _TARGETS[slots, 1]
@@ -88,8 +93,10 @@ def draw_all(spec: AugmentationSpec, uniforms: NDArray[np.float64]) -> Tensor:
     columns[:, _GRAYSCALE] = draws[GRAYSCALE] < spec.grayscale
     columns[:, _RADIUS] = _box_radius(sigmas)
     columns[:, _FLIP] = draws[FLIP] < spec.flip
-    if spec.solarize > 0:
+    if more:
         columns[:, COLUMNS] = draws[SOLARIZE] < spec.solarize
+    if spec.strong:
+        columns[:, COLUMNS + 1 :: 2], columns[:, COLUMNS + 2 :: 2] = draw_strong(uniforms[:, STRONG : spec.uniforms])
     return torch.from_numpy(columns)
 
 
@@ -135,6 +142,8 @@ def photometric(pixels: Tensor, parameters: Tensor) -> Tensor:
     if parameters.shape[1] > COLUMNS:
         inverted = (columns[:, COLUMNS] > 0) & (drawn >= SOLARIZE_THRESHOLD)
         drawn = torch.where(inverted, 255 - drawn, drawn)
+    if parameters.shape[1] > COLUMNS + 1:
+        drawn = strong(drawn, parameters[:, COLUMNS + 1 :])
     return drawn.contiguous(memory_format=torch.channels_last)
 
 
@@ -146,7 +155,7 @@ def _jitter(pixels: Tensor, columns: Tensor) -> Tensor:
             turn = columns[:, _HUE]
             colours = torch.where(turn >= 0, _turn_hue(colours, turn[:, 0]), colours)
         colours = _blend(colours, *columns[:, 3 * blend : 3 * blend + 3].unbind(dim=1))
-    return torch.where(columns[:, _GRAYSCALE] > 0, _grey(colours), colours)
+    return torch.where(columns[:, _GRAYSCALE] > 0, grey(colours), colours)
 
 
 @cache
@@ -161,17 +170,10 @@ def to_bytes(colours: Tensor) -> Tensor:
 
 def _blend(colours: Tensor, factor: Tensor, own_grey: Tensor, mean_grey: Tensor) -> Tensor:
     """Pillow's Image.blend of the image's black, mean grey or grey version with itself, rounded down as there."""
-    grey = _grey(colours)
-    target = own_grey * grey + mean_grey * (grey.mean(dim=(1, 2, 3), keepdim=True) + 0.5).floor()
+    own = grey(colours)
+    target = own_grey * own + mean_grey * (own.mean(dim=(1, 2, 3), keepdim=True) + 0.5).floor()
     blended: Tensor = target + factor * (colours - target)
     return blended.clamp_(0, 255).floor_()
-
-
-def _grey(colours: Tensor) -> Tensor:
-    """Pillow's mode L, shape `(n, 1, size, size)`: ITU-R 601 in integers of 16 bits, which float32 holds exactly."""
-    red, green, blue = colours[:, 0:1], colours[:, 1:2], colours[:, 2:3]
-    grey: Tensor = (red * 19595 + green * 38470 + blue * 7471 + 32768) / 65536
-    return grey.floor_()
 
 
 def _turn_hue(colours: Tensor, turn: Tensor) -> Tensor:

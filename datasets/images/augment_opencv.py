@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -34,6 +35,7 @@ from leoclr.datasets.images.augmentation import (
     placed,
 )
 from leoclr.datasets.images.decode import decode_pixels
+from leoclr.datasets.images.strong import apply_strong
 
 Pixels = NDArray[np.uint8]
 
@@ -141,7 +143,9 @@ def apply(image: Pixels, drawn: Photometric) -> Pixels:
         image = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
     if drawn.solarize:
         image = cv2.LUT(image, _SOLARIZED)
-    return torch.from_numpy(image).flip(1).numpy() if drawn.flip else image
+    if drawn.flip:
+        image = torch.from_numpy(image).flip(1).numpy()
+    return np.array(apply_strong(Image.fromarray(image), drawn.strong)) if drawn.strong else image
 
 
 def _jitter(image: Pixels, operations: Sequence[tuple[str, float]]) -> Pixels:

@@ -23,6 +23,7 @@ from leoclr.datasets.images.augmentation import (
     placed,
 )
 from leoclr.datasets.images.decode import decode_image
+from leoclr.datasets.images.strong import apply_strong
 
 
 def views(data: bytes, specs: Sequence[AugmentationSpec], uniforms: Sequence[Uniforms]) -> list[NDArray[np.uint8]]:
@@ -73,7 +74,7 @@ def apply(image: Image.Image, drawn: Photometric) -> Image.Image:
         image = ImageOps.solarize(image, SOLARIZE_THRESHOLD)
     if drawn.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return image
+    return apply_strong(image, drawn.strong)
 
 
 def _turn_hue(image: Image.Image, turn: float) -> Image.Image:

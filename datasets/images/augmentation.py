@@ -2,7 +2,7 @@
 
 Drawing and applying are apart. Here uniform numbers become the parameters of one view; `augment_pillow`,
 `augment_opencv` and `augment_device` apply them. The order of the operations is MoCo-v2's with BYOL's solarisation:
-crop and resize, colour jitter, grayscale, blur, solarise, flip.
+crop and resize, colour jitter, grayscale, blur, solarise, flip, and what `strong` adds.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from leoclr.datasets.errors import BadImage
 from leoclr.datasets.images.decode import MAX_PIXELS
+from leoclr.datasets.images.strong import DRAWS, Strong, operations
 from leoclr.datasets.views import ViewKind, ViewPolicy
 
 Box = tuple[int, int, int, int]
@@ -34,6 +35,7 @@ PAD_COLOUR = (124, 116, 104)  # the mean of ImageNet, so that padding is near ze
 FLIP, JITTER, BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER, GRAYSCALE, BLUR, SIGMA, SOLARIZE = range(
     2 * CROP_ATTEMPTS + 2, 2 * CROP_ATTEMPTS + 13
 )
+STRONG = SOLARIZE + 1
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class AugmentationSpec:
     Attributes:
         image_size: Side of the view in pixels.
         kind: "whole" keeps all of the image, "crop" takes a random part.
+        strong: Random operations of FixMatch's fourteen that follow, each with probability 0.5.
     """
 
     image_size: int
@@ -62,11 +65,12 @@ class AugmentationSpec:
     blur: float = 0.5
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     solarize: float = 0.0
+    strong: int = 0
 
     @property
     def uniforms(self) -> int:
         """How many uniform numbers a view takes."""
-        return UNIFORMS + (self.solarize > 0)
+        return STRONG + DRAWS * self.strong if self.strong else UNIFORMS + (self.solarize > 0)
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class Photometric:
         jitter: (operation, factor) in the order they are applied; empty where there is no jitter. The factor of hue
             is a turn in [-0.5, 0.5], the others multiply.
         blur: Standard deviation in pixels, 0 for none.
+        strong: Names and values of strong operations, in order.
     """
 
     jitter: tuple[tuple[str, float], ...]
@@ -84,6 +89,7 @@ class Photometric:
     blur: float
     flip: bool
     solarize: bool = False
+    strong: Strong = ()
 
 
 def view_specs(policy: ViewPolicy, spec: AugmentationSpec) -> Mapping[str, AugmentationSpec]:
@@ -125,6 +131,7 @@ def draw(spec: AugmentationSpec, uniforms: Uniforms) -> Photometric:
         blur=_between(spec.blur_sigma, numbers[SIGMA]) if numbers[BLUR] < spec.blur else 0.0,
         flip=numbers[FLIP] < spec.flip,
         solarize=spec.solarize > 0 and numbers[SOLARIZE] < spec.solarize,
+        strong=operations(numbers[STRONG : spec.uniforms]) if spec.strong else (),
     )
 
 

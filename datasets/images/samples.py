@@ -11,10 +11,8 @@ from the user, `levels`; else they are refused, because any guess is black, whit
 
 from __future__ import annotations
 
-import io
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,11 +21,12 @@ from PIL import Image
 from PIL.TiffImagePlugin import OPEN_INFO
 
 from leoclr.datasets.errors import BadImage
+from leoclr.datasets.images.stored import PLANES, Stored, sixteen_bits, with_channels
 
 Levels = tuple[float, float]
 """The numbers that become black and white in images of more than 8 bits a sample."""
 
-_BITS, _PHOTOMETRIC, _FILL_ORDER, _MOST, _PLANES, _FORMAT = 258, 262, 266, 281, 284, 339  # tags of TIFF
+_BITS, _PHOTOMETRIC, _FILL_ORDER, _MOST, _FORMAT = 258, 262, 266, 281, 339  # tags of TIFF
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _CMYK = 0, 1, 2, 5
 for _key, _modes in {  # kinds of TIFF that Pillow unpacks, but in one order of bytes or with black as 0 alone
@@ -38,27 +37,6 @@ for _key, _modes in {  # kinds of TIFF that Pillow unpacks, but in one order of 
 }.items():
     OPEN_INFO.setdefault(_key, _modes)
 _COLOURS = {"L": 1, "LA": 1, "RGB": 3, "RGBA": 3, "RGBa": 3, "CMYK": 4}
-
-
-@dataclass(frozen=True)
-class Stored:
-    """The numbers of an image, upright only as far as Pillow turns them.
-
-    Attributes:
-        numbers: Shape `(height, width, channels)`; alpha is the last channel where `mode` has one.
-        mode: Pillow's name of what the channels are.
-        depth: Bits in use, for all channels or for each; None where the numbers have no range.
-        what: What they are, for a refusal.
-        deep: Whether there are more than 8 bits, so that `levels` apply.
-        white_is_zero: Whether 0 is white.
-    """
-
-    numbers: NDArray[Any]
-    mode: str
-    depth: int | tuple[int, ...] | None
-    what: str = ""
-    deep: bool = True
-    white_is_zero: bool = False
 
 
 def stored(opened: Image.Image, data: bytes, levels: Levels | None) -> Stored | None:
@@ -130,7 +108,7 @@ def _scaled(numbers: NDArray[Any], depth: int | tuple[int, ...]) -> NDArray[np.u
 
 def _tiff(opened: Any, data: bytes, levels: Levels | None) -> Stored | None:
     tags = opened.tag_v2
-    in_planes = tags.get(_PLANES) == 2 and opened.tile[0].codec_name == "raw"
+    in_planes = tags.get(PLANES) == 2 and opened.tile[0].codec_name == "raw"
     if in_planes:
         _mend_single_plane(opened)
     bits, kind = max(tags.get(_BITS, (1,))), max(tags.get(_FORMAT, (_UNSIGNED,)))
@@ -146,9 +124,9 @@ def _tiff(opened: Any, data: bytes, levels: Levels | None) -> Stored | None:
         return None
     inverted = photometric == _WHITE_IS_ZERO
     if bits > 8:
-        numbers, mode = _sixteen(opened, data)
+        numbers, mode = sixteen_bits(opened, data)
     elif opened.mode in ("L", "LA", "RGB", "RGBA", "CMYK"):
-        numbers, mode = _with_channels(np.asarray(opened)), opened.mode
+        numbers, mode = with_channels(np.asarray(opened)), opened.mode
         numbers = 255 - numbers if inverted else numbers  # which Pillow did already
     else:
         return None
@@ -190,7 +168,7 @@ def _without_range(opened: Image.Image, bits: int, kind: int, white_is_zero: boo
         numbers = numbers.view(np.uint32)
     if numbers.ndim != 2:
         raise BadImage(f"{what} are read from images of one channel only")
-    return Stored(_with_channels(numbers), "L", None, what, white_is_zero=white_is_zero)
+    return Stored(with_channels(numbers), "L", None, what, white_is_zero=white_is_zero)
 
 
 # PNG
@@ -209,7 +187,7 @@ def _png(opened: Image.Image, data: bytes, levels: Levels | None) -> Stored | No
     plain = depth == 8 or (colour != 0 and key is None and levels is None)
     if depth < 8 or (plain and not declares):
         return None
-    numbers, mode = _sixteen(opened, data) if depth == 16 else (_with_channels(np.asarray(opened)), opened.mode)
+    numbers, mode = sixteen_bits(opened, data) if depth == 16 else (with_channels(np.asarray(opened)), opened.mode)
     bits_in_use = (depth,) * numbers.shape[2]
     if declares and len(in_use) == len(bits_in_use) and not _scaled_up(numbers, in_use, depth):
         bits_in_use = in_use
@@ -272,55 +250,10 @@ def _ppm(opened: Any, levels: Levels | None) -> Stored | None:
     if opened.mode != "I":
         return None
     codec, arguments = opened.tile[0].codec_name, opened.tile[0].args
-    numbers = _with_channels(np.asarray(opened).clip(0, 65535))
+    numbers = with_channels(np.asarray(opened).clip(0, 65535))
     if levels is not None and codec != "raw":
         numbers = np.rint(numbers * (int(arguments[-1]) / 65535))
     return Stored(numbers, "L", 16)
 
 
 # Reading all of 16 bits
-
-
-def _sixteen(opened: Any, data: bytes) -> tuple[NDArray[np.uint16], str]:
-    """All 16 bits of all channels, and the mode of the channels.
-
-    Pillow holds more than 8 bits of one channel only, but it takes the first or the second byte of each sample as it
-    is told; so the file is decoded twice. Grey with alpha has two samples of two bytes: four channels of one.
-    """
-    if opened.mode.startswith("I;16"):
-        return _with_channels(np.asarray(opened).astype(np.uint16)), "L"
-    first = opened.tile[0]
-    raw = first.args if isinstance(first.args, str) else first.args[0]
-    if raw == "LA;16B":
-        high_low = _decoded_as(opened, data, ["RGBA"] * len(opened.tile), "RGBA")
-        return high_low.view(">u2").astype(np.uint16), "LA"
-    if first.codec_name == "libtiff":
-        if opened.tag_v2.get(_PLANES) == 2:
-            raise BadImage("compressed planes of 16 bits are not read with another range; store the channels together")
-        order = ("16B", "16L")  # libtiff hands over the machine's own order, which is this
-    else:
-        big = raw.endswith("B") or getattr(opened, "tag_v2", None) is not None and opened.tag_v2.prefix == b"MM"
-        order = ("16L", "16B") if big else ("16B", "16L")
-    names = [(tile.args if isinstance(tile.args, str) else tile.args[0]).partition(";")[0] for tile in opened.tile]
-    mode = opened.mode
-    if "a" in names[0] or "a" in names:  # colours that are multiplied by alpha: as they are
-        mode, names = "RGBa", [name.replace("a", "A") for name in names]
-    low, high = (
-        _decoded_as(opened, data, [f"{name};{suffix}" for name in names], opened.mode).astype(np.uint16)
-        for suffix in order
-    )
-    return (high << 8 | low).astype(np.uint16), mode
-
-
-def _decoded_as(opened: Image.Image, data: bytes, names: Sequence[str], mode: str) -> NDArray[np.uint8]:
-    again: Any = Image.open(io.BytesIO(data), formats=(str(opened.format),))
-    again.tile = [
-        tile._replace(args=name if isinstance(tile.args, str) else (name, *tile.args[1:]))
-        for tile, name in zip(again.tile, names, strict=True)
-    ]
-    assert again.mode == mode
-    return np.asarray(again)
-
-
-def _with_channels(numbers: NDArray[Any]) -> NDArray[Any]:
-    return numbers[..., None] if numbers.ndim == 2 else numbers

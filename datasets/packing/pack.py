@@ -35,7 +35,7 @@ _ORDER = 2  # tells this use of the seed from that of the hold-out
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PackingRecipe:
     """How to pack.
 
     Attributes:
@@ -93,7 +93,7 @@ class PackedSplit:
 
 
 def pack(
-    source: Source, collection: Collection, folder: Path, recipe: Recipe, advance: Callable[[int], None] = ignore
+    source: Source, collection: Collection, folder: Path, recipe: PackingRecipe, advance: Callable[[int], None] = ignore
 ) -> list[PackedSplit]:
     """Write shards and index of every split: into `folder` where there are no splits, else into `folder/SPLIT`.
 
@@ -144,7 +144,7 @@ class _Sample:
 
 
 def _samples(
-    source: Source, sidecars: Mapping[str, str], pictures: list[Picture], recipe: Recipe
+    source: Source, sidecars: Mapping[str, str], pictures: list[Picture], recipe: PackingRecipe
 ) -> Generator[_Sample | str, None, None]:
     """Samples in packing order; for an unreadable image `path: reason` takes its place."""
 

@@ -15,10 +15,10 @@ class BYOLViews(PolicySettings):
     """Two crops, each pulled to the other, with blur and solarisation of their own (BYOL)."""
 
     blur: tuple[Probability, Probability] = Field(
-        default=(1.0, 0.1), description="Probability of Gaussian blur in x1 and in x2, for augmentation.blur."
+        default=(1.0, 0.1), description="Probability of Gaussian blur in x1 and x2; replaces augmentation.blur."
     )
     solarize: tuple[Probability, Probability] = Field(
-        default=(0.0, 0.2), description="Probability of solarisation in x1 and in x2, for augmentation.solarize."
+        default=(0.0, 0.2), description="Probability of solarisation in x1 and x2; replaces augmentation.solarize."
     )
 
     def policy(self) -> ViewPolicy:

@@ -26,19 +26,22 @@ EachKind = tuple[Probability, Probability, Probability]
 class MulticropViews(PolicySettings):
     """Two large crops x1 and x2 and small ones s1, s2, ...; all are pulled to each large one (multi-crop)."""
 
-    small: Annotated[int, Field(ge=0, le=_MOST)] = Field(default=6, description="Small crops; SwAV has 6, DINO 8.")
-    small_size: Share = Field(
-        default=96 / 224, description="Their side as a share of data.image_size: 96 px of 224 in SwAV and DINO."
+    small: Annotated[int, Field(ge=0, le=_MOST)] = Field(
+        default=6, description="Number of small crops: 6 in SwAV, 8 in DINO."
     )
-    large_scale: Range = Field(default=(0.14, 1.0), description="Share of the area that a large crop covers.")
-    small_scale: Range = Field(default=(0.05, 0.14), description="Share of the area that a small crop covers.")
+    small_size: Share = Field(
+        default=96 / 224,
+        description="Side of small crops as a share of data.image_size: 96 of 224 px in SwAV and DINO.",
+    )
+    large_scale: Range = Field(default=(0.14, 1.0), description="Range of a large crop's share of the image area.")
+    small_scale: Range = Field(default=(0.05, 0.14), description="Range of a small crop's share of the image area.")
     blur: EachKind = Field(
         default=(0.5, 0.5, 0.5),
-        description="Probability of Gaussian blur in x1, x2 and small crops, for augmentation.blur. DINO: 1, 0.1, 0.5.",
+        description="Probability of blur in x1, x2 and small crops; replaces augmentation.blur. DINO: 1, 0.1, 0.5.",
     )
     solarize: EachKind = Field(
         default=(0.0, 0.0, 0.0),
-        description="Probability of solarisation in x1, x2 and small crops, likewise. DINO: 0, 0.2, 0.",
+        description="Probability of solarisation in the same; replaces augmentation.solarize. DINO: 0, 0.2, 0.",
     )
 
     def policy(self) -> ViewPolicy:

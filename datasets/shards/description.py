@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from leoclr.datasets.shards.index import NO_LABEL, Index
-from leoclr.datasets.shards.scan import NO_IMAGE, UNUSABLE_LABEL
+from leoclr.datasets.shards.joining import UNUSABLE_LABEL
+from leoclr.datasets.shards.scan import NO_IMAGE
 
 _SHOWN = 10
 _SHOWN_PAIRS = 3

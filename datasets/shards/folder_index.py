@@ -9,8 +9,9 @@ from pathlib import Path
 
 from leoclr.datasets.errors import DataError
 from leoclr.datasets.shards.concatenation import concatenate
-from leoclr.datasets.shards.index import SUFFIX, Index, common_name
+from leoclr.datasets.shards.index import SUFFIX, Index
 from leoclr.datasets.shards.scan import build_index
+from leoclr.datasets.shards.shard_names import common_name
 
 
 def open_group(paths: list[Path], advance: Callable[[int], None]) -> Index:

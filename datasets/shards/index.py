@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -295,14 +294,3 @@ class Index:
             and self.key_end[-1] == len(self.key_bytes)
             and not _CONTROL[self.key_bytes].any()  # a key is printed
         )
-
-
-def common_name(names: Sequence[str]) -> str:
-    """What the index of these shards is called: the start that their names share, without the number."""
-    start = os.path.commonprefix([Path(name).stem for name in names])
-    return start.rstrip("0123456789").rstrip("-_.") or "shards"
-
-
-def shard_names(path: Path) -> list[str]:
-    """The file names of the shards that an index file lists, without reading its columns."""
-    return [shard.name for shard in read_json(path).shards]

@@ -20,7 +20,8 @@ from leoclr.datasets.errors import DataError
 from leoclr.datasets.files import ignore
 from leoclr.datasets.shards.concatenation import concatenate
 from leoclr.datasets.shards.folder_index import check_files, missing_message, open_group
-from leoclr.datasets.shards.index import COLUMNS_SUFFIX, SUFFIX, Index, shard_names
+from leoclr.datasets.shards.index import COLUMNS_SUFFIX, SUFFIX, Index
+from leoclr.datasets.shards.shard_names import shard_names
 from leoclr.datasets.storage.addresses import check_address, is_remote, scheme_of, shown
 from leoclr.datasets.storage.block_cache import BlockCache
 

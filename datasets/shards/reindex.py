@@ -12,10 +12,12 @@ from leoclr.datasets.errors import DataError
 from leoclr.datasets.files import ignore
 from leoclr.datasets.shards.check import sha256_of
 from leoclr.datasets.shards.folder_index import missing_message
-from leoclr.datasets.shards.index import NO_LABEL, SUFFIX, Index, common_name
+from leoclr.datasets.shards.index import NO_LABEL, SUFFIX, Index
+from leoclr.datasets.shards.joining import joined
 from leoclr.datasets.shards.locate import shard_addresses, shard_paths
 from leoclr.datasets.shards.sample_members import BY_SUFFIX, Members
-from leoclr.datasets.shards.scan import build_index, index_file, joined
+from leoclr.datasets.shards.scan import build_index, index_file
+from leoclr.datasets.shards.shard_names import common_name
 from leoclr.datasets.storage.addresses import folder_of, is_remote, name_of
 from leoclr.datasets.storage.block_cache import BlockCache
 from leoclr.datasets.storage.opening import as_file

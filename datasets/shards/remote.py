@@ -19,9 +19,11 @@ from typing import TypeVar
 from leoclr.datasets.errors import DataError, Missing
 from leoclr.datasets.files import write_atomic
 from leoclr.datasets.shards.concatenation import concatenate
-from leoclr.datasets.shards.index import COLUMNS_SUFFIX, SUFFIX, Index, common_name
+from leoclr.datasets.shards.index import COLUMNS_SUFFIX, SUFFIX, Index
 from leoclr.datasets.shards.index_format import columns_path, read_json
-from leoclr.datasets.shards.scan import index_file, joined
+from leoclr.datasets.shards.joining import joined
+from leoclr.datasets.shards.scan import index_file
+from leoclr.datasets.shards.shard_names import common_name
 from leoclr.datasets.storage.addresses import folder_of, name_of
 from leoclr.datasets.storage.block_cache import BlockCache, CachedStorage
 from leoclr.datasets.storage.opening import as_file, open_storage

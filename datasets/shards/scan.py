@@ -25,18 +25,15 @@ from leoclr.datasets.errors import DataError
 from leoclr.datasets.files import ignore, sha256_file
 from leoclr.datasets.images.decode import IMAGE_SUFFIXES
 from leoclr.datasets.shards.checksums import NO_CHECKSUM, checksum_of
-from leoclr.datasets.shards.concatenation import concatenate
 from leoclr.datasets.shards.index import NO_LABEL, Index, Shard
+from leoclr.datasets.shards.joining import MOST_REASONS, SHOWN_TEXT, UNUSABLE_LABEL, joined, shown_text
 from leoclr.datasets.shards.labels import MAX_NAMES, renumbered
 from leoclr.datasets.shards.sample_members import BY_SUFFIX, LABEL_SUFFIX, Members
 from leoclr.datasets.shards.tar import REFUSED_IN_NAMES, Member, members
 
 NO_IMAGE = "no image: "  # how reasons begin in Shard.left_out
-UNUSABLE_LABEL = "no label: "
 _METADATA = re.compile(r"__[^/]*__(/|$)")  # webdataset passes over such files and folders at the top
-_MOST_REASONS = 8  # that are told apart in a shard
 _MOST_MEMBERS = 64  # of a sample that are looked at
-_SHOWN_TEXT = 40
 
 
 @dataclass
@@ -69,14 +66,14 @@ class _Rows:
         if image is None:
             self.without_image += 1
             for suffix in sample.others[:1]:
-                self._leave_out(NO_IMAGE, f".{suffix[:_SHOWN_TEXT]}")
+                self._leave_out(NO_IMAGE, f".{suffix[:SHOWN_TEXT]}")
             return
         self.offset.append(image.offset)
         self.length.append(image.size)
         self.label.append(self._label(sample))
         self.keys += sample.key.encode()
         self.key_end.append(len(self.keys))
-        if len(self.beside) < _MOST_REASONS:
+        if len(self.beside) < MOST_REASONS:
             self.beside.update(sample.others)
 
     def labels(self) -> tuple[NDArray[np.int64], tuple[str, ...], dict[str, int]]:
@@ -90,7 +87,7 @@ class _Rows:
         if named.any() and (label > NO_LABEL).any() or len(names) > MAX_NAMES:
             texts = list(self._names)
             for number, count in Counter(label[named].tolist()).items():
-                self._leave_out(UNUSABLE_LABEL, _shown(texts[NO_LABEL - 1 - number]), count)
+                self._leave_out(UNUSABLE_LABEL, shown_text(texts[NO_LABEL - 1 - number]), count)
             label[named], names = NO_LABEL, []
         if names:
             label = np.where(named, NO_LABEL - 1 - label, NO_LABEL)
@@ -124,7 +121,7 @@ class _Rows:
         if isinstance(found, int):
             return found
         if found is None or (found not in self._names and len(self._names) > MAX_NAMES):
-            return self._unusable(_shown(data.decode(errors="replace").strip()))
+            return self._unusable(shown_text(data.decode(errors="replace").strip()))
         return NO_LABEL - 1 - self._names.setdefault(found, len(self._names))
 
     def _unusable(self, what: str) -> int:
@@ -132,13 +129,8 @@ class _Rows:
         return NO_LABEL
 
     def _leave_out(self, kind: str, what: str, count: int = 1) -> None:
-        known = f"{kind}{what}" in self._left_out or len(self._left_out) < _MOST_REASONS
+        known = f"{kind}{what}" in self._left_out or len(self._left_out) < MOST_REASONS
         self._left_out[f"{kind}{what if known else 'others'}"] += count
-
-
-def _shown(text: str) -> str:
-    """A text of the file's, printable and short."""
-    return ascii(text[:_SHOWN_TEXT]) + ("..." if len(text) > _SHOWN_TEXT else "")
 
 
 def build_index(
@@ -167,43 +159,6 @@ def build_index(
         parts.append(part)
         advance(part.shards[0].bytes)
     return joined(parts, classes)
-
-
-def joined(parts: Sequence[Index], classes: Sequence[str] = ()) -> Index:
-    """The index of shards that were read one by one, with class names by number where `classes` gives them.
-
-    Where some shards have class numbers and others names, the names are no labels.
-
-    Raises:
-        DataError: A label is not below the number of classes, or not among their names.
-    """
-    if any(part.classes for part in parts) and any(part.class_count and not part.classes for part in parts):
-        parts = [_without_names(part) if part.classes else part for part in parts]
-    return with_classes(concatenate(parts), classes) if classes else concatenate(parts)
-
-
-def with_classes(index: Index, classes: Sequence[str]) -> Index:
-    """The index with these class names; DataError where a label has none."""
-    label = index.label
-    if index.classes:
-        label = renumbered(label, index.classes, classes)
-    wrong = np.flatnonzero((label >= len(classes)) | ((label == NO_LABEL) & (index.label != NO_LABEL)))
-    if classes and len(wrong):
-        what = index.class_name(int(index.label[wrong[0]]))
-        raise DataError(
-            f"sample {index.key(int(wrong[0]))} has class {what}, but there are {len(classes)} names"
-            + (f", {classes[0]!r} first" if index.classes else "")
-        )
-    return replace(index, label=label, classes=tuple(classes))
-
-
-def _without_names(part: Index) -> Index:
-    numbers, counts = np.unique(part.label[part.label != NO_LABEL], return_counts=True)
-    texts = [f"{UNUSABLE_LABEL}{_shown(part.classes[number])}" for number in numbers[:_MOST_REASONS]]
-    found = Counter(dict(zip(texts, counts.tolist(), strict=False)))
-    found[f"{UNUSABLE_LABEL}others"] = int(counts[_MOST_REASONS:].sum())
-    shard = replace(part.shards[0], left_out=dict(+(Counter(part.shards[0].left_out) + found)))
-    return replace(part, shards=(shard,), label=np.full(len(part), NO_LABEL, np.int64), classes=())
 
 
 def _index_shard(path: Path, checksum: bool, which: Members) -> Index:

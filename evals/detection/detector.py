@@ -35,7 +35,7 @@ _DECAY = 0.1
 
 
 @dataclass(frozen=True)
-class Recipe:
+class DetectionRecipe:
     """How a detector is trained.
 
     Attributes:
@@ -83,21 +83,21 @@ class Recipe:
 
 
 # MoCo's for Detectron2: every BatchNorm learns and counts over the whole batch, which is on one device here.
-PAPER = Recipe(24_000, 16, 0.02, (18_000, 22_000), 100, tuple(range(480, 801, 32)), 512, 12_000, 1_000)
-SMALL = Recipe(1_000, 4, 0.005, (750, 900), 100, (240, 256, 288, 320), 64, 2_000, 200)
+PAPER = DetectionRecipe(24_000, 16, 0.02, (18_000, 22_000), 100, tuple(range(480, 801, 32)), 512, 12_000, 1_000)
+SMALL = DetectionRecipe(1_000, 4, 0.005, (750, 900), 100, (240, 256, 288, 320), 64, 2_000, 200)
 
 
-def shortened(recipe: Recipe, iterations: int) -> Recipe:
+def shortened(recipe: DetectionRecipe, iterations: int) -> DetectionRecipe:
     """The recipe for another number of iterations, its decays at the same shares."""
     decays = tuple(round(decay / recipe.iterations * iterations) for decay in recipe.decays)
     values = {**asdict(recipe), "iterations": iterations, "decays": decays}
-    return Recipe(**{**values, "warmup": min(recipe.warmup, iterations // 10)})
+    return DetectionRecipe(**{**values, "warmup": min(recipe.warmup, iterations // 10)})
 
 
 def train_detector(
     detector: nn.Module,
     images: BoxedImages,
-    recipe: Recipe,
+    recipe: DetectionRecipe,
     *,
     seed: int,
     device: torch.device,

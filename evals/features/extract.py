@@ -24,7 +24,7 @@ from leoclr.datasets.images.normalise import normalise
 from leoclr.datasets.loading.workers import load_batches
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.reader import SampleReader
-from leoclr.evals.features.preprocessing import Preprocessing, View
+from leoclr.evals.features.preprocessing import Preprocessing, TestView
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
@@ -134,7 +134,7 @@ class _Batch:
 class _Batches(Dataset[_Batch]):
     """The batches of a data set by number."""
 
-    def __init__(self, index: Index, view: View, batch_size: int) -> None:
+    def __init__(self, index: Index, view: TestView, batch_size: int) -> None:
         self.reader = SampleReader(index)
         self.samples = len(index)
         self.view = view

@@ -20,7 +20,7 @@ SMALL_IMAGE = 64
 RESIZE_RATIO = 256 / 224
 
 
-class View(Protocol):
+class TestView(Protocol):
     """From an image to what the encoder sees of it. Picklable: worker processes call it."""
 
     @property
@@ -43,7 +43,7 @@ class Preprocessing:
         mean, std: Per channel, for pixels in [0, 1].
     """
 
-    view: View
+    view: TestView
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
@@ -116,7 +116,7 @@ class WholeImage:
         return np.asarray(image if image.size == size else image.resize(size, Image.Resampling.BICUBIC))
 
 
-def standard_view(image_size: int) -> View:
+def standard_view(image_size: int) -> TestView:
     """The view in which scores are reported: whole small images (CIFAR's 32 px), the centre crop of larger ones."""
     return WholeImage(image_size) if image_size <= SMALL_IMAGE else CentreCrop(image_size)
 

@@ -20,8 +20,8 @@ from leoclr.evals.accuracy import Predictions, predictions
 from leoclr.evals.classes import Numbering
 from leoclr.evals.features.extract import Features, Precision, extract_features
 from leoclr.evals.features.preprocessing import Preprocessing
-from leoclr.evals.finetuning.labelled_crops import Crops
-from leoclr.evals.finetuning.supervised import Schedule, linear_layer, train
+from leoclr.evals.finetuning.labelled_crops import LabelledCrops
+from leoclr.evals.finetuning.supervised import Schedule, linear_layer, train_classifier
 
 MOMENTUM = 0.9
 _STEPS_BETWEEN_CHECKS = 50
@@ -32,7 +32,7 @@ class Diverged(EvaluationError):
 
 
 @dataclass(frozen=True)
-class Recipe:
+class FinetuningRecipe:
     """How a network is fine-tuned.
 
     Attributes:
@@ -64,8 +64,8 @@ class Recipe:
 def finetune(
     backbone: nn.Module,
     feature_dim: int,
-    crops: Crops,
-    recipe: Recipe,
+    crops: LabelledCrops,
+    recipe: FinetuningRecipe,
     *,
     device: torch.device | str = "cpu",
     precision: Precision = "float32",
@@ -109,7 +109,7 @@ def finetune(
             raise _diverged(recipe)
         return value
 
-    train(
+    train_classifier(
         network, optimizer, loss, crops, recipe.schedule, device=device, workers=workers, state=state, advance=advance
     )
     if not all(bool(torch.isfinite(tensor).all()) for tensor in network.state_dict().values()):
@@ -154,7 +154,7 @@ def network_predictions(
     return predictions(torch.from_numpy(outputs.features), torch.from_numpy(numbers(outputs.labels))), outputs
 
 
-def _diverged(recipe: Recipe) -> Diverged:
+def _diverged(recipe: FinetuningRecipe) -> Diverged:
     return Diverged(
         f"fine-tuning diverged at learning rates {recipe.backbone_lr:g} (encoder) and {recipe.head_lr:g} (new layer); "
         "give lower ones"

@@ -23,7 +23,7 @@ REGULARISATIONS = logarithmic(1e-5, 1e6, 12)  # C of the linear probe, one a dec
 
 
 @dataclass(frozen=True)
-class Point:
+class GridPoint:
     """One choice of hyper-parameters.
 
     Attributes:
@@ -42,12 +42,12 @@ class Point:
         return f"lr {self.learning_rate:g}, weight decay {self.weight_decay:g}"
 
 
-def grid(learning_rates: Sequence[float], weight_decays: Sequence[float]) -> list[Point]:
+def grid(learning_rates: Sequence[float], weight_decays: Sequence[float]) -> list[GridPoint]:
     """All combinations, weak before strong, each once."""
-    return [Point(rate, decay) for rate in sorted(set(learning_rates)) for decay in sorted(set(weight_decays))]
+    return [GridPoint(rate, decay) for rate in sorted(set(learning_rates)) for decay in sorted(set(weight_decays))]
 
 
-def best(found: Mapping[Point, float | None]) -> Point:
+def best(found: Mapping[GridPoint, float | None]) -> GridPoint:
     """The point with the highest accuracy, of equal ones the first; None is a training that diverged.
 
     Raises:
@@ -60,7 +60,7 @@ def best(found: Mapping[Point, float | None]) -> Point:
     return max(usable, key=lambda point: usable[point])
 
 
-def edges(chosen: Point, points: Sequence[Point]) -> tuple[str, ...]:
+def edges(chosen: GridPoint, points: Sequence[GridPoint]) -> tuple[str, ...]:
     """A line for each hyper-parameter whose chosen value is the highest or lowest of several above zero."""
     notes = []
     rates = sorted({point.learning_rate for point in points})

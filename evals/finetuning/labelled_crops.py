@@ -45,7 +45,7 @@ class WholeEpochs(Plan):
 
 
 @dataclass(frozen=True)
-class Crops:
+class LabelledCrops:
     """Random crops of a labelled data set, half of them flipped, in an order that the seed and the epoch decide.
 
     Attributes:

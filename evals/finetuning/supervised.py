@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from leoclr.datasets.errors import RunError
 from leoclr.datasets.files import atomic_path, ignore
 from leoclr.datasets.randomness import hash_key
-from leoclr.evals.finetuning.labelled_crops import Crops
+from leoclr.evals.finetuning.labelled_crops import LabelledCrops
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 _MOMENTUM = "momentum."
@@ -56,11 +56,11 @@ class Schedule:
         return f"{self.epochs} epochs, x {self.decay:g} at {0.6 * self.epochs:g} and {0.8 * self.epochs:g}"
 
 
-def train(
+def train_classifier(
     model: nn.Module,
     optimizer: torch.optim.SGD,
     loss: Loss,
-    crops: Crops,
+    crops: LabelledCrops,
     schedule: Schedule,
     *,
     device: torch.device,

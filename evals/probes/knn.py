@@ -44,7 +44,7 @@ def knn_accuracy(
     Returns:
         `top1` and, from five classes on, `top5`, each in [0, 1].
     """
-    similarity_MK, neighbour_MK = nearest(train_features, test_features, k, chunk)
+    similarity_MK, neighbour_MK = nearest_neighbours(train_features, test_features, k, chunk)
     occurring_C = torch.from_numpy(np.unique(torch.cat([train_labels, test_labels]).cpu().numpy()))
     occurring_C = occurring_C.to(train_labels.device)
     neighbour_labels_MK = torch.searchsorted(occurring_C, train_labels)[neighbour_MK]
@@ -95,7 +95,7 @@ def _nearest_of_class(labels_MK: Tensor, class_count: int) -> Tensor:
 
 
 @torch.no_grad()
-def nearest(train_ND: Tensor, test_MD: Tensor, k: int, chunk: int = DEFAULT_CHUNK) -> tuple[Tensor, Tensor]:
+def nearest_neighbours(train_ND: Tensor, test_MD: Tensor, k: int, chunk: int = DEFAULT_CHUNK) -> tuple[Tensor, Tensor]:
     """The k most similar training samples of every test sample, most similar first.
 
     Equal similarities are ordered by sample number, lowest first, whatever the chunk and the device. At D = 512 and

@@ -24,8 +24,8 @@ from leoclr.datasets.files import ignore
 from leoclr.evals.accuracy import predictions
 from leoclr.evals.classes import own_classes
 from leoclr.evals.features.extract import Features, FloatArray, Precision
-from leoclr.evals.finetuning.labelled_crops import Crops
-from leoclr.evals.finetuning.supervised import Schedule, linear_layer, train
+from leoclr.evals.finetuning.labelled_crops import LabelledCrops
+from leoclr.evals.finetuning.supervised import Schedule, linear_layer, train_classifier
 
 LEARNING_RATE = 30.0
 MOMENTUM = 0.9
@@ -57,7 +57,7 @@ class SgdProbe:
 
 def fit_sgd_probe(
     backbone: nn.Module,
-    crops: Crops,
+    crops: LabelledCrops,
     feature_dim: int,
     *,
     learning_rates: Sequence[float] = (LEARNING_RATE,),
@@ -108,7 +108,9 @@ def fit_sgd_probe(
         return torch.stack(terms).sum()
 
     with unchanged(backbone):
-        train(heads, optimizer, loss, crops, schedule, device=device, workers=workers, state=state, advance=advance)
+        train_classifier(
+            heads, optimizer, loss, crops, schedule, device=device, workers=workers, state=state, advance=advance
+        )
     layers = [_layer(head) for head in heads]
     holdout = {}
     if held is not None and searching:

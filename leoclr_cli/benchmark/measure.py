@@ -22,13 +22,13 @@ from leoclr.cli.benchmark.summary import Alternative, Part, Rate, Report
 from leoclr.cli.config.augmentation import augmentation_spec
 from leoclr.cli.config.fields import from_text, get, replaced
 from leoclr.cli.config.settings import Settings
+from leoclr.cli.preflight.auto import DataFacts, settle
+from leoclr.cli.preflight.checks import facts_of
 from leoclr.cli.run.devices import accelerated, check_precision, choose_device
 from leoclr.cli.run.versions import environment, versions
 from leoclr.cli.training import build
-from leoclr.cli.training.auto import DataFacts, settle
 from leoclr.cli.training.data import TrainingData, worker_count
-from leoclr.cli.training.preflight import facts_of
-from leoclr.cli.training.step import Schedule, TrainStep
+from leoclr.cli.training.step import RunLength, TrainStep
 from leoclr.datasets.errors import RunError
 from leoclr.datasets.images.decode import decode_image, decode_pixels
 from leoclr.datasets.loading.device_feed import Pace
@@ -279,7 +279,7 @@ def with_values(settings: Settings, values: dict[str, Any]) -> Settings:
 def _train_step(settings: Settings, accelerator: Accelerator) -> TrainStep:
     method = build.method(settings, accelerator.device, _END)
     batch = settings.data.batch_size
-    return TrainStep(settings, accelerator, method, settings.view_policy.pairs, batch, Schedule(_END + 1, 1))
+    return TrainStep(settings, accelerator, method, settings.view_policy.pairs, batch, RunLength(_END + 1, 1))
 
 
 def _dataset(index: Index, settings: Settings) -> StepDataset:

@@ -41,7 +41,7 @@ def bench(
     settings = settings_of(replace(given, values={**given.values, "run.trackers": ""}))
 
     from leoclr.cli.benchmark.measure import Bench
-    from leoclr.datasets.packing.photo_like import photo_like
+    from leoclr.datasets.photo_like import photo_like
 
     with tempfile.TemporaryDirectory() as folder, progress("measuring", None, "parts") as advance:
         if not settings.data.train:

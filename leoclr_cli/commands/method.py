@@ -22,6 +22,7 @@ def list_methods(
     \b
     Examples:
       leoclr method list
+      leoclr method list --json
     """
     from leoclr.cli.config.plugins import METHODS, VIEWS, plugins
 
@@ -51,7 +52,8 @@ def new(
 
     \b
     Examples:
-      leoclr method new tiny && pip install ./tiny && leoclr method check tiny
+      leoclr method new tiny
+      leoclr method new tiny plugins/tiny
     """
     from leoclr.cli.methods.scaffold import write_package
 
@@ -78,6 +80,7 @@ def check(
     \b
     Examples:
       leoclr method check moco
+      leoclr method check byol --json
     """
     import contextlib
     import io

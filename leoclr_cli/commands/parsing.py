@@ -12,7 +12,7 @@ from typing import Any
 
 from typer.core import TyperCommand
 
-from leoclr.cli.options import spread
+from leoclr.cli.options import spread_values
 from leoclr.datasets.errors import SettingsError
 
 
@@ -26,7 +26,7 @@ class LeoclrCommand(TyperCommand):
         refuse_unknown(args, names)
         if len(options) == len(parameters):
             repeatable = {name for option in options if getattr(option, "multiple", False) for name in option.opts}
-            args = list(spread(args, repeatable))
+            args = list(spread_values(args, repeatable))
         return super().parse_args(ctx, args)
 
 

@@ -13,7 +13,7 @@ from leoclr.cli.terminal import print_json, say
 from leoclr.datasets.errors import RunError, SettingsError
 
 if TYPE_CHECKING:
-    from leoclr.cli.recipes.steps import Plan
+    from leoclr.cli.recipes.steps import RecipePlan
 
 _HELP = """Pre-train again with parts left out, evaluate, and draw what each part is worth.
 
@@ -205,13 +205,13 @@ def _carry_out(
     from leoclr.cli.recipes.checks import check_data, check_names, check_settings
     from leoclr.cli.recipes.definition import load_recipe, selected
     from leoclr.cli.recipes.known_data import check_known
-    from leoclr.cli.recipes.steps import Plan, data_by_name
+    from leoclr.cli.recipes.steps import RecipePlan, data_by_name
 
     if scale <= 0:
         raise SettingsError(f"--scale {scale:g}: expected a number above 0")
     recipe = selected(load_recipe(name), methods, with_leoclr)
     short = Path(name).stem
-    plan = Plan(
+    plan = RecipePlan(
         recipe=recipe,
         folder=output or Path("reproduce") / short,
         data=data_by_name(recipe, data),
@@ -246,7 +246,7 @@ def _carry_out(
     _report(plan, short, as_json)
 
 
-def _same_as_before(plan: Plan, name: str) -> None:
+def _same_as_before(plan: RecipePlan, name: str) -> None:
     """One folder holds one experiment: the same recipe, data, scale and settings. New steps may be added to it."""
     import json
 
@@ -284,7 +284,7 @@ def _same_as_before(plan: Plan, name: str) -> None:
     write_atomic(path, json.dumps(about | {"commands": commands}, indent=2).encode())
 
 
-def _report(plan: Plan, name: str, as_json: bool) -> None:
+def _report(plan: RecipePlan, name: str, as_json: bool) -> None:
     """The table of what is done so far, in files and on stdout."""
     import json
 

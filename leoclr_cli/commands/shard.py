@@ -155,7 +155,7 @@ def shard(
     from leoclr.datasets.packing.encoding import Encoding
     from leoclr.datasets.packing.exclusions import read_exclusions
     from leoclr.datasets.packing.layouts import Layout
-    from leoclr.datasets.packing.pack import Recipe
+    from leoclr.datasets.packing.pack import PackingRecipe
     from leoclr.datasets.packing.parquet_source import Columns
     from leoclr.datasets.packing.split_names import parse_split_names
 
@@ -167,7 +167,7 @@ def shard(
         dedupe,
         read_exclusions(without) if without else None,
     )
-    recipe = Recipe(
+    recipe = PackingRecipe(
         name=name,
         shard_bytes=round(shard_size * _MEGABYTE),
         encoding=Encoding(shortest_side, format.value if format else None, quality, _levels(levels)),

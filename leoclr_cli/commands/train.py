@@ -72,8 +72,8 @@ def train(
         print_json(plan) if json_output else print(as_text(plan))
         return
 
+    from leoclr.cli.preflight.launch import launch, launched
     from leoclr.cli.run.variables import settle_launch
-    from leoclr.cli.training.launch import launch, launched
 
     settle_launch(os.environ)
     if num_processes > 1 and not launched():

@@ -155,7 +155,7 @@ def from_file(key: str, value: Any) -> Any:
     try:
         text = json.dumps(value)
     except (TypeError, ValueError, RecursionError):  # of a number with thousands of digits
-        raise BadValue(f"must be text, a number, true, false or a list of these, got {shown(value)}") from None
+        raise BadValue(f"must be text, a number, true, false or a list of these, got {shown_value(value)}") from None
     try:
         return _adapter(key).validate_json(text, strict=True)
     except ValidationError as error:
@@ -258,10 +258,10 @@ def _in_words(error: ErrorDetails) -> str:
         return f"{item}{message}"
     choices = re.findall(r"'([^']*)'", message) if error["type"] == "literal_error" else ()
     guess = nearest(str(error["input"]), choices)
-    return f"{item}{message}, got {shown(error['input'])}" + (f"; did you mean {guess!r}?" if guess else "")
+    return f"{item}{message}, got {shown_value(error['input'])}" + (f"; did you mean {guess!r}?" if guess else "")
 
 
-def shown(value: Any) -> str:
+def shown_value(value: Any) -> str:
     """A value as an error message quotes it: shortened, and without what an address may hold of credentials."""
     try:
         text = redacted(repr(value))

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from leoclr.cli.config.fields import all_fields, is_list, is_switch, nearest, nearest_key
 from leoclr.cli.config.resolve import Resolved, resolve
 from leoclr.cli.config.settings import Settings
-from leoclr.cli.options import spread
+from leoclr.cli.options import spread_values
 from leoclr.datasets.errors import SettingsError
 
 
@@ -127,7 +127,7 @@ def parse_flags(words: Sequence[str]) -> Given:
     known = {flag.name: flag for flag in FLAGS}
     turned = {name: name == flag.name for flag in FLAGS if flag.is_switch for name in (flag.name, flag.off)}
     repeatable = {SET, *(flag.name for flag in FLAGS if flag.takes_many)}
-    for name, value in _pairs(spread(words, repeatable), turned):
+    for name, value in _pairs(spread_values(words, repeatable), turned):
         if name in turned:
             switches[next(flag.name for flag in FLAGS if name in (flag.name, flag.off))] = turned[name]
         elif name in known or name in (SET, PRESET, CONFIG):

@@ -24,7 +24,7 @@ from leoclr.backends.settings import MethodSettings
 from leoclr.datasets.errors import SettingsError
 from leoclr.datasets.views import PolicySettings, ViewPolicy
 
-METHODS, VIEWS = "leoclr.methods", "leoclr.views"
+METHODS, VIEWS, WRAPPERS = "leoclr.methods", "leoclr.views", "leoclr.wrappers"
 OWN_PACKAGE = "leoclr-cli"
 _SETTINGS = "Settings"
 _HEAVY, _LIGHT = ("torch", "torchvision", "timm"), ("leoclr.backends.settings",)
@@ -118,7 +118,7 @@ def _installed(group: str) -> Mapping[str, Plugin]:
         for entry in entry_points(group=group)
         if entry.dist is not None
     ]
-    if not found:
+    if not found and group != WRAPPERS:
         raise SettingsError(f"{OWN_PACKAGE} is not installed: pip install it, so that its {group} are found")
     by_name: dict[str, Plugin] = {}
     for one in sorted(found, key=lambda one: not one.builtin):
@@ -248,10 +248,13 @@ def _is_future(node: ast.stmt) -> bool:
     return isinstance(node, ast.ImportFrom) and node.module == "__future__"
 
 
-def import_method(name: str) -> Any:
-    """The class of a method. Imports torch.
+def import_method(name: str, views: str) -> Any:
+    """The class of a method, within the wrapper of a view policy if that has one. Imports torch.
+
+    A wrapper is a mixin: its methods go before those of the method, which keeps the names of its state.
 
     Raises:
         SettingsError: There is none of this name, or it cannot be imported.
     """
-    return plugin(METHODS, name).load()
+    method, wrapper = plugin(METHODS, name).load(), plugins(WRAPPERS).get(views)
+    return method if wrapper is None else type(method.__name__, (wrapper.load(), method), {})

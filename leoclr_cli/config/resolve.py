@@ -30,7 +30,7 @@ from leoclr.cli.config.fields import (
     nested,
     plugin_sections,
     sections,
-    shown,
+    shown_value,
     unknown,
     variables,
 )
@@ -206,7 +206,7 @@ def _lay_file(layers: _Layers, path: Path, origin: str) -> None:
         elif dotted in all_fields():
             layers.put(dotted, value, from_file, origin, place)
         elif dotted in sections():
-            layers.problems.append(f"{place}: must be a section with keys, got {shown(value)}")
+            layers.problems.append(f"{place}: must be a section with keys, got {shown_value(value)}")
         elif len(key) == 1 and isinstance(value, dict):
             guess = nearest(dotted, sections())
             hint = f"did you mean {guess}?" if guess else f"there are {', '.join(sections())}"

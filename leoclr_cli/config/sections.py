@@ -1,7 +1,7 @@
-"""The sections of the settings that every run has: their types, ranges, only defaults, and what they mean.
+"""Sections of the settings that every run has: types, ranges, defaults (here and nowhere else) and descriptions.
 
 The defaults are the paper's ImageNet recipe (LeOCLR, arXiv 2403.06813, section 4): ResNet-50, MoCo-v2's heads,
-queue and augmentations, SGD at 0.03, batch 256. What the paper leaves open says so.
+queue and augmentations, SGD at 0.03, batch 256. Descriptions say where the paper states no value.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ FractionRange = Annotated[tuple[PositiveFraction, PositiveFraction], AfterValida
 
 
 class DataSettings(Strict):
-    """Which images, and how they are read."""
+    """Training and validation images, and how they are read."""
 
     train: tuple[Source, ...] = Field(
         default=(),
@@ -77,53 +77,57 @@ class DataSettings(Strict):
     image_size: PositiveCount = Field(default=224, description="Side of every view, in pixels.")
     resident: Literal["auto", "yes", "no"] = Field(
         default="auto",
-        description="Whether all images stay on the device, decoded, and are cropped there too; they must have one "
-        "size. auto: on a GPU, for images of at most 128 px that take at most 4 GiB; a resumed run keeps its own.",
+        description="Keep all images decoded on the device and crop them there; all must have the same size. auto: on "
+        "a GPU, if images are at most 128 px and take at most 4 GiB. A resumed run keeps its value.",
     )
     shuffle_window: Count = Field(
-        default=0, description="Samples that are mixed at a time; 0 mixes the whole data set (best for local shards)."
+        default=0, description="Samples shuffled together; 0 shuffles the whole data set (best for local shards)."
     )
     max_bad_samples: Fraction = Field(
-        default=0.001, description="Share of the data set that may be unreadable before the run stops."
+        default=0.001, description="Largest share of unreadable images; the run stops above it."
     )
 
 
 class AugmentationSettings(Strict):
-    """MoCo-v2's augmentations. They apply to every view, the original included; only crops are also cropped."""
+    """Augmentations; defaults from MoCo-v2. Cropping applies to crops only, all others also to the original."""
 
     executor: Literal["auto", "device", "fast", "pillow"] = Field(
         default="auto",
-        description="What applies them: the processors (fast); the GPU, after the crop (device); Pillow, bit for bit "
-        "as torchvision and several times slower. auto: device on a GPU, else fast; a resumed run keeps its own.",
+        description="Implementation of the augmentations. fast: OpenCV on the CPU. device: crops on the CPU, the rest "
+        "on the GPU. pillow: the pixels of torchvision, several times slower. auto: device on a GPU, else fast; a "
+        "resumed run keeps its value.",
     )
     reduced_decoding: bool = Field(
         default=False,
-        description="Decode a JPEG at a half, a quarter or an eighth of its size where no view needs more: several "
-        "times faster for large photographs, and not quite the same pixels. Not with pillow, not with data.resident.",
+        description="Decode JPEGs at 1/2, 1/4 or 1/8 of their size if no view needs more: several times faster for "
+        "large photographs, with slightly different pixels. Not with pillow or data.resident.",
     )
     original: Literal["squash", "pad", "center"] = Field(
         default="squash",
-        description="How the original becomes a square: resized to it (the paper), padded, or its centre.",
+        description="How the original becomes square. squash: resized (the paper); pad: borders; center: cropped.",
     )
     crop_scale: FractionRange = Field(
-        default=(0.2, 1.0), description="Share of the area a crop covers. MoCo-v2's range; the paper gives none."
+        default=(0.2, 1.0),
+        description="Range of a crop's share of the image area; MoCo-v2's, as the paper states none.",
     )
-    crop_ratio: PositiveRange = Field(default=(3 / 4, 4 / 3), description="Width over height of a crop.")
+    crop_ratio: PositiveRange = Field(default=(3 / 4, 4 / 3), description="Range of a crop's width / height.")
     flip: Fraction = Field(default=0.5, description="Probability of a horizontal flip.")
     jitter: Fraction = Field(default=0.8, description="Probability of colour jitter.")
     brightness: NonNegative = Field(default=0.4, description="Largest relative change of brightness.")
     contrast: NonNegative = Field(default=0.4, description="Largest relative change of contrast.")
     saturation: NonNegative = Field(default=0.4, description="Largest relative change of saturation.")
-    hue: Annotated[FiniteFloat, Field(ge=0, le=0.5)] = Field(default=0.1, description="Largest turn of the hue circle.")
+    hue: Annotated[FiniteFloat, Field(ge=0, le=0.5)] = Field(
+        default=0.1, description="Largest shift of the hue, in turns."
+    )
     grayscale: Fraction = Field(default=0.2, description="Probability of grayscale.")
     blur: Fraction = Field(default=0.5, description="Probability of Gaussian blur.")
-    solarize: Fraction = Field(default=0.0, description="Probability of solarisation: levels from 128 on inverted.")
+    solarize: Fraction = Field(default=0.0, description="Probability of solarisation: levels >= 128 are inverted.")
     blur_sigma: Annotated[tuple[Sigma, Sigma], AfterValidator(_going_up)] = Field(
-        default=(0.1, 2.0), description="Standard deviation of the blur, pixels."
+        default=(0.1, 2.0), description="Range of the blur's standard deviation, in pixels."
     )
-    mean: tuple[Fraction, Fraction, Fraction] = Field(default=(0.485, 0.456, 0.406), description="Mean per channel.")
+    mean: tuple[Fraction, Fraction, Fraction] = Field(default=(0.485, 0.456, 0.406), description="Channel means.")
     std: tuple[Positive, Positive, Positive] = Field(
-        default=(0.229, 0.224, 0.225), description="Deviation per channel."
+        default=(0.229, 0.224, 0.225), description="Channel standard deviations."
     )
 
 
@@ -134,119 +138,116 @@ class EncoderSettings(Strict):
         default="resnet50", description="A torchvision classifier (resnet18, convnext_tiny, ...) or timm:NAME."
     )
     stem: Literal["imagenet", "cifar"] = Field(
-        default="imagenet", description="ResNets: 7x7 stride 2 and max-pool, or 3x3 stride 1 (for 32 px images)."
+        default="imagenet",
+        description="First layers of ResNets. imagenet: 7x7, stride 2, max-pool. cifar: 3x3, stride 1 (32 px images).",
     )
     weights: TextOrEmpty = Field(
         default="",
-        description="Where the backbone's first weights are: a run, a checkpoint, an exported file or folder, a state "
-        "dict, hf-hub:OWNER/NAME, timm:NAME or torchvision:NAME; empty for random ones.",
+        description="Initial weights of the backbone: a run, a checkpoint, an exported file or folder, a state dict, "
+        "hf-hub:OWNER/NAME, timm:NAME or torchvision:NAME; empty for random weights.",
     )
     width: Annotated[int, Field(ge=8, multiple_of=8)] = Field(
         default=64,
-        description="ResNet-18/34: channels of the first stage, a multiple of 8 from 16 on (64 is the standard).",
+        description="ResNet-18/34: channels of the first stage, a multiple of 8, at least 16; 64 is the standard.",
     )
     drop_path: Annotated[FiniteFloat, Field(ge=0, lt=1)] = Field(
-        default=0.0, description="timm's models: largest probability that a residual branch is left out (ViTs: 0.1)."
+        default=0.0, description="timm models: stochastic depth rate of the last block (ViTs: 0.1)."
     )
     freeze_patches: bool = Field(
-        default=False, description="ViTs: keep the patch embedding as it begins, which steadies them (MoCo-v3)."
+        default=False, description="ViTs: freeze the random patch embedding, which stabilises training (MoCo-v3)."
     )
     projector_layers: PositiveCount = Field(
         default=2, description="Linear layers of the projector: 2 in MoCo-v2 and SimCLR, 1 in MoCo."
     )
     projector_hidden: Count = Field(
-        default=0, description="Width of the projector's hidden layers; 0 takes the backbone's."
+        default=0, description="Width of the projector's hidden layers; 0: the backbone's feature dimension."
     )
     projector_dim: PositiveCount = Field(default=128, description="Dimension of the embedding.")
 
 
 class OptimizerSettings(Strict):
-    """Optimizer and schedule: linear warm-up, then half a cosine to zero."""
+    """Optimizer and learning-rate schedule: linear warm-up, then half a cosine to `final_lr`."""
 
-    name: Literal["sgd", "adamw", "lars"] = Field(default="sgd", description="The update rule.")
-    lr: Positive = Field(
-        default=0.03, description="Peak learning rate for the batch size as it is: nothing rescales it."
-    )
-    momentum: Fraction = Field(default=0.9, description="SGD and LARS; AdamW's betas are 0.9 and 0.999.")
-    final_lr: Fraction = Field(default=0.0, description="Share of the peak learning rate that the cosine ends at.")
+    name: Literal["sgd", "adamw", "lars"] = Field(default="sgd", description="Optimizer.")
+    lr: Positive = Field(default=0.03, description="Peak learning rate; it is not scaled by the batch size.")
+    momentum: Fraction = Field(default=0.9, description="Momentum of SGD and LARS; AdamW's betas are 0.9 and 0.999.")
+    final_lr: Fraction = Field(default=0.0, description="Final learning rate as a share of the peak.")
     clip: NonNegative = Field(
-        default=0.0, description="Largest norm of the gradient of all parameters together; 0 clips nothing."
+        default=0.0, description="Largest norm of the gradient over all parameters; 0 disables clipping."
     )
     weight_decay: NonNegative = Field(
         default=1e-4,
-        description="SGD and LARS add it to the gradient, AdamW decouples it. AdamW and LARS leave out biases, "
-        "normalisation, and class token and position embedding of ViTs.",
+        description="Weight decay: added to the gradient by SGD and LARS, decoupled in AdamW. AdamW and LARS exclude "
+        "biases, normalisation, and class token and position embedding of ViTs.",
     )
     layer_decay: PositiveFraction = Field(
         default=1.0,
-        description="Factor of the learning rate from a layer of the backbone to the one before it, for going on from "
-        "given weights; 1 gives all the same.",
+        description="Learning-rate factor per backbone layer, towards the input, for training from given weights; 1: "
+        "the same rate in all layers.",
     )
-    trust: Positive = Field(default=0.001, description="LARS: a parameter's rate is trust x |w| / |g| x lr.")
+    trust: Positive = Field(
+        default=0.001, description="LARS: trust coefficient. A parameter's rate is trust x |w| / |g| x lr."
+    )
     trust_clip: bool = Field(
-        default=False, description="LARS: a parameter's rate is at most lr: min(trust x |w| / |g|, lr), as in LARC."
+        default=False, description="LARS: limit a parameter's rate to lr: min(trust x |w| / |g|, lr), as in LARC."
     )
-    vector_lr: Positive = Field(
-        default=1.0, description="LARS: rate of biases and normalisation, as a share of the others'."
-    )
-    warmup_epochs: NonNegative = Field(default=0.0, description="Epochs of linear warm-up, counted in train.epochs.")
+    vector_lr: Positive = Field(default=1.0, description="LARS: learning-rate factor of biases and normalisation.")
+    warmup_epochs: NonNegative = Field(default=0.0, description="Epochs of linear warm-up, part of train.epochs.")
 
 
 class TrainSettings(Strict):
-    """How long and in what precision."""
+    """Length, seed, precision and execution of training."""
 
     epochs: PositiveCount = Field(
-        default=200, description="Passes over the data. The paper: 800, and 200 in its ablations."
+        default=200, description="Passes over the data. The paper: 800, in its ablations 200."
     )
-    seed: Count = Field(
-        default=0, description="Of the initial weights, the order of the samples and every augmentation."
-    )
+    seed: Count = Field(default=0, description="Seed of the initial weights, the sample order and all augmentations.")
     precision: Literal["float32", "bf16", "fp16"] = Field(
-        default="float32", description="Of the encoder's forward pass. Loss, normalisation and queue stay float32."
+        default="float32", description="Precision of the encoder's forward pass; loss and queue stay float32."
     )
-    channels_last: bool = Field(default=True, description="Memory format of the encoder; faster on most hardware.")
+    channels_last: bool = Field(default=True, description="Channels-last memory format; faster on most hardware.")
     compile: bool = Field(
         default=False,
-        description="Compile the encoder with torch.compile: for GPUs. The first step takes a minute or more, sums "
-        "differ in their last bits, and on a CPU it is no faster.",
+        description="Compile the encoder with torch.compile. For GPUs: the first step takes a minute or more, results "
+        "differ in the last bits, and a CPU gains nothing.",
     )
     graph: Literal["auto", "yes", "no"] = Field(
         default="auto",
-        description="On one GPU, replay the step as one CUDA graph. auto: if the first replays give what the step "
-        "gives; yes: without this check.",
+        description="On one GPU, replay the step as one CUDA graph. auto: if the first replays match the plain step; "
+        "yes: without this check.",
     )
     accumulation: PositiveCount = Field(
         default=1,
-        description="Micro-batches that a process splits its share of a step into; BatchNorm sees one at a time.",
+        description="Micro-batches per process and step; BatchNorm statistics are per micro-batch.",
     )
 
 
 class RunSettings(Strict):
-    """What may differ when a run is resumed: nothing here changes the weights."""
+    """Settings that may change when a run is resumed; none of them changes the weights."""
 
-    device: Annotated[Text, AfterValidator(_device)] = Field(default="auto", description="auto, cpu, cuda or cuda:N.")
-    workers: Annotated[int, Field(ge=-1)] = Field(default=-1, description="Loader processes per process; -1 chooses.")
+    device: Annotated[Text, AfterValidator(_device)] = Field(
+        default="auto", description="Device: auto, cpu, cuda or cuda:N."
+    )
+    workers: Annotated[int, Field(ge=-1)] = Field(
+        default=-1, description="Loader processes per training process; -1: chosen by the number of processors."
+    )
     timeout_minutes: Annotated[FiniteFloat, Field(gt=0, le=1440)] = Field(
         default=30.0,
-        description="How long processes wait for each other; the first may index shards or score meanwhile.",
+        description="Longest wait of processes for each other, indexing of shards and scoring included.",
     )
     checkpoint_minutes: NonNegative = Field(
-        default=15.0, description="Time between checkpoints; there is one more at the end."
+        default=15.0, description="Minutes between checkpoints; one more is saved at the end."
     )
-    checkpoint_epochs: Count = Field(default=0, description="Also save every so many epochs, and keep those; 0 never.")
-    keep: PositiveCount = Field(default=2, description="Newest checkpoints that are kept.")
-    knn_epochs: Count = Field(
-        default=10, description="Epochs between k-NN scores, when labelled data is given; 0 never."
-    )
+    checkpoint_epochs: Count = Field(default=0, description="Epochs between checkpoints that are always kept; 0: none.")
+    keep: PositiveCount = Field(default=2, description="Number of newest checkpoints to keep.")
+    knn_epochs: Count = Field(default=10, description="Epochs between k-NN scores, if labelled data is given; 0: none.")
     log_steps: PositiveCount = Field(default=20, description="Steps between lines of metrics.jsonl.")
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
         default=("tensorboard",),
-        description="Where metrics go besides metrics.jsonl; wandb and mlflow must be installed.",
+        description="Trackers that receive the metrics besides metrics.jsonl; wandb and mlflow must be installed.",
     )
     cache: Text = Field(
-        default="auto", description="Folder for blocks of remote shards; auto: in the user's cache folder."
+        default="auto", description="Cache folder for blocks of remote shards; auto: in the user's cache folder."
     )
-    cache_gib: Positive = Field(default=20.0, description="Most GiB that blocks of remote shards take there.")
-    deterministic: bool = Field(
-        default=False, description="On a GPU, refuse operations whose result differs from run to run; slower."
-    )
+    cache_gib: Positive = Field(default=20.0, description="Largest size of the cache of remote shards, in GiB.")
+    deterministic: bool = Field(default=False, description="On a GPU, refuse nondeterministic operations; slower.")

@@ -58,12 +58,10 @@ class Settings(Strict):
         policy: The section of the chosen view policy, likewise; None where it has no settings.
     """
 
-    backend: Backend = Field(
-        default="moco", description="The method: `leoclr method list` shows those that are installed."
-    )
+    backend: Backend = Field(default="moco", description="Method; `leoclr method list` shows the installed ones.")
     views: Views = Field(
         default="leoclr",
-        description="Which views of an image there are, and which are pulled together; by default the method's own.",
+        description="View policy: the views of an image and their positive pairs; default: that of the method.",
     )
     data: DataSettings = DataSettings()
     augmentation: AugmentationSettings = AugmentationSettings()

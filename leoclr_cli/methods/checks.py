@@ -26,13 +26,13 @@ from leoclr.cli.config.fields import replaced
 from leoclr.cli.config.plugins import METHODS, VIEWS, method_settings, plugin, plugins
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.methods.ranks import two_steps
+from leoclr.cli.preflight.checks import facts_of, problems
 from leoclr.cli.run.checkpoint import load_checkpoint, save_checkpoint
 from leoclr.cli.run.encoders import load_encoder, read_encoder, write_encoder
 from leoclr.cli.training import build
-from leoclr.cli.training.preflight import facts_of
 from leoclr.cli.training.trainer import train
 from leoclr.datasets.errors import LeoclrError
-from leoclr.datasets.packing.photo_like import photo_like
+from leoclr.datasets.photo_like import photo_like
 
 _CPU = torch.device("cpu")
 _BATCH, _SIDE, _WIDTH = 8, 16, 16
@@ -229,9 +229,9 @@ def _export(settings: Settings, folder: Path) -> str:
 
 
 def _views(settings: Settings, folder: Path) -> str:
-    problems = list(settings.method.problems(facts_of(settings, images=2 * _BATCH, ranks=1)))
-    if problems:
-        return f"refused: {problems[0]}"
+    refusals = list(problems(settings, facts_of(settings, images=2 * _BATCH, ranks=1)))
+    if refusals:
+        return f"refused: {refusals[0]}"
     return f"loss {_backward(_built(settings), settings, step=0):.4f}"
 
 

@@ -38,7 +38,7 @@ def font(size: int) -> ImageFont.FreeTypeFont:
     return letters
 
 
-def fit(image: Image.Image, width: int, height: int) -> Image.Image:
+def fit_image(image: Image.Image, width: int, height: int) -> Image.Image:
     """The image as large as it fits into a box, aspect kept.
 
     Where it can be enlarged twice or more, the factor is a whole number and pixels stay squares; otherwise it is

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image, ImageDraw
 
-from leoclr.cli.plotting.drawing import GREEN, GROUND, INK, RED, Colour, Tile, fit, font, sheet
+from leoclr.cli.plotting.drawing import GREEN, GROUND, INK, RED, Colour, Tile, fit_image, font, sheet
 from leoclr.datasets.images.augmentation import AugmentationSpec, Box, Photometric, crop_box, draw, view_specs
 from leoclr.datasets.images.executors import one_view
 from leoclr.datasets.randomness import uniforms
@@ -124,10 +124,10 @@ def _views_row(
             part = f"{_share(boxes[name], image):.0%} of the area"
         else:
             part = _WHOLE[of_view.original]
-        pixels = fit(Image.fromarray(one_view(image, of_view, numbers)), size, size)
+        pixels = fit_image(Image.fromarray(one_view(image, of_view, numbers)), size, size)
         tiles.append(Tile(pixels, (part, _describe(draw(of_view, numbers))), colours[name]))
     height = tiles[0].image.height
-    original = fit(image, height * 4 // 3, height)
+    original = fit_image(image, height * 4 // 3, height)
     return [Tile(_with_boxes(image, original, boxes, colours, text_size)), *tiles]
 
 
@@ -198,4 +198,4 @@ def _square(image: Image.Image, side: int) -> Image.Image:
     """The central square of an image, enlarged or reduced."""
     shorter = min(image.size)
     left, top = (image.width - shorter) // 2, (image.height - shorter) // 2
-    return fit(image.crop((left, top, left + shorter, top + shorter)), side, side)
+    return fit_image(image.crop((left, top, left + shorter, top + shorter)), side, side)

@@ -43,7 +43,7 @@ class Representation:
 
 
 @dataclass(frozen=True)
-class Line:
+class ScoreLine:
     """A representation's share of right answers, in [0, 1], by the keys of `COLUMNS`."""
 
     key: str
@@ -63,7 +63,9 @@ def of_pixels(side: int) -> Representation:
     return Representation("pixels", "raw pixels", nn.Flatten(), preprocessing)
 
 
-def score(representation: Representation, features: tuple[Features, Features], advance: Callable[[int], None]) -> Line:
+def score(
+    representation: Representation, features: tuple[Features, Features], advance: Callable[[int], None]
+) -> ScoreLine:
     """Classify the test images by the labelled training images, in the ways of `leoclr eval knn` and `linear`.
 
     Args:
@@ -74,10 +76,10 @@ def score(representation: Representation, features: tuple[Features, Features], a
     knn = {row.key: row.values["top1"] for row in knn_score(train, test, device=torch.device("cpu")).rows}
     linear = linear_score(train, test, advance=advance).rows[0].values["top1"]
     accuracy = {"knn_200": knn["weighted"], "knn_20": knn["majority"], "linear": linear}
-    return Line(representation.key, representation.label, accuracy)
+    return ScoreLine(representation.key, representation.label, accuracy)
 
 
-def table(lines: Sequence[Line], heading: str) -> str:
+def table(lines: Sequence[ScoreLine], heading: str) -> str:
     """The lines in aligned columns, in per cent."""
     rows = [[line.label, *(f"{100 * line.accuracy[key]:.1f}" for key in COLUMNS)] for line in lines]
     return aligned([[heading, *COLUMNS.values()], *rows])

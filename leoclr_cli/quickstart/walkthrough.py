@@ -28,7 +28,7 @@ from leoclr.cli.exporting.export import ExportReport, export_encoder
 from leoclr.cli.exporting.formats import ExportFormat
 from leoclr.cli.packing import pack_source
 from leoclr.cli.plotting.pictures import neighbours_picture, views_picture
-from leoclr.cli.quickstart.comparison import FITS, Line, of_encoder, of_pixels, score, table
+from leoclr.cli.quickstart.comparison import FITS, ScoreLine, of_encoder, of_pixels, score, table
 from leoclr.cli.quickstart.digits import write_digits
 from leoclr.cli.run.checkpoint import newest_checkpoint
 from leoclr.cli.run.encoders import LoadedEncoder, fresh_encoder, load_encoder
@@ -38,12 +38,12 @@ from leoclr.cli.training.progress_line import duration
 from leoclr.cli.training.trainer import train
 from leoclr.datasets.errors import DataError, RunError
 from leoclr.datasets.files import atomic_path, write_atomic
-from leoclr.datasets.packing.pack import Recipe
+from leoclr.datasets.packing.pack import PackingRecipe
 from leoclr.datasets.shards.index import SUFFIX, Index
 from leoclr.datasets.shards.locate import open_data
 from leoclr.datasets.shards.reader import SampleReader
 from leoclr.evals.features.extract import Features
-from leoclr.evals.probes.knn import nearest
+from leoclr.evals.probes.knn import nearest_neighbours
 
 _NAME = "digits"
 _SPLITS = ("train", "test")
@@ -98,7 +98,7 @@ class Outcome:
     folder: Folder
     epochs: int
     test_images: int
-    lines: tuple[Line, ...]
+    lines: tuple[ScoreLine, ...]
     export: ExportReport
     seconds: float
 
@@ -185,7 +185,7 @@ class Quickstart:
             write_digits(folder.images)
         say(f"[1/5] images: scikit-learn's handwritten digits, in {folder.images}")
         if not all((folder.shards / split / f"{_NAME}{SUFFIX}").exists() for split in _SPLITS):
-            pack_source(str(folder.images), folder.shards, Recipe(_NAME), overwrite=True)
+            pack_source(str(folder.images), folder.shards, PackingRecipe(_NAME), overwrite=True)
         index = open_data(folder.specs("train"))
         self._draw_views(index)
         say(f"[2/5] shards: {len(index):,} images to train on, in {folder.shards}; what training sees: {folder.views}")
@@ -234,7 +234,7 @@ class Quickstart:
         spec, policy = augmentation_spec(settings), settings.view_policy
         _save(views_picture(images, names, spec, policy, settings.train.seed), self._folder.views)
 
-    def _scores(self, encoder: LoadedEncoder, train_index: Index, test_index: Index) -> tuple[Line, ...]:
+    def _scores(self, encoder: LoadedEncoder, train_index: Index, test_index: Index) -> tuple[ScoreLine, ...]:
         epochs = self._settings.train.epochs
         representations = (
             of_encoder(encoder, "trained", f"LeOCLR, {epochs} epoch{'s' if epochs > 1 else ''}"),
@@ -253,7 +253,7 @@ class Quickstart:
     def _draw_neighbours(self, train: Features, test: Features, train_index: Index, test_index: Index) -> None:
         """One test image of each class with the training images that the encoder finds most like it."""
         queries = np.unique(test.labels, return_index=True)[1]
-        similarity, rows = nearest(
+        similarity, rows = nearest_neighbours(
             torch.from_numpy(train.features), torch.from_numpy(test.features[queries]), _NEIGHBOURS
         )
         neighbours = train.numbers[rows.numpy()]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from leoclr.cli.config.flags import parse_flags
-from leoclr.cli.recipes.steps import Plan
+from leoclr.cli.recipes.steps import RecipePlan
 from leoclr.cli.scoring.transfer_data import REPORTED
 from leoclr.datasets.errors import DataError, SettingsError
 from leoclr.datasets.shards.locate import check_specs
 
 
-def check_names(plan: Plan) -> None:
+def check_names(plan: RecipePlan) -> None:
     """Raise SettingsError where methods or columns would share a run or a record: their names differ in signs alone."""
     units = list(plan.units())
     for unit in units:
@@ -21,7 +21,7 @@ def check_names(plan: Plan) -> None:
                 raise SettingsError(f"{unit.method!r} and {other.method!r} would share {unit.run}; rename one of them")
 
 
-def check_settings(plan: Plan) -> None:
+def check_settings(plan: RecipePlan) -> None:
     """Raise SettingsError where a pre-training would be refused its settings, or a change applies to none of them."""
     applied = set[str]()
     for unit in (unit for unit in plan.units() if unit.seed == plan.seeds[0]):
@@ -35,7 +35,7 @@ def check_settings(plan: Plan) -> None:
             raise SettingsError(f"--set {change}: the recipe sets it for each of its methods itself")
 
 
-def check_data(plan: Plan) -> None:
+def check_data(plan: RecipePlan) -> None:
     """Raise LeoclrError for what a step days from now would miss: shards, boxes, the packages that score them."""
     for pretraining in plan.recipe.pretrain.values():
         check_specs([plan.shards(pretraining.data)])

@@ -30,7 +30,7 @@ class Pretraining(Strict):
     arguments: Flags = ()
 
 
-class Method(Strict):
+class RecipeMethod(Strict):
     """What sets one method apart.
 
     Attributes:
@@ -89,7 +89,7 @@ class Recipe(Strict):
     seeds: tuple[Count, ...]
     data: dict[str, str]
     pretrain: dict[str, Pretraining]
-    methods: dict[Name, Method]
+    methods: dict[Name, RecipeMethod]
     columns: tuple[Column, ...]
     baseline: str = ""
     x_label: str = ""
@@ -131,7 +131,7 @@ def selected(recipe: Recipe, methods: Sequence[str] = (), with_leoclr: bool = Fa
         if name not in trained:
             what = "cannot be trained here" if name in recipe.methods else "is no method of the recipe"
             raise SettingsError(f"--method {name}: {what}; there are {', '.join(trained)}")
-    kept: dict[str, Method] = {}
+    kept: dict[str, RecipeMethod] = {}
     for name in methods or trained:
         method = kept[name] = recipe.methods[name]
         arguments = method.arguments or ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from leoclr.cli.recipes.steps import Plan
+from leoclr.cli.recipes.steps import RecipePlan
 from leoclr.datasets.errors import DataError
 from leoclr.datasets.shards.locate import open_data, sibling_split
 
@@ -38,7 +38,7 @@ KNOWN = {
 }
 
 
-def check_known(plan: Plan) -> None:
+def check_known(plan: RecipePlan) -> None:
     """Raise DataError where a data set that the recipe knows by name has other numbers of images or classes."""
     for name, split, specs in dict.fromkeys(_used(plan)):
         known = KNOWN[name]
@@ -55,7 +55,7 @@ def check_known(plan: Plan) -> None:
             )
 
 
-def _used(plan: Plan) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+def _used(plan: RecipePlan) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """Data set, split and shards of all that the recipe reads, but for data sets that it packs itself."""
     recipe = plan.recipe
     asked = [pretraining.data for pretraining in recipe.pretrain.values()]

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from leoclr.cli.config.settings import Settings
+from leoclr.cli.preflight.checks import facts_of
 from leoclr.cli.recipes.definition import Column, Recipe
-from leoclr.cli.recipes.steps import Plan, Unit, read_json
-from leoclr.cli.training.preflight import facts_of
+from leoclr.cli.recipes.steps import RecipePlan, Unit, read_json
 from leoclr.datasets.errors import RunError
 from leoclr.datasets.files import write_atomic
 
@@ -25,7 +25,8 @@ _TAKE_PATHS = ("--data", "--train-data", "--test-data", "--val-data", "--output"
 
 def forward_passes(settings: Settings) -> int:
     """Forward passes of the encoder for each image. A backward pass counts as two; MoCo's keys have none."""
-    return settings.method.forward_passes(facts_of(settings, images=1, ranks=1))
+    own = settings.method.forward_passes(facts_of(settings, images=1, ranks=1))
+    return own + 3 * settings.view_policy.passes
 
 
 def write_result(unit: Unit, recipe_name: str) -> Path:
@@ -68,7 +69,7 @@ def write_result(unit: Unit, recipe_name: str) -> Path:
     return path
 
 
-def _places(plan: Plan) -> dict[str, str]:
+def _places(plan: RecipePlan) -> dict[str, str]:
     """What stands for each path of this machine in a result, which is shown to others."""
     here = {os.path.abspath(plan.folder): "OUTPUT", os.path.normpath(plan.folder): "OUTPUT"}
     for name, shards in plan.data.items():

@@ -28,7 +28,7 @@ _DATA_FLAGS = {"transfer": ("--data", "--test-data"), "detection": ("--data", "-
 
 
 @dataclass(frozen=True)
-class Plan:
+class RecipePlan:
     """What a recipe is carried out with.
 
     Attributes:
@@ -83,7 +83,7 @@ class Plan:
 class Unit:
     """One method pre-trained once, with all of its evaluations."""
 
-    plan: Plan = field(repr=False)
+    plan: RecipePlan = field(repr=False)
     method: str
     pretrain: str
     seed: int

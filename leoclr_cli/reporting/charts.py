@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from leoclr.cli.reporting.line_charts import Axis, Series, line_chart
+from leoclr.cli.reporting.line_charts import Axis, Series, svg_line_chart
 from leoclr.cli.reporting.markup import Html, element
 from leoclr.cli.reporting.run_facts import ReportedRun, number
 from leoclr.datasets.views import POLICIES
@@ -57,7 +57,7 @@ def training_charts(runs: Sequence[ReportedRun]) -> Html:
     for measure, title, show, zero in _CHARTS:
         series = [Series(run.name, colour, run.curves.get(measure, ())) for colour, run in enumerate(runs)]
         if any(one.points for one in series):
-            charts.append(line_chart(title, series, show, zero))
+            charts.append(svg_line_chart(title, series, show, zero))
     return element("div", *charts, class_="charts") if charts else Html()
 
 
@@ -70,7 +70,9 @@ def label_chart(runs: Sequence[ReportedRun]) -> Html:
             series.append(Series(run.name, colour, max(curves, key=len)))
     if not series:
         return Html()
-    return line_chart("Top-1 with a part of the labels, fine-tuned", series, PERCENT, x=_LABELS, class_="chart single")
+    return svg_line_chart(
+        "Top-1 with a part of the labels, fine-tuned", series, PERCENT, x=_LABELS, class_="chart single"
+    )
 
 
 def _loss_charts(runs: Sequence[ReportedRun]) -> list[Html]:
@@ -80,13 +82,13 @@ def _loss_charts(runs: Sequence[ReportedRun]) -> list[Html]:
     told = [(colour, run, kind) for colour, run, kind in told if run.curves.get("loss")]
     if len({kind for _, _, kind in told}) <= 1:
         series = [Series(run.name, colour, run.curves["loss"]) for colour, run, _ in told]
-        return [line_chart(told[0][2].label.capitalize(), series, PLAIN)] if told else []
+        return [svg_line_chart(told[0][2].label.capitalize(), series, PLAIN)] if told else []
     charts = []
     for backend in dict.fromkeys(kind.backend for _, _, kind in told):
         mine = [one for one in told if one[2].backend == backend]
         if any(kind.terms is None for _, _, kind in mine):
             charts += [
-                line_chart(f"Loss of {run.name} ({backend})", [Series(run.name, colour, run.curves["loss"])], PLAIN)
+                svg_line_chart(f"Loss of {run.name} ({backend})", [Series(run.name, colour, run.curves["loss"])], PLAIN)
                 for colour, run, _ in mine
             ]
             continue
@@ -94,7 +96,7 @@ def _loss_charts(runs: Sequence[ReportedRun]) -> list[Html]:
             Series(run.name, colour, [(x, y / (kind.terms or 1)) for x, y in run.curves["loss"]])
             for colour, run, kind in mine
         ]
-        charts.append(line_chart(f"Loss per term, one for each pair of views ({backend})", series, PLAIN))
+        charts.append(svg_line_chart(f"Loss per term, one for each pair of views ({backend})", series, PLAIN))
     return charts
 
 

@@ -49,7 +49,7 @@ class Series:
     points: Sequence[tuple[float, float]]
 
 
-def line_chart(
+def svg_line_chart(
     title: str, series: Sequence[Series], show: Format, zero: bool = False, x: Axis = EPOCHS, class_: str = "chart"
 ) -> Html:
     """A chart of lines.

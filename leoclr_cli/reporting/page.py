@@ -19,7 +19,7 @@ from leoclr.cli.reporting.markup import Html, element, join
 from leoclr.cli.reporting.run_facts import ReportedRun, number
 from leoclr.cli.reporting.run_pictures import Pictures
 from leoclr.cli.reporting.run_tables import chip, environment_table, score_tables, settings_tables
-from leoclr.cli.reporting.score_tiles import Tile, score_tiles
+from leoclr.cli.reporting.score_tiles import ScoreTile, score_tiles
 from leoclr.cli.reporting.style import style_sheet
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -102,18 +102,18 @@ def _summary(run: ReportedRun) -> str:
     )
 
 
-def _tiles(run: ReportedRun) -> list[Tile]:
+def _tiles(run: ReportedRun) -> list[ScoreTile]:
     tiles = score_tiles(run)
     while_training = run.last("knn")
     if while_training is not None and not any("k-NN, k" in tile.label for tile in tiles):
-        tiles.append(Tile(PERCENT(while_training), "k-NN while training"))
+        tiles.append(ScoreTile(PERCENT(while_training), "k-NN while training"))
     for value, label in (
         (run.last("loss"), loss_kind(run).label),
         (run.last("effective_rank"), "effective rank"),
         (run.mean_rate, "images/s, mean of the run"),
     ):
         if value is not None:
-            tiles.append(Tile(PLAIN(value), label))
+            tiles.append(ScoreTile(PLAIN(value), label))
     return tiles
 
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from leoclr.cli.config.augmentation import augmentation_spec
 from leoclr.cli.config.settings import Settings
-from leoclr.cli.plotting.drawing import fit
+from leoclr.cli.plotting.drawing import fit_image
 from leoclr.cli.plotting.pictures import neighbours_picture, views_picture
 from leoclr.cli.reporting.feature_map import FeatureMap, MapKind, places
 from leoclr.cli.reporting.run_facts import ReportedRun
@@ -29,7 +29,7 @@ from leoclr.datasets.shards.reader import SampleReader
 from leoclr.evals.features.cache import FeatureCache, feature_key
 from leoclr.evals.features.extract import Features, check_features, extract_features
 from leoclr.evals.features.preprocessing import Preprocessing, standard_view
-from leoclr.evals.probes.knn import nearest
+from leoclr.evals.probes.knn import nearest_neighbours
 
 _PICTURED = 3
 _QUERIES = 8
@@ -150,7 +150,7 @@ def _neighbours(features: Features, reader: SampleReader, classes: Sequence[str]
     queries = np.unique(labels, return_index=True)[1][:_QUERIES]
     found = torch.from_numpy(features.features)
     # The first neighbour is the query itself, or its double: it is left out by number.
-    similarity, rows = nearest(found, found[queries], _NEIGHBOURS + 1)
+    similarity, rows = nearest_neighbours(found, found[queries], _NEIGHBOURS + 1)
     kept = [
         [(row, alike) for row, alike in zip(own, values, strict=True) if row != query][:_NEIGHBOURS]
         for query, own, values in zip(queries.tolist(), rows.tolist(), similarity.tolist(), strict=True)
@@ -183,7 +183,7 @@ def thumbnails(found: NDArray[np.float64], image: Callable[[int], Image.Image]) 
         if cell in taken:
             continue
         taken.add(cell)
-        tile = fit(image(row), _THUMBNAIL - 2, _THUMBNAIL - 2)
+        tile = fit_image(image(row), _THUMBNAIL - 2, _THUMBNAIL - 2)
         across, down = ((_THUMBNAIL - side) // 2 for side in tile.size)
         canvas.paste(tile, (cell[0] * _THUMBNAIL + across, cell[1] * _THUMBNAIL + down))
     return canvas

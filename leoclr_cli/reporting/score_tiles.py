@@ -22,7 +22,7 @@ _Z = 1.96
 
 
 @dataclass(frozen=True)
-class Tile:
+class ScoreTile:
     """A figure, and what it is of."""
 
     value: str
@@ -47,7 +47,7 @@ class _Scored:
     effort_label: str = ""
 
 
-def score_tiles(run: ReportedRun) -> list[Tile]:
+def score_tiles(run: ReportedRun) -> list[ScoreTile]:
     """The tiles of a run's scores, by kind."""
     records = [record for _, record in sorted(run.records.items())]
     chosen: dict[tuple[str, ...], tuple[tuple[str, float, str], _Scored, Mapping[str, Any]]] = {}
@@ -64,7 +64,7 @@ def score_tiles(run: ReportedRun) -> list[Tile]:
     return [_tile(scored, record, splits) for _, (_, scored, record) in shown]
 
 
-def _tile(scored: _Scored, record: Mapping[str, Any], splits: list[str]) -> Tile:
+def _tile(scored: _Scored, record: Mapping[str, Any], splits: list[str]) -> ScoreTile:
     figures = _figures(record, scored.row)
     value = number(figures.get(scored.metric)) or 0.0
     half, over = _interval(figures, scored, value, record)
@@ -72,7 +72,7 @@ def _tile(scored: _Scored, record: Mapping[str, Any], splits: list[str]) -> Tile
     parts = [metric, scored.score, scored.effort_label]
     parts += [f"{'trained' if split == 'train' else 'tested'} on {_source(record, split)}" for split in splits]
     shown = f"{100 * value:.1f} %" if half is None else f"{100 * value:.1f} ± {100 * half:.1f} %"
-    return Tile(shown, ", ".join(filter(None, [*parts, over])))
+    return ScoreTile(shown, ", ".join(filter(None, [*parts, over])))
 
 
 def _scored(record: Mapping[str, Any]) -> _Scored:

@@ -25,7 +25,7 @@ from leoclr.cli.run.foreign_weights import (
     Found,
     Input,
     deduce,
-    fit,
+    fitting_tensors,
     read_safetensors,
     read_torch_file,
 )
@@ -230,7 +230,7 @@ def _filled(
     left_out: Sequence[str] = (),
 ) -> LoadedEncoder:
     backbone = _build(architecture, 0, preprocessing.image_size)
-    fitting, classifier = fit(tensors, backbone.state_dict(), path, architecture)
+    fitting, classifier = fitting_tensors(tensors, backbone.state_dict(), path, architecture)
     backbone.load_state_dict(fitting)
     finished = _finished(backbone, architecture, preprocessing, str(path), run)
     return replace(finished, left_out=(*classifier, *left_out))

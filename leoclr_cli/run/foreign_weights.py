@@ -171,7 +171,7 @@ def _deduce_resnet(tensors: Mapping[str, Tensor]) -> Architecture | None:
     return Architecture(name, "imagenet" if kernel == 7 else "cifar", width)
 
 
-def fit(
+def fitting_tensors(
     tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, architecture: Architecture
 ) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors a backbone wants, and the names of the classifier's or projector's, which it has no place for.

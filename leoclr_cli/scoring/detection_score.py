@@ -24,7 +24,7 @@ from leoclr.datasets.wording import aligned
 from leoclr.evals.detection.detector import (
     PAPER,
     SMALL,
-    Recipe,
+    DetectionRecipe,
     average_precision,
     detect,
     require_pycocotools,
@@ -52,7 +52,7 @@ class Wanted:
     seed: int
 
     @property
-    def recipe(self) -> Recipe:
+    def recipe(self) -> DetectionRecipe:
         recipe = {"paper": PAPER, "small": SMALL}[self.preset]
         recipe = shortened(recipe, self.iterations) if self.iterations is not None else recipe
         lr = recipe.lr if self.lr is None else self.lr

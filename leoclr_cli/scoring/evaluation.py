@@ -27,8 +27,8 @@ from leoclr.evals.accuracy import TOP_FIVE_CLASSES
 from leoclr.evals.classes import check_labels, match_classes, own_classes, stratified_holdout
 from leoclr.evals.features.cache import FeatureCache, feature_key
 from leoclr.evals.features.extract import Features, check_features, extract_features
-from leoclr.evals.features.preprocessing import Preprocessing, View
-from leoclr.evals.finetuning.labelled_crops import Crops
+from leoclr.evals.features.preprocessing import Preprocessing, TestView
+from leoclr.evals.finetuning.labelled_crops import LabelledCrops
 from leoclr.evals.job_cache import Work
 from leoclr.evals.scores import Score
 
@@ -87,12 +87,12 @@ class Evaluation:
                 "figures are better than they would be for new images"
             )
 
-    def train_features(self, view: View) -> Features:
+    def train_features(self, view: TestView) -> Features:
         """Features of the training data, its classes numbered from 0."""
         features = self.features(self.data.train, view, "training data")
         return replace(features, labels=own_classes(self.data.train)(features.labels))
 
-    def test_features(self, view: View) -> Features:
+    def test_features(self, view: TestView) -> Features:
         """Features of the test data, their labels in training's numbering."""
         features = self.features(self.data.test, view, "test data")
         return replace(features, labels=self.test_numbers(features.labels))
@@ -110,7 +110,7 @@ class Evaluation:
             rows.append(replace(row, values=kept, half_widths=halves, image_half_widths=image_halves))
         return replace(score, rows=tuple(rows))
 
-    def features(self, index: Index, view: View, name: str) -> Features:
+    def features(self, index: Index, view: TestView, name: str) -> Features:
         """Features of any part of the data, called `name` in messages."""
         preprocessing = self.preprocessing(view)
         key = feature_key(self.encoder.digest, index.content_digest, preprocessing, self.arithmetic)
@@ -139,17 +139,17 @@ class Evaluation:
             note = f"{name}: {len(skipped):,} of {images:,} images left out, {skipped[0]}"
             self.notes += [] if note in self.notes else [note]
 
-    def part_features(self, index: Index, numbers: NDArray[np.int64], view: View, name: str) -> Features:
+    def part_features(self, index: Index, numbers: NDArray[np.int64], view: TestView, name: str) -> Features:
         """Features of some samples of `index`, numbered as there."""
         features = self.features(index.subset(numbers), view, name)
         return replace(features, numbers=numbers[features.numbers])
 
-    def crops(self, train: Index, batch_size: int) -> Crops:
+    def crops(self, train: Index, batch_size: int) -> LabelledCrops:
         """Crops to train a classifier on, normalised as the encoder is used to."""
         encoder = self.encoder
-        return Crops(train, encoder.image_size, encoder.mean, encoder.std, batch_size, self.request.seed)
+        return LabelledCrops(train, encoder.image_size, encoder.mean, encoder.std, batch_size, self.request.seed)
 
-    def preprocessing(self, view: View) -> Preprocessing:
+    def preprocessing(self, view: TestView) -> Preprocessing:
         """A view with the normalisation that the encoder was trained with."""
         return Preprocessing(view, self.encoder.mean, self.encoder.std)
 

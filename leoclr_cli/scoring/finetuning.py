@@ -15,7 +15,7 @@ from leoclr.datasets.shards.index import Index
 from leoclr.evals.accuracy import Predictions
 from leoclr.evals.classes import IntArray, Numbering, match_classes, own_classes
 from leoclr.evals.features.preprocessing import standard_view
-from leoclr.evals.finetuning.finetune import Diverged, Recipe, finetune, network_predictions
+from leoclr.evals.finetuning.finetune import Diverged, FinetuningRecipe, finetune, network_predictions
 from leoclr.evals.finetuning.supervised import Schedule
 from leoclr.evals.scores import Predicted
 from leoclr.evals.tables import METRICS
@@ -28,7 +28,7 @@ FEW_LABELS = 0.015  # up to this share the recipes are those for 1 % of the labe
 
 def label_recipe(
     share: float, images: int, epochs: int | None, backbone_lr: float | None, head_lr: float | None, batch: int
-) -> Recipe:
+) -> FinetuningRecipe:
     """How a share of the labels, of so many images, is learnt from: the paper's epochs (60 for 1 %, else 30), and
     otherwise SwAV's recipe (arXiv 2006.09882), which names learning rates for encoder and new layer.
 
@@ -38,7 +38,7 @@ def label_recipe(
     """
     few = share <= FEW_LABELS
     usual = (0.02 if few else 0.01, 5.0 if few and images >= _MANY_IMAGES else 0.2)
-    return Recipe(
+    return FinetuningRecipe(
         Schedule(epochs or (60 if few else 30), "steps", decay=0.2),
         backbone_lr=usual[0] if backbone_lr is None else backbone_lr,
         head_lr=usual[1] if head_lr is None else head_lr,
@@ -66,7 +66,7 @@ def finetuned(
     evaluation: Evaluation,
     train: Index,
     test: Index,
-    recipe: Recipe,
+    recipe: FinetuningRecipe,
     what: str,
 ) -> Finetuned:
     """Fine-tune on `train` and score on `test`, unless that is done. That images were skipped becomes a note.
@@ -106,7 +106,7 @@ def _measured(
     train: Index,
     test: Index,
     numbers: Numbering,
-    recipe: Recipe,
+    recipe: FinetuningRecipe,
     what: str,
     state: Path | None,
 ) -> dict[str, Any]:

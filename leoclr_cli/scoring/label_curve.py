@@ -33,7 +33,7 @@ _DRAWN = ("top1", "top5")
 
 
 @dataclass(frozen=True)
-class Point:
+class CurvePoint:
     """What was reached with some of the labels.
 
     Attributes:
@@ -64,7 +64,7 @@ class Curve:
 
     name: str
     run: Path | None
-    points: tuple[Point, ...]
+    points: tuple[CurvePoint, ...]
     record: Record
 
 
@@ -164,7 +164,7 @@ def _curve(
         recipe = label_recipe(subset.share, len(subset.numbers), *options)
         train = data.train.subset(subset.numbers)
         found = finetuned(evaluation, train, data.test, recipe, f"{name}, {percents[0]:g} %")
-        points.append(Point(tuple(percents), len(train), 100 * len(train) / len(data.train), found))
+        points.append(CurvePoint(tuple(percents), len(train), 100 * len(train) / len(data.train), found))
         recipes.setdefault(recipe.protocol, []).append(points[-1].label)
     protocol = (
         f"the same share of each class's labels (seed {evaluation.request.seed}), larger shares holding smaller ones",

@@ -31,7 +31,7 @@ _CURVE_SUBTITLE = "centre crop minus random square parts of a fixed share of the
 
 
 @dataclass(frozen=True)
-class Crops:
+class CropSeries:
     """Which crops are tested, and by what.
 
     Attributes:
@@ -64,7 +64,7 @@ class Measured:
         return 100 * values["top1"], None if half is None else 100 * half
 
 
-def measure_one(request: Request, crops: Crops, outputs: Outputs) -> None:
+def measure_one(request: Request, crops: CropSeries, outputs: Outputs) -> None:
     """Score one encoder, print and keep that; with a curve also its picture, beside the record."""
     evaluation = Evaluation(request)
     score, images = _measure(evaluation, crops)
@@ -74,7 +74,7 @@ def measure_one(request: Request, crops: Crops, outputs: Outputs) -> None:
         _save(_curve_chart([Measured(name, score, record)]), path.with_suffix(".png"))
 
 
-def compare(request: Request, checkpoints: Sequence[Path], crops: Crops, output: Path, as_json: bool) -> None:
+def compare(request: Request, checkpoints: Sequence[Path], crops: CropSeries, output: Path, as_json: bool) -> None:
     """Score several encoders: each record is kept with its run, all of them in `output`, the pictures beside it."""
     for checkpoint in checkpoints:
         resolve_checkpoint(checkpoint)  # the last one is not found missing after hours
@@ -96,7 +96,7 @@ def compare(request: Request, checkpoints: Sequence[Path], crops: Crops, output:
         _save(_curve_chart(measured), output.with_name(f"{output.stem}-curve.png"))
 
 
-def _measure_and_keep(request: Request, crops: Crops, name: str) -> Measured:
+def _measure_and_keep(request: Request, crops: CropSeries, name: str) -> Measured:
     evaluation = Evaluation(request)
     score, images = _measure(evaluation, crops)
     record = evaluation.record("robustness", score, images)
@@ -106,7 +106,7 @@ def _measure_and_keep(request: Request, crops: Crops, name: str) -> Measured:
     return Measured(name, score, record)
 
 
-def _measure(evaluation: Evaluation, crops: Crops) -> tuple[Score, list[str]]:
+def _measure(evaluation: Evaluation, crops: CropSeries) -> tuple[Score, list[str]]:
     size, seed = evaluation.encoder.image_size, evaluation.request.seed
     centre, draws = CentreCrop(size), range(crops.draws)
     views = [RandomCrop(size, seed, draw, crops.scale) for draw in draws]

@@ -71,7 +71,7 @@ def _pack(name: str, folder: Path, root: Path, download: bool) -> None:
     if any((folder / "train").glob("*.index.json")):
         return
     from leoclr.cli.packing import pack_source
-    from leoclr.datasets.packing.pack import Recipe
+    from leoclr.datasets.packing.pack import PackingRecipe
 
-    pack_source(name, folder, Recipe(name), root=root, download=download)
+    pack_source(name, folder, PackingRecipe(name), root=root, download=download)
     say(f"packed {name} into {folder}")

@@ -10,8 +10,8 @@ from leoclr.cli.scoring.finetuning import finetuned
 from leoclr.cli.terminal import progress, say
 from leoclr.evals.classes import stratified_holdout
 from leoclr.evals.features.preprocessing import standard_view
-from leoclr.evals.finetuning.finetune import Diverged, Recipe
-from leoclr.evals.finetuning.hyperparameters import REGULARISATIONS, STEPS, Point, best, edges
+from leoclr.evals.finetuning.finetune import Diverged, FinetuningRecipe
+from leoclr.evals.finetuning.hyperparameters import REGULARISATIONS, STEPS, GridPoint, best, edges
 from leoclr.evals.finetuning.supervised import Schedule
 from leoclr.evals.probes.linear import HOLDOUT_SHARE
 from leoclr.evals.scores import Row, Score, linear_score
@@ -19,7 +19,7 @@ from leoclr.evals.tables import METRICS
 
 
 def by_finetuning(
-    evaluation: Evaluation, name: str, metric: str, points: Sequence[Point], epochs: int | None, batch: int
+    evaluation: Evaluation, name: str, metric: str, points: Sequence[GridPoint], epochs: int | None, batch: int
 ) -> Score:
     """Fine-tune at every point of a grid on four fifths of the training data, choose on the fifth that is left, and
     fine-tune on all of it.
@@ -38,7 +38,7 @@ def by_finetuning(
     schedule = Schedule(epochs or -(-STEPS // steps), "cosine")
     parts = stratified_holdout(train.label, HOLDOUT_SHARE, evaluation.request.seed)
     kept, held = (train.subset(part) for part in parts)
-    found: dict[Point, float | None] = {}
+    found: dict[GridPoint, float | None] = {}
     for number, point in enumerate(points):
         what = f"search {number + 1} of {len(points)}"
         try:
@@ -100,6 +100,8 @@ def _reported(metric: str) -> str:
     return f"reported with: {METRICS[metric].removesuffix(' %')} accuracy"
 
 
-def _recipe(point: Point, schedule: Schedule, batch: int) -> Recipe:
+def _recipe(point: GridPoint, schedule: Schedule, batch: int) -> FinetuningRecipe:
     rate = point.learning_rate
-    return Recipe(schedule, backbone_lr=rate, head_lr=rate, weight_decay=point.decay_for_sgd, batch_size=batch)
+    return FinetuningRecipe(
+        schedule, backbone_lr=rate, head_lr=rate, weight_decay=point.decay_for_sgd, batch_size=batch
+    )

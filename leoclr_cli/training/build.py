@@ -67,13 +67,18 @@ def method(settings: Settings, device: torch.device, images: int, ranks: int = 1
         pairs=policy.pairs,
         batch_size=settings.data.batch_size,
         images=images,
+        image_size=settings.data.image_size,
         ranks=ranks,
         seed=train.seed,
         device_type=device.type,
+        policy={} if settings.policy is None else settings.policy.model_dump(),
     )
     made: Method
     torch.manual_seed(train.seed)
-    made = import_method(settings.backend)(settings.method, facts)
+    try:
+        made = import_method(settings.backend, settings.views)(settings.method, facts)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
     memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
     made.to(device, memory_format=memory_format)  # type: ignore[call-overload]
     if train.channels_last and train.precision == "bf16" and device.type == "cpu":

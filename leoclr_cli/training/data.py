@@ -12,9 +12,9 @@ from accelerate import Accelerator
 from leoclr.cli.config.augmentation import augmentation_spec
 from leoclr.cli.config.fields import replaced
 from leoclr.cli.config.settings import Settings
+from leoclr.cli.preflight.auto import DataFacts, settle
+from leoclr.cli.preflight.remote_cache import block_cache, cache_line, check_cache
 from leoclr.cli.terminal import progress
-from leoclr.cli.training.auto import DataFacts, settle
-from leoclr.cli.training.remote_cache import block_cache, cache_line, check_cache
 from leoclr.datasets.errors import RunError
 from leoclr.datasets.loading.device_feed import on_device
 from leoclr.datasets.loading.handover import shared_memory_line
@@ -56,12 +56,12 @@ class TrainingData:
             self.val = _open(self.val_specs, settings) if self.val_specs else None
         rank, ranks = accelerator.process_index, accelerator.num_processes
         self.plan = Plan.of(self.index, data.batch_size, settings.train.seed, rank, ranks, data.shuffle_window)
-        self._workers = worker_count(settings.run.workers, self._device.type)
+        self.workers = worker_count(settings.run.workers, self._device.type)
         facts = DataFacts(len(self.index), first_size(self.index) if self._device.type == "cuda" else None)
         self.settings = settle(settings, self._device.type, facts, recorded)
         self._images = None
         if self.settings.data.resident == "yes":
-            self._images = resident_images(self.index, self._device, self._workers, must=data.resident == "yes")
+            self._images = resident_images(self.index, self._device, self.workers, must=data.resident == "yes")
             if self._images is None:
                 self.settings = replaced(self.settings, {"data.resident": "no"})
 
@@ -75,7 +75,7 @@ class TrainingData:
             return on_device(resident_batches(self._images, self.plan, policy, spec, start, stop), self._device)
         dataset = StepDataset(self.index, self.plan, policy, spec)
         pin = self._device.type == "cuda"
-        return on_device(batches(dataset, start, stop, self._workers, pin, asked_to_stop), self._device)
+        return on_device(batches(dataset, start, stop, self.workers, pin, asked_to_stop), self._device)
 
     def describe(self) -> Iterator[str]:
         """Lines for a person: how much there is, and in what steps it comes."""
@@ -96,7 +96,7 @@ class TrainingData:
             yield line
         sides = [view.side(self.settings.data.image_size) for view in self.settings.view_policy.views.values()]
         batch_bytes = plan.batch_size // plan.ranks * 3 * sum(side * side for side in sides)
-        if self._images is None and (short := shared_memory_line(batch_bytes, self._workers)):
+        if self._images is None and (short := shared_memory_line(batch_bytes, self.workers)):
             yield short
 
     def val_remarks(self) -> Iterator[str]:

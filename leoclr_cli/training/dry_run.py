@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from leoclr.cli.config.settings import Settings
-from leoclr.cli.training.preflight import facts_of, refuse_problems
-from leoclr.cli.training.remote_cache import block_cache, check_cache
+from leoclr.cli.preflight.checks import facts_of, refuse_problems, warnings_about
+from leoclr.cli.preflight.initial_weights import start_from_weights
+from leoclr.cli.preflight.memory import estimate, free_bytes, refuse_too_much
+from leoclr.cli.preflight.remote_cache import block_cache, check_cache
+from leoclr.cli.run.devices import check_precision, choose_device
+from leoclr.cli.training import build
+from leoclr.cli.training.data import worker_count
 from leoclr.datasets.loading.plan import Plan
 from leoclr.datasets.shards.locate import open_data
 from leoclr.datasets.wording import counted
@@ -28,8 +34,16 @@ def plan_of(settings: Settings, processes: int) -> dict[str, Any]:
     plan = Plan.of(index, batch, settings.train.seed, 0, processes, window)
     share = batch // processes
     first = plan.order(0, np.arange(min(_FIRST_KEYS, len(index))))
-    refuse_problems(settings, facts_of(settings, len(index), processes))
-    pixels = sum(view.side(settings.data.image_size) ** 2 for view in settings.view_policy.views.values())
+    facts = facts_of(settings, len(index), processes)
+    refuse_problems(settings, facts)
+    device = choose_device(settings.run.device)
+    check_precision(settings.train.precision, device)
+    method = build.method(settings, device, len(index), processes)
+    start_from_weights(method, settings.encoder, settings.data.image_size)
+    workers = worker_count(settings.run.workers, device.type)
+    together = processes if device.type == "cpu" else 1
+    memory = estimate(method, settings, facts.micro, workers, together)
+    remarks = refuse_too_much(memory, device, settings)
     return {
         "samples": len(index),
         "shards": len(index.shards),
@@ -42,7 +56,8 @@ def plan_of(settings: Settings, processes: int) -> dict[str, Any]:
         "batch_size": batch,
         "images_per_process": [share] * processes,
         "shuffle_window": window or len(index),
-        "batch_bytes_per_process": share * 3 * pixels,
+        "memory_bytes": {**asdict(memory), "needed": memory.needed(device.type), "free": free_bytes(device)},
+        "warnings": [*warnings_about(settings, index, facts), *remarks],
         "first_keys": [index.key(int(number)) for number in first],
     }
 
@@ -63,8 +78,17 @@ def as_text(plan: dict[str, Any]) -> str:
             f"a step    {plan['batch_size']:,} images: {' + '.join(f'{n:,}' for n in plan['images_per_process'])} "
             "by process",
             f"shuffle   {plan['shuffle_window']:,} samples mixed at a time ({mixed})",
-            f"memory    {plan['batch_bytes_per_process'] / mib:,.1f} MiB for a batch of views, of which each loader "
-            "worker holds up to three",
+            f"memory    {_memory(plan['memory_bytes'])}",
             f"order     {', '.join(plan['first_keys'])}, ...",
+            *(f"warning   {line}" for line in plan["warnings"]),
         )
+    )
+
+
+def _memory(found: dict[str, Any]) -> str:
+    gib = {name: f"{count / (1 << 30):.1f}" for name, count in found.items() if count is not None}
+    free = f"; {gib['free']} GiB are free" if "free" in gib else ""
+    return (
+        f"about {gib['needed']} GiB: {gib['state']} weights and optimizer, {gib['activations']} activations and views, "
+        f"{gib['loaders']} loader processes, {gib['processes']} the program itself{free}"
     )

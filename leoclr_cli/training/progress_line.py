@@ -16,7 +16,7 @@ _BAR_SECONDS = 0.1
 _NARROWEST_BAR, _WIDEST_BAR = 8, 40
 
 
-class Reading(NamedTuple):
+class StepReading(NamedTuple):
     """What the newest step tells.
 
     Attributes:
@@ -53,7 +53,7 @@ class ProgressLine:
         self._knn: float | None = None
         self._live: Any = None
 
-    def show(self, reading: Reading) -> None:
+    def show(self, reading: StepReading) -> None:
         """Show the state after a step."""
         now = time.monotonic()
         pause = _BAR_SECONDS if self._terminal else _PLAIN_SECONDS
@@ -79,11 +79,11 @@ class ProgressLine:
             self._live.stop()
             self._live = None
 
-    def _epoch(self, reading: Reading) -> str:
+    def _epoch(self, reading: StepReading) -> str:
         epochs = self._steps // self._steps_per_epoch
         return f"{min((reading.step - 1) // self._steps_per_epoch + 1, epochs)}/{epochs}"
 
-    def _facts(self, reading: Reading) -> list[str]:
+    def _facts(self, reading: StepReading) -> list[str]:
         """The most important first: what a narrow terminal has no room for is left out from the end."""
         taken = max(1, reading.step - self._start)
         left = (time.monotonic() - self._began) / taken * (self._steps - reading.step)
@@ -92,7 +92,7 @@ class ProgressLine:
             facts.append(f"k-NN {self._knn:.1%}")
         return [*facts, f"{reading.rate:,.0f} images/s", f"waiting for data {reading.waiting:.0%}"]
 
-    def _draw(self, reading: Reading) -> None:
+    def _draw(self, reading: StepReading) -> None:
         from rich.console import Console
         from rich.live import Live
         from rich.progress_bar import ProgressBar

@@ -22,7 +22,7 @@ from leoclr.datasets.views import Pairs
 
 
 @dataclass(frozen=True)
-class Schedule:
+class RunLength:
     """The lengths that schedules run over, in steps."""
 
     steps: int
@@ -69,7 +69,7 @@ class TrainStep:
         method: Method,
         pairs: Pairs,
         micro: int,
-        length: Schedule,
+        length: RunLength,
     ) -> None:
         self.settings, self.accelerator, self.method, self.pairs = settings, accelerator, method, pairs
         self.micro, self.length = micro, length

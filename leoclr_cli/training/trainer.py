@@ -18,6 +18,9 @@ from accelerate import Accelerator
 
 from leoclr.cli.config.fields import get, keys_of
 from leoclr.cli.config.settings import Settings
+from leoclr.cli.preflight.checks import description, facts_of, refuse_problems, summary_line, warnings_about
+from leoclr.cli.preflight.initial_weights import start_from_weights
+from leoclr.cli.preflight.memory import check_memory
 from leoclr.cli.run.checkpoint import Checkpoint, newest_sound, prune, step_folder
 from leoclr.cli.run.devices import accelerated, agree, explained
 from leoclr.cli.run.folder import RunFolder
@@ -27,23 +30,20 @@ from leoclr.cli.training import build
 from leoclr.cli.training.bad_images import BadImages
 from leoclr.cli.training.data import TrainingData
 from leoclr.cli.training.graph import use_graph
-from leoclr.cli.training.initial_weights import start_from_weights
 from leoclr.cli.training.knn_monitor import KnnMonitor
 from leoclr.cli.training.meter import Meter
 from leoclr.cli.training.metrics import Listener, MetricsLog, require_trackers, start_trackers
-from leoclr.cli.training.preflight import description, facts_of, refuse_problems, summary_line, warnings_about
-from leoclr.cli.training.progress_line import ProgressLine, Reading
+from leoclr.cli.training.progress_line import ProgressLine, StepReading
 from leoclr.cli.training.rescue import NotFinite, saved_on_failure
 from leoclr.cli.training.result import TrainResult
+from leoclr.cli.training.save_clock import SaveClock
 from leoclr.cli.training.signals import DEAF_SECONDS, SLOW_SECONDS, GracefulStop
 from leoclr.cli.training.state import RunState
-from leoclr.cli.training.step import Schedule, StepResult, TrainStep
+from leoclr.cli.training.step import RunLength, StepResult, TrainStep
 from leoclr.cli.training.throughput import Clock
 from leoclr.datasets.errors import RunError
 from leoclr.datasets.loading.device_feed import Pace
 from leoclr.datasets.loading.loader import Batch
-
-_FIRST_SAVE_MINUTES = 3.0
 
 
 def train(
@@ -98,15 +98,16 @@ class Trainer:
         refuse_problems(settings, self.facts)
         self.steps = settings.train.epochs * self.plan.steps_per_epoch
         self.method = build.method(settings, self.device, len(self.index), self.ranks)
+        self.remarks = check_memory(self.method, settings, self.facts.micro, self.data.workers, self.device)
         warmup = round(settings.optimizer.warmup_epochs * self.plan.steps_per_epoch)
-        length = Schedule(self.steps, self.plan.steps_per_epoch, warmup)
+        length = RunLength(self.steps, self.plan.steps_per_epoch, warmup)
         self.take_step = TrainStep(settings, accelerator, self.method, self.facts.pairs, self.facts.micro, length)
         if self.main:  # several processes have no graph, which one of them says
             use_graph(self.take_step, say)
         self.optimizer = self.take_step.optimizer
         self.state = RunState(settings, self.index, self.method, self.optimizer, accelerator)
         self.knn = KnnMonitor.of(settings, self.index, self.data.val)
-        self.step, self.saved, self.saved_at = 0, 0, time.monotonic()
+        self.step, self.saves = 0, SaveClock(0, settings.run.checkpoint_minutes, self.plan.steps_per_epoch)
         self.meter = Meter(accelerator)
         self.samples = torch.empty(0, dtype=torch.long)  # of the newest step
         self.bad = self._bad_images(())
@@ -125,7 +126,7 @@ class Trainer:
             weights = start_from_weights(self.method, self.settings.encoder, self.settings.data.image_size)
         if self.main:
             warnings = warnings_about(self.settings, self.index, self.facts)
-            for line in (*damaged, *warnings, *self.data.val_remarks()):
+            for line in (*damaged, *warnings, *self.remarks, *self.data.val_remarks()):
                 warn(line)
             if newest is None and resume:
                 warn(f"{self.run.path} has no checkpoint yet: the run starts from its beginning")
@@ -142,7 +143,7 @@ class Trainer:
     def fit(self, stop: GracefulStop, on_metrics: Listener | None = None) -> TrainResult:
         """Loop over the steps that are left, then save. Where a step cannot be had or made, what is done is saved."""
         began = time.monotonic()
-        self.saved, self.saved_at = self.step, began
+        self.saves = SaveClock(self.step, self.settings.run.checkpoint_minutes, self.plan.steps_per_epoch)
         stopped = 0
         clock, pace = Clock(self.step, self.plan.batch_size), Pace(self.device)
         line = ProgressLine(self.step, self.steps, self.plan.steps_per_epoch, self.main)
@@ -152,10 +153,10 @@ class Trainer:
         with contextlib.closing(self._log(on_metrics)) as log, contextlib.closing(line), failures:
             loader = self.data.batches(self.step, self.steps, lambda: bool(stop.now()))
             while self.step < self.steps:
-                stopped, due = agree(self.accelerator, self.step, stop.now(), self._save_is_due())
+                stopped, due = agree(self.accelerator, self.step, stop.now(), self.saves.due(self.step))
                 if stopped:
                     break
-                if self.step > self.saved and (due or self._keeps(self.step)):
+                if self.step > self.saves.step and (due or self._keeps(self.step)):
                     self._settle()
                     with clock.paused():
                         self.save()
@@ -171,8 +172,7 @@ class Trainer:
                 self.step += 1
                 if self.step % self.plan.steps_per_epoch == 0 or self.step % self.settings.run.log_steps == 0:
                     values = self._measures(clock)
-                    rate, waiting = values["images_per_second"], values["waiting"]
-                    line.show(Reading(self.step, values["loss"], rate, waiting))
+                    line.show(StepReading(self.step, values["loss"], values["images_per_second"], values["waiting"]))
                     if self._knn_is_due():
                         line.close()
                         with clock.paused():
@@ -198,15 +198,8 @@ class Trainer:
             labelled=self.index.labelled,
         )
 
-    def _save_is_due(self) -> bool:
-        """By the clock; the first time after an epoch or a few minutes, so that an early failure costs little."""
-        minutes = self.settings.run.checkpoint_minutes
-        first_epoch = self.saved == 0 and self.step == self.plan.steps_per_epoch
-        longest = minutes if self.saved else min(minutes, _FIRST_SAVE_MINUTES)
-        return first_epoch or (time.monotonic() - self.saved_at) / 60 >= longest
-
     def _worth_saving(self) -> bool:
-        return self.main and self.step > self.saved and not self.method.per_rank and self.meter.sound()
+        return self.main and self.step > self.saves.step and not self.method.per_rank and self.meter.sound()
 
     def _save_finished(self) -> int:
         """Save the newest finished step as it was, without what a step that failed half-way has changed."""
@@ -223,7 +216,7 @@ class Trainer:
                 more = {"steps": self.steps, "epoch": epoch, "bad_images": bad}
                 self.state.save(self.run.checkpoints, self.step, tensors, **more)
                 prune(self.run.checkpoints, self.step, self.settings.run.keep, self._keeps)
-        self.saved, self.saved_at = self.step, time.monotonic()
+        self.saves.saved(self.step)
         return step_folder(self.run.checkpoints, self.step)
 
     def _load(self, checkpoint: Checkpoint) -> None:
@@ -268,17 +261,15 @@ class Trainer:
     def _score(self) -> dict[str, float]:
         """k-NN accuracy as `knn`, on the first process while the others wait. A failed score only warns."""
         assert self.knn is not None
-        found: dict[str, float] = {}
-        if self.main:
-            backbone = next(iter(self.method.backbones().values()))
-            found = self.knn.report(self.step // self.plan.steps_per_epoch, backbone, self.device)
+        backbone, epoch = next(iter(self.method.backbones().values())), self.step // self.plan.steps_per_epoch
+        found = self.knn.report(epoch, backbone, self.device) if self.main else {}
         self.accelerator.wait_for_everyone()
         return found
 
     def _knn_is_due(self) -> bool:
         epoch, rest = divmod(self.step, self.plan.steps_per_epoch)
-        every = self.settings.run.knn_epochs
-        return self.knn is not None and rest == 0 and (self.step == self.steps or epoch % every == 0)
+        due = self.step == self.steps or epoch % self.settings.run.knn_epochs == 0
+        return self.knn is not None and rest == 0 and due
 
     def _keeps(self, step: int) -> bool:
         """Whether the checkpoint of a step is one that is kept for good."""
@@ -286,8 +277,8 @@ class Trainer:
         return every > 0 and step % every == 0
 
     def _bad_images(self, known: tuple[str, ...] | list[str]) -> BadImages:
-        limit = self.settings.data.max_bad_samples
-        return BadImages(self.run.path / "bad-images.txt", len(self.index), limit, known, self.main)
+        most = self.settings.data.max_bad_samples
+        return BadImages(self.run.path / "bad-images.txt", len(self.index), most, known, self.main)
 
     def _log(self, on_metrics: Listener | None) -> MetricsLog:
         """metrics.jsonl and the trackers; the first process's alone."""

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from leoclr.cli.config.resolve import differences, resolve
 from leoclr.cli.config.settings import Settings
+from leoclr.cli.preflight.auto import DataFacts, settle
 from leoclr.cli.training import trainer as training
-from leoclr.cli.training.auto import DataFacts, settle
 from leoclr.datasets.images.augment_device import crop_boxes, draw_all, photometric
 from leoclr.datasets.images.augment_pillow import apply
 from leoclr.datasets.images.augmentation import UNIFORMS, AugmentationSpec, crop_box, draw

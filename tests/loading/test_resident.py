@@ -23,9 +23,9 @@ from safetensors.torch import load_file
 from leoclr.cli.config.resolve import differences
 from leoclr.cli.config.setting_files import to_toml
 from leoclr.cli.config.settings import Settings
+from leoclr.cli.preflight.auto import DataFacts, settle
 from leoclr.cli.training import data as data_module
 from leoclr.cli.training import trainer as training
-from leoclr.cli.training.auto import DataFacts, settle
 from leoclr.cli.training.data import resident_images
 from leoclr.datasets.errors import DataError, RunError, SettingsError
 from leoclr.datasets.images.augment_device import crop_boxes

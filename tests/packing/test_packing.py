@@ -20,7 +20,7 @@ from leoclr.datasets.errors import BadImage, DataError, RunError
 from leoclr.datasets.images.decode import decode_image
 from leoclr.datasets.packing.arrangement import arrange
 from leoclr.datasets.packing.encoding import Encoding
-from leoclr.datasets.packing.pack import PackedSplit, Recipe, pack
+from leoclr.datasets.packing.pack import PackedSplit, PackingRecipe, pack
 from leoclr.datasets.packing.sources import open_source
 from leoclr.datasets.packing.staging import staged
 from leoclr.datasets.packing.threads import ordered_map
@@ -47,7 +47,7 @@ def labelled(classes: int = 3, images: int = 7) -> dict[str, bytes]:
     return {f"class{c}/{n}.png": encoded(100 * c + n) for c in range(classes) for n in range(images)}
 
 
-def pack_folder(folder: Path, out: Path, recipe: Recipe, overwrite: bool = False) -> list[PackedSplit]:
+def pack_folder(folder: Path, out: Path, recipe: PackingRecipe, overwrite: bool = False) -> list[PackedSplit]:
     with staged(out, recipe.name, ("train", "val"), overwrite) as staging:
         with open_source(str(folder), staging) as source:
             return pack(source, arrange(source), staging, recipe)
@@ -77,7 +77,7 @@ def test_webdataset_reads_what_is_written(tmp_path: Path) -> None:
     files["class2/" + "long" * 40 + ".png"] = encoded(2)
     files["class2/v1.0.png"] = encoded(3)
     files["class2/v1.1.png"] = encoded(4)
-    pack_folder(write_files(tmp_path / "in", files), tmp_path / "out", Recipe("x", shard_bytes=20_000))
+    pack_folder(write_files(tmp_path / "in", files), tmp_path / "out", PackingRecipe("x", shard_bytes=20_000))
     assert len(list((tmp_path / "out").glob("*.tar"))) > 2
     expected: dict[str, dict[str, bytes]] = {}
     for name, data in files.items():
@@ -93,7 +93,7 @@ def test_webdataset_reads_what_is_written(tmp_path: Path) -> None:
 def test_the_index_is_exact(tmp_path: Path) -> None:
     files = labelled()
     out = tmp_path / "out"
-    (report,) = pack_folder(write_files(tmp_path / "in", files), out, Recipe("x", shard_bytes=9_000))
+    (report,) = pack_folder(write_files(tmp_path / "in", files), out, PackingRecipe("x", shard_bytes=9_000))
     index = Index.load(out / "x.index.json")
     assert index.classes == report.classes == ("class0", "class1", "class2")
     assert (len(index), len(index.shards), sum(s.bytes for s in index.shards)) == (
@@ -116,9 +116,9 @@ def test_equal_input_and_seed_give_equal_bytes(tmp_path: Path) -> None:
     folder = write_files(tmp_path / "in", {f"train/{name}": data for name, data in labelled().items()})
     encoding = Encoding(shortest_side=8, format="webp")
     for name, recipe in {
-        "one": Recipe("x", shard_bytes=9_000, encoding=encoding, workers=1),
-        "four": Recipe("x", shard_bytes=9_000, encoding=encoding, workers=4),
-        "other": Recipe("x", shard_bytes=9_000, encoding=encoding, seed=1),
+        "one": PackingRecipe("x", shard_bytes=9_000, encoding=encoding, workers=1),
+        "four": PackingRecipe("x", shard_bytes=9_000, encoding=encoding, workers=4),
+        "other": PackingRecipe("x", shard_bytes=9_000, encoding=encoding, seed=1),
     }.items():
         pack_folder(folder, tmp_path / name, recipe)
     assert len(files_below(tmp_path / "one")) > 4
@@ -127,14 +127,14 @@ def test_equal_input_and_seed_give_equal_bytes(tmp_path: Path) -> None:
 
 
 def test_the_order_of_the_images_is_shuffled(tmp_path: Path) -> None:
-    pack_folder(write_files(tmp_path / "in", labelled(2, 20)), tmp_path / "out", Recipe("x"))
+    pack_folder(write_files(tmp_path / "in", labelled(2, 20)), tmp_path / "out", PackingRecipe("x"))
     labels = Index.load(tmp_path / "out" / "x.index.json").label
     assert 5 < np.count_nonzero(np.diff(labels)) < 35  # in sorted order it would be 1
 
 
 def test_shards_keep_to_their_size(tmp_path: Path) -> None:
     files = labelled(3, 10) | {"class0/large.png": encoded(1, 100, 100)}
-    pack_folder(write_files(tmp_path / "in", files), tmp_path / "out", Recipe("x", shard_bytes=8_000))
+    pack_folder(write_files(tmp_path / "in", files), tmp_path / "out", PackingRecipe("x", shard_bytes=8_000))
     index = Index.load(tmp_path / "out" / "x.index.json")
     large = next(n for n in range(len(index)) if index.key(n) == "class0/large")
     for number, shard in enumerate(index.shards):
@@ -148,7 +148,7 @@ def test_shards_keep_to_their_size(tmp_path: Path) -> None:
 def test_splits_go_to_folders_of_their_own(tmp_path: Path) -> None:
     files = {f"train/{name}": data for name, data in labelled(2, 4).items()}
     files |= {"val/class1/9.png": encoded(9), "unlabeled/0.png": encoded(10)}
-    reports = pack_folder(write_files(tmp_path / "in", files), tmp_path / "out", Recipe("x"))
+    reports = pack_folder(write_files(tmp_path / "in", files), tmp_path / "out", PackingRecipe("x"))
     assert [(report.split, report.images, report.classes) for report in reports] == [
         ("train", 8, ("class0", "class1")),
         ("val", 1, ("class0", "class1")),
@@ -163,19 +163,19 @@ def test_unreadable_images_are_counted_named_and_left_out(tmp_path: Path) -> Non
     files = {"a.png": encoded(0), "b.png": encoded(1)[:200], "c.jpg": b"<html>", "d.png": b"", "e.png": encoded(2)}
     folder = write_files(tmp_path / "in", files)
     (folder / "gone.png").symlink_to("nowhere.png")
-    (report,) = pack_folder(folder, tmp_path / "out", Recipe("x", max_bad=4, workers=2))
+    (report,) = pack_folder(folder, tmp_path / "out", PackingRecipe("x", max_bad=4, workers=2))
     assert report.images == 2
     assert sorted(line.split(":")[0] for line in report.skipped) == ["b.png", "c.jpg", "d.png", "gone.png"]
     assert sorted(Index.load(tmp_path / "out" / "x.index.json").keys()) == ["a", "e"]
     with pytest.raises(DataError, match="more than 3 images cannot be read .*--max-bad"):
-        pack_folder(folder, tmp_path / "strict", Recipe("x", max_bad=3))
+        pack_folder(folder, tmp_path / "strict", PackingRecipe("x", max_bad=3))
     assert not (tmp_path / "strict").exists()
 
 
 def test_nothing_readable_is_refused(tmp_path: Path) -> None:
     folder = write_files(tmp_path / "in", {"a.png": b"no", "b.png": b"image"})
     with pytest.raises(DataError, match="none of the 2 images can be read; the first: .*png: "):
-        pack_folder(folder, tmp_path / "out", Recipe("x"))
+        pack_folder(folder, tmp_path / "out", PackingRecipe("x"))
     assert not (tmp_path / "out").exists()
 
 
@@ -183,7 +183,7 @@ def test_nothing_readable_is_refused(tmp_path: Path) -> None:
 def test_interruption_leaves_nothing(overwrite: bool, tmp_path: Path) -> None:
     folder, out = write_files(tmp_path / "in", labelled()), tmp_path / "out"
     if overwrite:
-        pack_folder(folder, out, Recipe("x"))
+        pack_folder(folder, out, PackingRecipe("x"))
     before = files_below(tmp_path)
 
     def interrupt(count: int) -> None:
@@ -192,34 +192,34 @@ def test_interruption_leaves_nothing(overwrite: bool, tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt), staged(out, "x", (), overwrite) as staging:
         with open_source(str(folder), staging) as source:
-            pack(source, arrange(source), staging, Recipe("x", shard_bytes=9_000, workers=2), interrupt)
+            pack(source, arrange(source), staging, PackingRecipe("x", shard_bytes=9_000, workers=2), interrupt)
     assert files_below(tmp_path) == before
     assert out.exists() is overwrite
 
 
 def test_shards_that_are_there_stay_unless_told(tmp_path: Path) -> None:
     folder, out = write_files(tmp_path / "in", labelled()), tmp_path / "out"
-    pack_folder(folder, out, Recipe("x", shard_bytes=9_000))
+    pack_folder(folder, out, PackingRecipe("x", shard_bytes=9_000))
     before = files_below(out)
     with pytest.raises(DataError, match=r"there are shards already \(x.index.json, .*--overwrite replaces"):
-        pack_folder(folder, out, Recipe("x"))
+        pack_folder(folder, out, PackingRecipe("x"))
     (out / "other-000000.tar").write_bytes(b"precious")
     with pytest.raises(DataError, match=r"there are shards already \(other-000000.tar\); name another folder"):
-        pack_folder(folder, out, Recipe("x"), overwrite=True)
+        pack_folder(folder, out, PackingRecipe("x"), overwrite=True)
     (out / "other-000000.tar").unlink()
     assert files_below(out) == before
-    pack_folder(folder, out, Recipe("x", seed=1), overwrite=True)
+    pack_folder(folder, out, PackingRecipe("x", seed=1), overwrite=True)
     assert sorted(files_below(out)) == ["x-000000.tar", "x.index.json", "x.index.safetensors"]
 
 
 def test_what_a_killed_process_left_is_removed_but_not_what_one_is_writing(tmp_path: Path) -> None:
     folder, out = write_files(tmp_path / "in", labelled()), tmp_path / "out"
     write_files(out / ".packing", {"train/x-000000.tar": b"half", "y": b"half"})
-    pack_folder(folder, out, Recipe("x"))
+    pack_folder(folder, out, PackingRecipe("x"))
     assert not (out / ".packing").exists()
     with staged(tmp_path / "busy", "x", (), False):
         with pytest.raises(RunError, match="another process is packing here"):
-            pack_folder(folder, tmp_path / "busy", Recipe("x"))
+            pack_folder(folder, tmp_path / "busy", PackingRecipe("x"))
 
 
 @pytest.fixture
@@ -238,7 +238,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(small_disk: Path, tmp_path: 
     folder = write_files(tmp_path / "in", {f"{n}.png": encoded(n, 100, 100) for n in range(12)})
     out = small_disk / "out"
     with pytest.raises(RunError, match=f"{out}: No space left on device; nothing was kept"):
-        pack_folder(folder, out, Recipe("x", shard_bytes=100_000))
+        pack_folder(folder, out, PackingRecipe("x", shard_bytes=100_000))
     assert list(small_disk.iterdir()) == []
 
 
@@ -247,7 +247,7 @@ def test_a_full_disk_while_an_archive_is_unpacked(small_disk: Path, tmp_path: Pa
     archive = tmp_path / "in.tar.gz"
     subprocess.run(["tar", "czf", str(archive), "-C", str(tmp_path), "in"], check=True)
     with pytest.raises(RunError, match="No space left on device"):
-        pack_folder(archive, small_disk / "out", Recipe("x"))
+        pack_folder(archive, small_disk / "out", PackingRecipe("x"))
     assert list(small_disk.iterdir()) == []
 
 
@@ -315,7 +315,7 @@ def test_ordered_map_keeps_order_and_does_not_run_ahead() -> None:
 
 
 def test_the_index_names_no_temporary_place(tmp_path: Path) -> None:
-    pack_folder(write_files(tmp_path / "in", labelled()), tmp_path / "out", Recipe("x"))
+    pack_folder(write_files(tmp_path / "in", labelled()), tmp_path / "out", PackingRecipe("x"))
     stored = json.loads((tmp_path / "out" / "x.index.json").read_text())
     assert [shard["name"] for shard in stored["shards"]] == ["x-000000.tar"]
     assert ".packing" not in json.dumps(stored)

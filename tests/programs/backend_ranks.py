@@ -1,13 +1,15 @@
 """One process of a group: two steps of every backend under every view policy, in float64, on its part of a batch.
 
 Run with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set; the argument is the file to write (by every rank, with its
-number in place of RANK in the name).
+number in place of RANK in the name). LEOCLR_TEST_DEVICE names a device other than the CPU, which all ranks share.
 """
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
@@ -23,6 +25,7 @@ from leoclr.backends.networks.backbones import Backbone
 from leoclr.datasets.views import POLICIES
 
 BATCH, SPLITS = 16, 4
+DEVICE = torch.device(os.environ.get("LEOCLR_TEST_DEVICE", "cpu"))
 
 
 def tiny_backbone(batch_norm: bool) -> Backbone:
@@ -40,14 +43,14 @@ def two_steps(kind: str, views: str, batch_norm: bool) -> dict[str, Tensor]:
     if kind == "moco":
         splits = SPLITS if batch_norm else 1
         settings = moco.Settings(queue=40, momentum=0.9, temperature=0.2, enqueue="all", bn_splits=splits)
-        backend = MoCo(settings, facts).double()
+        backend = MoCo(settings, facts).double().to(DEVICE)
     else:
-        backend = SimCLR(simclr.Settings(temperature=0.2), facts).double()
+        backend = SimCLR(simclr.Settings(temperature=0.2), facts).double().to(DEVICE)
     return steps_of(backend, views)
 
 
-SMALL = {"hidden": 7, "dim": 5}
-OTHERS = {  # without BatchNorm between processes, which CPUs have not
+SMALL: dict[str, Any] = {"hidden": 7, "dim": 5}
+OTHERS: dict[str, Callable[[Facts], Method]] = {  # without BatchNorm between processes, which CPUs have not
     "byol": lambda facts: byol.BYOL(byol.Settings(**SMALL, momentum=0.9), facts),
     "simsiam": lambda facts: simsiam.SimSiam(simsiam.Settings(**SMALL, predictor_hidden=3), facts),
     "barlow-twins": lambda facts: barlow_twins.BarlowTwins(barlow_twins.Settings(**SMALL), facts),
@@ -61,7 +64,7 @@ def steps_of_another(kind: str, views: str) -> dict[str, Tensor]:
     torch.manual_seed(0)
     pairs = POLICIES[views].pairs
     facts = Facts(lambda: tiny_backbone(False), pairs=pairs, batch_size=BATCH, ranks=dist.get_world_size())
-    method: Method = OTHERS[kind](facts).double()
+    method: Method = OTHERS[kind](facts).double().to(DEVICE)
     for part in method.modules():
         if isinstance(part, nn.BatchNorm1d):
             part.eval()
@@ -81,7 +84,9 @@ def steps_of(backend: Method, views: str) -> dict[str, Tensor]:
     for step in range(2):
         generator = torch.Generator().manual_seed(step)
         images = {name: torch.randn(BATCH, 3, 6, 6, generator=generator, dtype=torch.float64) for name in policy.views}
-        output = model({name: view[mine] for name, view in images.items()}, policy.pairs, Progress(step, 2, 1))
+        output = model(
+            {name: view[mine].to(DEVICE) for name, view in images.items()}, policy.pairs, Progress(step, 2, 1)
+        )
         output.loss.backward()
         loss = output.loss.detach() / dist.get_world_size()
         dist.all_reduce(loss)

@@ -20,7 +20,7 @@ import typer
 from typer.testing import CliRunner
 
 from leoclr.cli.commands.app import app
-from leoclr.cli.config.fields import FIELDS
+from leoclr.cli.config.fields import all_fields
 from leoclr.cli.config.preset_files import preset_names
 from leoclr.cli.config.resolve import resolve
 from leoclr.cli.config.setting_files import read_settings_file
@@ -89,7 +89,7 @@ def test_commands_are_understood(line: str) -> None:
     given = command.make_context(name, words).params
 
     assignments = [text.partition("=") for text in given.get("assignments") or ()]
-    assert {key for key, _, _ in assignments} <= FIELDS.keys()
+    assert {key for key, _, _ in assignments} <= all_fields().keys()
     if "assignments" in given:
         assert given["preset"] in (None, *preset_names())
         resolve(given["preset"], None, {}, {key: value for key, _, value in assignments})

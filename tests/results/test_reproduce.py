@@ -22,7 +22,7 @@ from leoclr.cli.commands.eval.group import COMMANDS
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.recipes.definition import Recipe, load_recipe, names
 from leoclr.cli.recipes.results import cells, forward_passes, half_width, write_result
-from leoclr.cli.recipes.steps import Plan
+from leoclr.cli.recipes.steps import RecipePlan
 from leoclr.cli.recipes.table import as_grid, as_json, as_markdown, as_picture
 
 MakeShards = Callable[..., Path]
@@ -95,7 +95,9 @@ def reproduce(*arguments: str | Path) -> int:
 def test_every_recipe_is_made_of_commands_that_exist(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = load_recipe(name)
     assert all(column.command[0] in COMMANDS for column in recipe.columns)
-    plan = Plan(recipe, Path("out"), {name: f"shards/{name}" for name in recipe.data}, scale=0.01, seeds=recipe.seeds)
+    plan = RecipePlan(
+        recipe, Path("out"), {name: f"shards/{name}" for name in recipe.data}, scale=0.01, seeds=recipe.seeds
+    )
     for unit in plan.units():
         with pytest.raises(SystemExit, match="0"):  # which reads the same flags, and needs no data
             main(["show-config", *unit.pretraining().arguments[1:]])
@@ -264,7 +266,7 @@ def test_ctrl_c_stops_a_step_and_the_same_command_goes_on(recipe: Path, data: Pa
     assert child.returncode == 130 and "the same command goes on from here" in err and "Traceback" not in err
     sessions = json.loads((tmp_path / "out" / "records" / "moco-v2-short-seed-0-train.json").read_text())["sessions"]
     assert [session["stopped_by"] for session in sessions] == [signal.SIGINT]
-    plan = Plan(load_recipe(str(recipe)), tmp_path / "out", {"pictures": str(data)}, scale=500)
+    plan = RecipePlan(load_recipe(str(recipe)), tmp_path / "out", {"pictures": str(data)}, scale=500)
     step = next(iter(plan.units())).pretraining()
     assert not step.done() and step.command() == ("train", "--resume", str(run), "--json")
 
@@ -327,7 +329,7 @@ def test_a_change_leaves_apart_what_the_recipe_compares(
     assert "moco.temperature=0.2" in leoclr and "moco.temperature=0.3" not in leoclr
     assert reproduce(recipe, *words, "data.batch_size=16") == 2
     assert "--set data.batch_size=16: the recipe sets it for each of its methods" in capsys.readouterr().err
-    plan = Plan(load_recipe(str(recipe)), tmp_path, {"pictures": "x"}, changes=("moco.temperature=0.3",))
+    plan = RecipePlan(load_recipe(str(recipe)), tmp_path, {"pictures": "x"}, changes=("moco.temperature=0.3",))
     assert [unit.changes() for unit in plan.units()] == [("moco.temperature=0.3",), ()]
 
 
@@ -379,7 +381,7 @@ def test_methods_and_columns_that_would_share_a_file_are_refused(
 
 
 def test_precision_goes_to_what_has_one() -> None:
-    plan = Plan(load_recipe("table4"), Path("out"), {"imagenet": "a", "voc": "b"}, precision="bf16")
+    plan = RecipePlan(load_recipe("table4"), Path("out"), {"imagenet": "a", "voc": "b"}, precision="bf16")
     pretraining, detection = next(iter(plan.units())).steps()
     assert "--precision" in pretraining.command_as_planned() and "--precision" not in detection.command_as_planned()
 
@@ -402,7 +404,7 @@ def test_a_result_names_paths_by_what_they_are_for(
     shutil.copytree(finished / "out", "out/10")
     recipe = Path("tiny.toml")
     recipe.write_text(TINY.replace(MOCO, "").replace('"--backbone", "resnet18"', '"--preset", "data"'))
-    plan = Plan(load_recipe(str(recipe)), Path("out/10"), {"pictures": shards}, scale=0.5)
+    plan = RecipePlan(load_recipe(str(recipe)), Path("out/10"), {"pictures": shards}, scale=0.5)
     (unit,) = plan.units()
     record = unit.record(unit.columns()[0])
     there = [shards, f"{Path(shards).absolute()}/train", "10.5", "database", f"{Path.cwd()}/out/10/runs/x"]

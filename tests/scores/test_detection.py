@@ -19,11 +19,19 @@ from leoclr.cli.commands.app import main
 from leoclr.datasets.errors import EvaluationError
 from leoclr.datasets.voc import BoxedImages, read_voc
 from leoclr.evals.detection import detector as detection
-from leoclr.evals.detection.detector import PAPER, SMALL, Recipe, average_precision, detect, shortened, train_detector
+from leoclr.evals.detection.detector import (
+    PAPER,
+    SMALL,
+    DetectionRecipe,
+    average_precision,
+    detect,
+    shortened,
+    train_detector,
+)
 from leoclr.evals.detection.model import build_detector
 
 CPU = torch.device("cpu")
-MICRO = Recipe(8, 2, 0.02, (6, 7), 2, (64,), 16, 200, 20)
+MICRO = DetectionRecipe(8, 2, 0.02, (6, 7), 2, (64,), 16, 200, 20)
 Run = Callable[..., tuple[int, str, str]]
 
 

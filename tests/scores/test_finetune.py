@@ -19,14 +19,14 @@ from leoclr.datasets.shards.locate import open_data
 from leoclr.evals.accuracy import predictions
 from leoclr.evals.classes import own_classes
 from leoclr.evals.features.preprocessing import Preprocessing, WholeImage
-from leoclr.evals.finetuning.finetune import Diverged, Recipe, finetune, network_predictions
+from leoclr.evals.finetuning.finetune import Diverged, FinetuningRecipe, finetune, network_predictions
 from leoclr.evals.finetuning.label_subsets import balanced_subset, label_subset, parse_percent
-from leoclr.evals.finetuning.labelled_crops import Crops
+from leoclr.evals.finetuning.labelled_crops import LabelledCrops
 from leoclr.evals.finetuning.supervised import Schedule
 from leoclr.evals.job_cache import Work
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-RECIPE = Recipe(Schedule(2, "cosine"), backbone_lr=0.01, head_lr=0.3, weight_decay=1e-4, batch_size=16)
+RECIPE = FinetuningRecipe(Schedule(2, "cosine"), backbone_lr=0.01, head_lr=0.3, weight_decay=1e-4, batch_size=16)
 
 
 @pytest.fixture
@@ -43,11 +43,13 @@ def index(make_tinted: Callable[..., Path]) -> Index:
 
 
 @pytest.fixture
-def crops(index: Index) -> Crops:
-    return Crops(index, 16, MEAN, STD, batch_size=16, seed=0)
+def crops(index: Index) -> LabelledCrops:
+    return LabelledCrops(index, 16, MEAN, STD, batch_size=16, seed=0)
 
 
-def tuned(backbone: Backbone, crops: Crops, recipe: Recipe = RECIPE, **options: Any) -> dict[str, Tensor]:
+def tuned(
+    backbone: Backbone, crops: LabelledCrops, recipe: FinetuningRecipe = RECIPE, **options: Any
+) -> dict[str, Tensor]:
     return finetune(backbone, backbone.feature_dim, crops, recipe, workers=0, **options).state_dict()
 
 
@@ -56,7 +58,7 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 
 
 def test_a_network_learns_and_the_encoder_it_started_from_stays(
-    backbone: Backbone, crops: Crops, make_tinted: Callable[..., Path]
+    backbone: Backbone, crops: LabelledCrops, make_tinted: Callable[..., Path]
 ) -> None:
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     generator = torch.get_rng_state()
@@ -70,7 +72,7 @@ def test_a_network_learns_and_the_encoder_it_started_from_stays(
     assert found.accuracies().keys() == {"top1"} and found.accuracies()["top1"] > 0.8 and outputs.skipped == ()
 
 
-def test_the_same_seed_gives_the_same_bits_whatever_the_workers(backbone: Backbone, crops: Crops) -> None:
+def test_the_same_seed_gives_the_same_bits_whatever_the_workers(backbone: Backbone, crops: LabelledCrops) -> None:
     first = tuned(backbone, crops)
     again = finetune(backbone, backbone.feature_dim, crops, RECIPE, workers=1).state_dict()
     assert same(first, again)
@@ -78,7 +80,7 @@ def test_the_same_seed_gives_the_same_bits_whatever_the_workers(backbone: Backbo
 
 
 def test_a_resumed_training_ends_with_the_bits_of_an_uninterrupted_one(
-    backbone: Backbone, crops: Crops, tmp_path: Path
+    backbone: Backbone, crops: LabelledCrops, tmp_path: Path
 ) -> None:
     """With dropout, whose draws must not depend on where a session began."""
     state, seen = tmp_path / "state.safetensors", [0]
@@ -102,7 +104,7 @@ def test_a_resumed_training_ends_with_the_bits_of_an_uninterrupted_one(
 
 @pytest.mark.parametrize(("images", "batch", "steps"), [(40, 25, [20, 20]), (41, 25, [20, 21]), (48, 16, [16] * 3),
                                                        (9, 2, [2, 2, 2, 3]), (3, 1, [3]), (7, 100, [7])])  # fmt: skip
-def test_every_label_is_used_in_every_epoch(crops: Crops, images: int, batch: int, steps: list[int]) -> None:
+def test_every_label_is_used_in_every_epoch(crops: LabelledCrops, images: int, batch: int, steps: list[int]) -> None:
     few = replace(crops, index=crops.index.subset(np.arange(images)), batch_size=batch)
     assert few.plan.steps_per_epoch == len(steps)
     for epoch in (0, 3):
@@ -111,7 +113,7 @@ def test_every_label_is_used_in_every_epoch(crops: Crops, images: int, batch: in
         assert sorted(np.concatenate([part.samples for part in parts]).tolist()) == list(range(images))
 
 
-def test_encoder_and_new_layer_have_rates_of_their_own(backbone: Backbone, crops: Crops) -> None:
+def test_encoder_and_new_layer_have_rates_of_their_own(backbone: Backbone, crops: LabelledCrops) -> None:
     still = tuned(backbone, crops, replace(RECIPE, backbone_lr=0.0, weight_decay=0.0))
     weights = dict(backbone.named_parameters())
     assert all(torch.equal(still[f"0.{name}"], weight) for name, weight in weights.items())
@@ -121,7 +123,7 @@ def test_encoder_and_new_layer_have_rates_of_their_own(backbone: Backbone, crops
     assert any(not torch.equal(moved[f"0.{name}"], weight) for name, weight in weights.items())
 
 
-def test_a_training_that_diverges_says_so(backbone: Backbone, crops: Crops) -> None:
+def test_a_training_that_diverges_says_so(backbone: Backbone, crops: LabelledCrops) -> None:
     with pytest.raises(Diverged, match="diverged at learning rates 1e.30"):
         tuned(backbone, crops, replace(RECIPE, backbone_lr=1e30, head_lr=1e30))
 

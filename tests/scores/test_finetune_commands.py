@@ -24,7 +24,15 @@ from leoclr.datasets.errors import DataError, EvaluationError
 from leoclr.datasets.packing.arrangement import arrange
 from leoclr.datasets.packing.sources import open_source
 from leoclr.datasets.shards.index import Index
-from leoclr.evals.finetuning.hyperparameters import LEARNING_RATES, WEIGHT_DECAYS, Point, best, edges, grid, logarithmic
+from leoclr.evals.finetuning.hyperparameters import (
+    LEARNING_RATES,
+    WEIGHT_DECAYS,
+    GridPoint,
+    best,
+    edges,
+    grid,
+    logarithmic,
+)
 
 SETTINGS = Settings.model_validate(
     {"data": {"image_size": 16}, "encoder": {"backbone": "resnet18", "stem": "cifar", "width": 16}}
@@ -224,11 +232,11 @@ def test_the_grid_is_simclr_s() -> None:
     assert WEIGHT_DECAYS[:2] == (0.0, 1e-6) and len(WEIGHT_DECAYS) == 8
     assert logarithmic(1, 100, 3) == (1.0, 10.0, 100.0)
     points = grid([0.1, 0.01], [0.0, 1e-3])
-    assert points[0] == Point(0.01, 0.0) and len(points) == 4 and Point(0.1, 1e-3).decay_for_sgd == 0.01
+    assert points[0] == GridPoint(0.01, 0.0) and len(points) == 4 and GridPoint(0.1, 1e-3).decay_for_sgd == 0.01
     found = {point: value for point, value in zip(points, (0.5, None, 0.7, 0.7), strict=True)}
-    assert best(found) == Point(0.1, 0.0)
+    assert best(found) == GridPoint(0.1, 0.0)
     wide = grid(LEARNING_RATES, WEIGHT_DECAYS)
-    assert len(edges(Point(0.1, 0.0), wide)) == 1 and not edges(Point(LEARNING_RATES[3], 1e-5), wide)
+    assert len(edges(GridPoint(0.1, 0.0), wide)) == 1 and not edges(GridPoint(LEARNING_RATES[3], 1e-5), wide)
 
 
 PROBLEMS = {

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from leoclr.evals.accuracy import predictions
-from leoclr.evals.probes.knn import classify, knn_accuracy, nearest, votes
+from leoclr.evals.probes.knn import classify, knn_accuracy, nearest_neighbours, votes
 
 CHUNKS = [40, 70, 999, 2**20]
 
@@ -55,7 +55,7 @@ def slow_scores(train: Tensor, labels: Tensor, test: Tensor, k: int, temperature
 def test_votes_and_accuracies_equal_a_slow_float64_loop(k: int, temperature: float | None) -> None:
     (train, labels), (test, test_labels) = clustered(90, seed=1), clustered(40, seed=2)
     expected = slow_scores(train, labels, test, k, temperature)
-    similarity, neighbours = nearest(train, test, k)
+    similarity, neighbours = nearest_neighbours(train, test, k)
     found = votes(similarity, labels[neighbours], 7, temperature)
     torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=1e-4)
 
@@ -75,7 +75,7 @@ def test_ties_go_to_the_lowest_sample_number_whatever_the_chunk(chunk: int) -> N
     train, test = signs(300, seed=1), signs(50, seed=2)
     exact = (train.double() @ test.double().T / 16).T
     expected = torch.sort(exact, dim=1, descending=True, stable=True)
-    similarity, neighbours = nearest(train, test, 40, chunk)
+    similarity, neighbours = nearest_neighbours(train, test, 40, chunk)
     assert torch.equal(neighbours, expected.indices[:, :40])
     assert torch.equal(similarity.double(), expected.values[:, :40])
 
@@ -88,7 +88,7 @@ def test_the_best_of_many_columns_are_those_of_a_whole_sort(tied: bool, samples:
     exact = F.normalize(test.double(), dim=1) @ F.normalize(train.double(), dim=1).T
     expected = torch.sort(exact, dim=1, descending=True, stable=True)
     for k in (1, 20, 45):
-        similarity, neighbours = nearest(train, test, k)
+        similarity, neighbours = nearest_neighbours(train, test, k)
         assert torch.equal(neighbours, expected.indices[:, :k])
         torch.testing.assert_close(similarity.double(), expected.values[:, :k], rtol=0, atol=1e-6)
 
@@ -103,7 +103,7 @@ def test_accuracies_do_not_depend_on_the_chunk(chunk: int) -> None:
 def test_majority_equals_scikit_learn() -> None:
     (train, labels), (test, test_labels) = clustered(2000, seed=1), clustered(300, seed=2)
     reference = KNeighborsClassifier(20, algorithm="brute", metric="cosine").fit(train.numpy(), labels.numpy())
-    similarity, neighbours = nearest(train, test, 20)
+    similarity, neighbours = nearest_neighbours(train, test, 20)
     found = votes(similarity, labels[neighbours], 7, None).numpy()
     np.testing.assert_allclose(found / 20, reference.predict_proba(test.numpy()))
     shares = np.sort(found, axis=1)
@@ -133,22 +133,22 @@ def test_equal_votes_go_to_the_nearer_neighbour_and_no_votes_are_no_place() -> N
 
 def test_more_neighbours_than_samples_means_all_samples() -> None:
     train, test = signs(30, seed=1), signs(9, seed=2)
-    similarity, neighbours = nearest(train, test, 200, chunk=70)
+    similarity, neighbours = nearest_neighbours(train, test, 200, chunk=70)
     assert similarity.shape == (9, 30)
     assert torch.equal(neighbours.sort(dim=1).values, torch.arange(30).expand(9, -1))
     assert (similarity.diff(dim=1) <= 0).all()
 
 
 def test_equal_features_give_the_first_samples() -> None:
-    _, neighbours = nearest(torch.ones(500, 4), torch.ones(3, 4), 10, chunk=120)
+    _, neighbours = nearest_neighbours(torch.ones(500, 4), torch.ones(3, 4), 10, chunk=120)
     assert torch.equal(neighbours, torch.arange(10).expand(3, -1))
 
 
 def test_the_scale_of_features_does_not_matter() -> None:
     (train, labels), (test, test_labels) = clustered(100, seed=1), clustered(50, seed=2)
     scale = torch.rand(100, 1) * 9 + 0.1
-    expected = nearest(train, test, 5)[1]
-    assert torch.equal(nearest(train * scale, test, 5)[1], expected)
+    expected = nearest_neighbours(train, test, 5)[1]
+    assert torch.equal(nearest_neighbours(train * scale, test, 5)[1], expected)
     assert knn_accuracy(train * scale, labels, test, test_labels, 5, 0.1) == knn_accuracy(
         train, labels, test, test_labels, 5, 0.1
     )

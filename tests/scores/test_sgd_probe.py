@@ -20,7 +20,7 @@ from leoclr.datasets.shards.locate import open_data
 from leoclr.evals.classes import stratified_holdout
 from leoclr.evals.features.extract import Features, extract_features
 from leoclr.evals.features.preprocessing import Preprocessing, WholeImage
-from leoclr.evals.finetuning.labelled_crops import Crops
+from leoclr.evals.finetuning.labelled_crops import LabelledCrops
 from leoclr.evals.finetuning.supervised import Schedule
 from leoclr.evals.probes.sgd import SgdProbe, fit_sgd_probe
 
@@ -39,9 +39,9 @@ def backbone() -> Backbone:
 
 
 @pytest.fixture
-def crops(make_tinted: Callable[..., Path]) -> Crops:
+def crops(make_tinted: Callable[..., Path]) -> LabelledCrops:
     index = open_data([str(make_tinted("train", [number % 3 for number in range(60)]))])
-    return Crops(index, 16, MEAN, STD, batch_size=16, seed=0)
+    return LabelledCrops(index, 16, MEAN, STD, batch_size=16, seed=0)
 
 
 def held_out(backbone: nn.Module, index: Index) -> Features:
@@ -50,12 +50,12 @@ def held_out(backbone: nn.Module, index: Index) -> Features:
     return Features(found.features, found.labels, numbers)
 
 
-def fit(backbone: Backbone, crops: Crops, **options: Any) -> SgdProbe:
+def fit(backbone: Backbone, crops: LabelledCrops, **options: Any) -> SgdProbe:
     given: dict[str, Any] = {"schedule": THREE, "workers": 0, **options}
     return fit_sgd_probe(backbone, crops, backbone.feature_dim, **given)
 
 
-def test_a_probe_is_moco_s_loop_step_by_step(backbone: Backbone, crops: Crops) -> None:
+def test_a_probe_is_moco_s_loop_step_by_step(backbone: Backbone, crops: LabelledCrops) -> None:
     """The same by hand: weights from N(0, 0.01), gradients from the formula, momentum, steps at 60 % and 80 %."""
     found = fit(backbone, crops, learning_rates=[3.0], schedule=Schedule(5))
     weight = torch.zeros(3, backbone.feature_dim).normal_(0, 0.01, generator=torch.Generator().manual_seed(0))
@@ -73,7 +73,7 @@ def test_a_probe_is_moco_s_loop_step_by_step(backbone: Backbone, crops: Crops) -
     np.testing.assert_allclose(found.bias, bias.numpy(), rtol=1e-3, atol=1e-4)
 
 
-def test_rates_together_give_the_bits_of_each_alone(backbone: Backbone, crops: Crops) -> None:
+def test_rates_together_give_the_bits_of_each_alone(backbone: Backbone, crops: LabelledCrops) -> None:
     held = held_out(backbone, crops.index)
     together = fit(backbone, crops, learning_rates=RATES, held=held)
     assert tuple(together.holdout) == RATES and together.learning_rate in RATES
@@ -82,7 +82,7 @@ def test_rates_together_give_the_bits_of_each_alone(backbone: Backbone, crops: C
     assert alone.holdout == {}
 
 
-def test_the_choice_is_that_of_layers_that_never_saw_the_holdout(backbone: Backbone, crops: Crops) -> None:
+def test_the_choice_is_that_of_layers_that_never_saw_the_holdout(backbone: Backbone, crops: LabelledCrops) -> None:
     """Wrong labels in the hold-out change what is reported of it, and not the layers that it judges."""
     held = held_out(backbone, crops.index)
     honest = fit(backbone, crops, learning_rates=RATES, held=held)
@@ -93,7 +93,9 @@ def test_the_choice_is_that_of_layers_that_never_saw_the_holdout(backbone: Backb
     assert not np.array_equal(honest.weight, other.weight)  # the layer that is reported learns from all labels
 
 
-def test_a_resumed_probe_is_that_of_an_uninterrupted_one(backbone: Backbone, crops: Crops, tmp_path: Path) -> None:
+def test_a_resumed_probe_is_that_of_an_uninterrupted_one(
+    backbone: Backbone, crops: LabelledCrops, tmp_path: Path
+) -> None:
     held, state = held_out(backbone, crops.index), tmp_path / "probe.safetensors"
     whole = fit(backbone, crops, learning_rates=RATES, held=held)
     seen: list[int] = []
@@ -111,7 +113,7 @@ def test_a_resumed_probe_is_that_of_an_uninterrupted_one(backbone: Backbone, cro
     assert np.array_equal(resumed.weight, whole.weight) and resumed.holdout == whole.holdout
 
 
-def test_a_damaged_state_is_not_taken_up(backbone: Backbone, crops: Crops, tmp_path: Path) -> None:
+def test_a_damaged_state_is_not_taken_up(backbone: Backbone, crops: LabelledCrops, tmp_path: Path) -> None:
     state = tmp_path / "probe.safetensors"
     whole = fit(backbone, crops, state=state)
     state.write_bytes(state.read_bytes()[:-100])
@@ -133,12 +135,12 @@ class Restless(nn.Module):
         return features
 
 
-def test_a_backbone_that_changes_is_noticed(backbone: Backbone, crops: Crops) -> None:
+def test_a_backbone_that_changes_is_noticed(backbone: Backbone, crops: LabelledCrops) -> None:
     with pytest.raises(EvaluationError, match="weights or buffers changed"):
         fit_sgd_probe(Restless(backbone), crops, backbone.feature_dim, schedule=THREE, workers=0)
 
 
-def test_the_backbone_is_in_evaluation_mode_and_gets_its_mode_back(backbone: Backbone, crops: Crops) -> None:
+def test_the_backbone_is_in_evaluation_mode_and_gets_its_mode_back(backbone: Backbone, crops: LabelledCrops) -> None:
     backbone.train()
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     state = torch.get_rng_state()
@@ -148,7 +150,7 @@ def test_the_backbone_is_in_evaluation_mode_and_gets_its_mode_back(backbone: Bac
     assert np.array_equal(trained.weight, fit(backbone.eval(), crops).weight)
 
 
-def test_a_rate_that_diverges_is_not_chosen_and_alone_is_an_error(backbone: Backbone, crops: Crops) -> None:
+def test_a_rate_that_diverges_is_not_chosen_and_alone_is_an_error(backbone: Backbone, crops: LabelledCrops) -> None:
     held = held_out(backbone, crops.index)
     found = fit(backbone, crops, learning_rates=(1.0, 1e38), held=held)
     assert found.learning_rate == 1.0 and found.holdout[1e38] == 0.0
@@ -156,7 +158,7 @@ def test_a_rate_that_diverges_is_not_chosen_and_alone_is_an_error(backbone: Back
         fit(backbone, crops, learning_rates=[1e38])
 
 
-def test_crops_are_a_function_of_seed_epoch_and_sample(crops: Crops) -> None:
+def test_crops_are_a_function_of_seed_epoch_and_sample(crops: LabelledCrops) -> None:
     first = [images for images, _, _ in crops.batches(0, 6, CPU, 0)]
     again = [images for images, _, _ in crops.batches(4, 6, CPU, 1)]
     assert all(torch.equal(a, b) for a, b in zip(first[4:], again, strict=True))
@@ -165,7 +167,7 @@ def test_crops_are_a_function_of_seed_epoch_and_sample(crops: Crops) -> None:
     assert labels.tolist() == [int(sample) % 3 for sample in samples]
 
 
-def test_less_data_than_a_batch_is_one_batch(backbone: Backbone, crops: Crops) -> None:
+def test_less_data_than_a_batch_is_one_batch(backbone: Backbone, crops: LabelledCrops) -> None:
     small = replace(crops, index=crops.index.subset(np.arange(7)))
     assert small.plan.steps_per_epoch == 1
     assert np.isfinite(fit(backbone, small).weight).all()

@@ -18,7 +18,7 @@ from leoclr.cli.run.devices import accelerated
 from leoclr.cli.training import build
 from leoclr.cli.training import graph as graphs
 from leoclr.cli.training.graph import StepGraph, use_graph, why_not
-from leoclr.cli.training.step import Schedule, StepResult, TrainStep
+from leoclr.cli.training.step import RunLength, StepResult, TrainStep
 
 MakeSettings = Callable[..., Settings]
 Body = Callable[[], StepResult]
@@ -40,7 +40,7 @@ def steps(
     with accelerated(settings, folder) as accelerator:
         method = build.method(settings, accelerator.device, 64)
         pairs = settings.view_policy.pairs
-        take = TrainStep(settings, accelerator, method, pairs, 8, Schedule(STEPS, 8))
+        take = TrainStep(settings, accelerator, method, pairs, 8, RunLength(STEPS, 8))
         if capture is not None:
             take.replay = StepGraph(
                 take.body, take.seed, method, take.optimizer, accelerator.device, check, said.append, capture
@@ -187,7 +187,7 @@ def test_a_processor_replays_nothing(choice: str, lines: int, settings: MakeSett
     chosen = settings(train__graph=choice)
     with accelerated(chosen, tmp_path) as accelerator:
         method = build.method(chosen, accelerator.device, 64)
-        take = TrainStep(chosen, accelerator, method, chosen.view_policy.pairs, 8, Schedule(STEPS, 8))
+        take = TrainStep(chosen, accelerator, method, chosen.view_policy.pairs, 8, RunLength(STEPS, 8))
         use_graph(take, said.append)
     assert take.replay is None and len(said) == lines
 

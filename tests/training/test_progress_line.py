@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
-from leoclr.cli.training.progress_line import ProgressLine, Reading, duration
+from leoclr.cli.training.progress_line import ProgressLine, StepReading, duration
 
 
 def drawn(width: int, knn: float | None = 0.4567) -> list[str]:
@@ -17,7 +17,7 @@ def drawn(width: int, knn: float | None = 0.4567) -> list[str]:
     line = ProgressLine(0, 2000, 100, True, Console(file=out, force_terminal=True, width=width))
     line.scored(knn)
     line._printed = 0.0  # a bar is drawn ten times a second at most
-    line.show(Reading(1050, 7.12345, 5123.4, 0.017))
+    line.show(StepReading(1050, 7.12345, 5123.4, 0.017))
     line.close()
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
     lines = [text.rstrip() for text in re.split(r"[\r\n]+", plain) if text.strip()]
@@ -46,13 +46,13 @@ def test_eighty_columns_have_room_for_percent_epoch_loss_and_time() -> None:
 
 def test_a_log_gets_plain_lines_and_the_last_one(capsys: pytest.CaptureFixture[str]) -> None:
     line = ProgressLine(0, 20, 10, visible=True)
-    line.show(Reading(10, 1.0, 100.0, 0.0))  # too early for a second line
-    line.show(Reading(20, 0.5, 100.0, 0.25))
+    line.show(StepReading(10, 1.0, 100.0, 0.0))  # too early for a second line
+    line.show(StepReading(20, 0.5, 100.0, 0.25))
     line.close()
     (text,) = capsys.readouterr().err.splitlines()
     assert text.startswith("epoch 2/2  step 20/20  loss 0.5000  0 s left") and "waiting for data 25%" in text
     hidden = ProgressLine(0, 20, 10, visible=False)
-    hidden.show(Reading(20, 0.5, 100.0, 0.25))
+    hidden.show(StepReading(20, 0.5, 100.0, 0.25))
     assert capsys.readouterr().err == ""
 
 

@@ -17,7 +17,7 @@ import pytest
 from leoclr.cli.commands.app import main
 from leoclr.cli.config.sections import DataSettings, RunSettings
 from leoclr.cli.config.settings import Settings
-from leoclr.cli.training.remote_cache import check_cache
+from leoclr.cli.preflight.remote_cache import check_cache
 from leoclr.datasets.errors import DataError, RunError
 from leoclr.datasets.shards.index import Index, Shard
 from leoclr.datasets.shards.locate import open_data

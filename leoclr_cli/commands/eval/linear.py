@@ -21,7 +21,7 @@ from leoclr.datasets.errors import EvaluationError
 
 if TYPE_CHECKING:
     from leoclr.cli.scoring.evaluation import Evaluation
-    from leoclr.evals.features.preprocessing import View
+    from leoclr.evals.features.preprocessing import TestView
     from leoclr.evals.scores import Score
 
 Protocol = Literal["scikit-learn", "lbfgs", "sgd"]
@@ -83,7 +83,10 @@ def linear(
 
 
 def _on_features(
-    evaluation: Evaluation, view: View, normalise: Literal["standard", "l2"], solver: Literal["scikit-learn", "device"]
+    evaluation: Evaluation,
+    view: TestView,
+    normalise: Literal["standard", "l2"],
+    solver: Literal["scikit-learn", "device"],
 ) -> Score:
     from leoclr.cli.terminal import progress
     from leoclr.evals.probes.linear import GRID
@@ -102,7 +105,7 @@ def _on_features(
         )
 
 
-def _by_sgd(evaluation: Evaluation, view: View, rates: list[float], epochs: int, batch: int) -> Score:
+def _by_sgd(evaluation: Evaluation, view: TestView, rates: list[float], epochs: int, batch: int) -> Score:
     from leoclr.cli.terminal import progress
     from leoclr.evals.classes import stratified_holdout
     from leoclr.evals.finetuning.supervised import Schedule

@@ -78,11 +78,11 @@ def robustness(
       leoclr eval robustness runs/first --crop-scale 0.2 1 --crop-seeds 10
       leoclr eval robustness runs/first --probe knn --train-data shards/train --data shards/test
     """
-    from leoclr.cli.scoring.robustness_comparison import Crops, compare, measure_one
+    from leoclr.cli.scoring.robustness_comparison import CropSeries, compare, measure_one
 
     if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
         raise EvaluationError(f"--crop-scale {crop_scale[0]:g} {crop_scale[1]:g}: two shares in (0, 1], low then high")
-    crops = Crops(crop_scale, crop_seeds, curve, probe, normalise, memory * SIMILARITIES_PER_MIB)
+    crops = CropSeries(crop_scale, crop_seeds, curve, probe, normalise, memory * SIMILARITIES_PER_MIB)
     if checkpoints and len(checkpoints) > 1:
         if predictions is not None:
             raise EvaluationError("--predictions is for one checkpoint at a time; several are compared as they are")

@@ -9,7 +9,7 @@ from PIL import Image
 
 from leoclr.datasets.packing.arrangement import arrange
 from leoclr.datasets.packing.folder_source import FolderSource
-from leoclr.datasets.packing.pack import Recipe, pack
+from leoclr.datasets.packing.pack import PackingRecipe, pack
 
 _PHOTOGRAPH = (500, 375)  # the usual size of ImageNet's
 _SMALL = 96  # sets of images up to this size usually come as PNG, as large as they are used
@@ -33,5 +33,5 @@ def photo_like(folder: Path, count: int, image_size: int) -> Path:
         picture = Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8))
         picture.save(images / f"{number:05d}.{'png' if small else 'jpg'}", quality=90)
     source = FolderSource(images)
-    pack(source, arrange(source), shards, Recipe("photo-like"))
+    pack(source, arrange(source), shards, PackingRecipe("photo-like"))
     return shards

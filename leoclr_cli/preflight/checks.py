@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from leoclr.backends.settings import RunFacts
-from leoclr.cli.config.plugins import METHODS, plugin
+from leoclr.backends.settings import NEEDS, RunFacts
+from leoclr.cli.config.plugins import METHODS, method_settings, plugin, plugins
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.versions import environment, versions
-from leoclr.datasets.errors import RunError
+from leoclr.datasets.errors import RunError, SettingsError
 from leoclr.datasets.shards.description import remarks
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.locate import absolute
@@ -41,11 +41,30 @@ def facts_of(settings: Settings, images: int, ranks: int) -> RunFacts:
     return RunFacts(tuple(policy.views), policy.pairs, images, micro, ranks, settings.train.accumulation)
 
 
+def problems(settings: Settings, facts: RunFacts) -> Iterator[str]:
+    """Why the method cannot train so, a line for each reason."""
+    missing = [NEEDS.get(need, need) for need in settings.view_policy.needs if need not in settings.method.offers]
+    if missing:
+        able = [name for name in plugins(METHODS) if set(settings.view_policy.needs) <= set(_offers(name))]
+        yield (
+            f"views {settings.views} need {' and '.join(missing)}, which {settings.backend} has not; "
+            f"backends that have: {', '.join(able)}"
+        )
+    yield from settings.method.problems(facts)
+
+
+def _offers(method: str) -> tuple[str, ...]:
+    try:
+        return method_settings(method).offers
+    except SettingsError:  # told where it is chosen
+        return ()
+
+
 def refuse_problems(settings: Settings, facts: RunFacts) -> None:
     """Raise RunError where the method cannot train so."""
-    problems = list(settings.method.problems(facts))
-    if problems:
-        raise RunError("\n  ".join(problems))
+    found = list(problems(settings, facts))
+    if found:
+        raise RunError("\n  ".join(found))
 
 
 def warnings_about(settings: Settings, index: Index, facts: RunFacts) -> Iterator[str]:

@@ -1,0 +1,41 @@
+"""CLSA: strongly augmented views learn the distribution over keys of their weak view (arXiv 2104.07713).
+
+Each strong view adds `-sum p_weak log p_strong` (its gradient is that of the divergence of the two), where both are
+softmaxes over the keys of the whole batch and the queue, and the weak one is a constant. A strong view is pulled to no
+key directly. The policy names strong views `strong1`, ..., one for each anchor in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from leoclr.backends.method import Output, Progress
+from leoclr.backends.settings import Pairs, anchors_of
+from leoclr.backends.wrappers.wrapper import Wrapper, targets_of, with_term
+
+
+class Clsa(Wrapper):
+    """The method's loss of the weak views, and the distributional loss of the strong ones."""
+
+    def similarities(self, embeddings: Tensor, keys: Tensor) -> Tensor:
+        """Logits over keys: the method's, which comes after this in the order of classes."""
+        logits: Tensor = super().similarities(embeddings, keys)  # type: ignore[misc]
+        return logits
+
+    def forward(self, views: Mapping[str, Tensor], pairs: Pairs, now: Progress) -> Output:
+        output = super().forward(views, pairs, now)
+        losses = []
+        for number, anchor in enumerate(anchors_of(pairs), start=1):
+            keys = targets_of(anchor, pairs, output)[0]
+            weak = self.similarities(output.predictions[anchor].detach(), keys)
+            strong = self.similarities(self.predict(self.encoder(views[f"strong{number}"])), keys)
+            losses.append(distribution_loss(weak, strong))
+        return with_term(output, "distribution_loss", torch.stack(losses).sum(), self.of_policy["weight"])
+
+
+def distribution_loss(weak: Tensor, strong: Tensor) -> Tensor:
+    """Cross-entropy of the softmax of strong logits under that of weak ones, `(n, keys)` both: the batch's mean."""
+    return -(weak.softmax(dim=1) * strong.log_softmax(dim=1)).sum(dim=1).mean()
