@@ -82,6 +82,14 @@ def summary_line(settings: Settings, device_type: str, ranks: int) -> str:
     )
 
 
+def extension_line(before: int, after: int, step: int) -> str:
+    """What more epochs mean for a run."""
+    return (
+        f"the run is extended from {before:,} to {after:,} epochs: after step {step:,} the learning rate and all other "
+        f"schedules are those of {after:,} epochs"
+    )
+
+
 def description(
     settings: Settings,
     index: Index,

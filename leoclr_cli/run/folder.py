@@ -85,6 +85,17 @@ class RunFolder:
         if data != content["data"]:
             self.write({key: value for key, value in content.items() if key != "format"} | {"data": data})
 
+    def extended(self, epochs: int, step: int) -> int | None:
+        """Note that a run has more epochs from a step on; returns how many it had, or None where it had as many."""
+        content = self.read()
+        before = int(content["settings"]["train"]["epochs"])
+        if epochs <= before:
+            return None
+        content["settings"]["train"]["epochs"] = epochs
+        content.setdefault("extensions", []).append({"after_step": step, "epochs_before": before, "epochs": epochs})
+        self.write({key: value for key, value in content.items() if key != "format"})
+        return before
+
     @contextmanager
     def still_there(self) -> Iterator[None]:
         """Around a save: a folder that somebody moved or removed is not made anew with half a run in it.

@@ -18,7 +18,14 @@ from accelerate import Accelerator
 
 from leoclr.cli.config.fields import get, keys_of
 from leoclr.cli.config.settings import Settings
-from leoclr.cli.preflight.checks import description, facts_of, refuse_problems, summary_line, warnings_about
+from leoclr.cli.preflight.checks import (
+    description,
+    extension_line,
+    facts_of,
+    refuse_problems,
+    summary_line,
+    warnings_about,
+)
 from leoclr.cli.preflight.initial_weights import start_from_weights
 from leoclr.cli.preflight.memory import check_memory
 from leoclr.cli.run.checkpoint import Checkpoint, newest_sound, prune, step_folder
@@ -137,6 +144,8 @@ class Trainer:
                 self.run.write(about | {"weights": weights})
             else:
                 self.run.moved(self.settings.data.train, self.data.val_specs)
+                if before := self.run.extended(self.settings.train.epochs, self.step):
+                    say(extension_line(before, self.settings.train.epochs, self.step))
             self._announce()
         self.accelerator.wait_for_everyone()
 

@@ -15,10 +15,12 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
+from leoclr.cli.config.resolve import differences
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from leoclr.cli.run.folder import RunFolder
 from leoclr.cli.training import trainer as training
+from leoclr.cli.training.optimizers import learning_rate
 from leoclr.cli.training.result import TrainResult
 from leoclr.cli.training.signals import GracefulStop
 from leoclr.cli.training.step import TrainStep
@@ -467,3 +469,25 @@ def test_class_numbers_of_any_size_are_scored_while_training(
     data, val = (make_shards((count,), name=name, labels=labels) for name, count in (("train", 16), ("val", 6)))
     chosen = settings(data, data__val=str(val), run__knn_epochs="1", train__epochs="1")
     assert train(chosen, tmp_path / "run").knn is not None
+
+
+def test_a_finished_run_may_be_extended_and_says_by_which_schedule(
+    settings: MakeSettings, make_shards: MakeShards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, run = make_shards((16,)), tmp_path / "run"
+    train(settings(data, train__epochs="1", run__log_steps="1"), run)
+    longer = settings(data, train__epochs="3", run__log_steps="1")
+    assert differences(settings(data, train__epochs="1"), longer) == []
+    assert differences(longer, settings(data, train__epochs="1")) == ["train.epochs: 3 -> 1"]
+    result = training.train(longer, run, None, ["test"], True)
+    assert result.step == result.steps == 6
+    assert "extended from 1 to 3 epochs: after step 2 the learning rate" in capsys.readouterr().err
+    about = json.loads((run / "run.json").read_text())
+    assert about["settings"]["train"]["epochs"] == 3
+    assert about["extensions"] == [{"after_step": 2, "epochs_before": 1, "epochs": 3}]
+    rates = [json.loads(line)["lr"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    peak = longer.optimizer.lr
+    expected = [learning_rate(step, 2 if step < 2 else 6, 0, peak) for step in range(6)]
+    assert rates == pytest.approx(expected)
+    training.train(longer, run, None, ["test"], True)  # which changes nothing any more
+    assert len(json.loads((run / "run.json").read_text())["extensions"]) == 1
