@@ -9,7 +9,7 @@ With the `leoclr` views X agrees with X1 and with X2, and these two are not comp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from leoclr.backends.distributed import gather_with_gradient
 from leoclr.backends.losses import exact
-from leoclr.backends.method import Facts, Method, Output, Progress, share_batch_norm
+from leoclr.backends.method import Facts, Output, PairMethod, Progress, share_batch_norm
 from leoclr.backends.networks.backbones import Backbone
 from leoclr.backends.networks.encoder import Encoder
 from leoclr.backends.networks.heads import mlp
@@ -32,6 +32,7 @@ class Settings(BatchNormSettings):
     """VICReg: invariance, variance and covariance (`--backend vicreg`)."""
 
     default_views: ClassVar[str] = "byol"
+    offers: ClassVar[tuple[str, ...]] = ("pairs",)
     small: ClassVar[Mapping[str, Any]] = {"hidden": 32, "dim": 32}
 
     layers: PositiveCount = Field(default=3, description="Linear layers of the projector.")
@@ -56,7 +57,7 @@ def covariance(embeddings_ND: Tensor) -> Tensor:
     return (matrix_DD.square().sum() - matrix_DD.diagonal().square().sum()) / len(matrix_DD)
 
 
-class VICReg(Method):
+class VICReg(PairMethod):
     """The variance-invariance-covariance backend."""
 
     def __init__(self, settings: Settings, facts: Facts) -> None:
@@ -68,18 +69,32 @@ class VICReg(Method):
         share_batch_norm(self, settings, facts)
 
     def forward(self, views: Mapping[str, Tensor], pairs: Pairs, now: Progress) -> Output:
-        settings = self.settings
         embeddings = {name: self.encoder(images) for name, images in views.items()}
-        with torch.autocast(next(iter(views.values())).device.type, enabled=False):
+        terms = self._terms(embeddings, undirected(pairs))
+        metrics = {name: value.detach() for name, value in terms.items() if name != "flat"}
+        return Output(self._total(terms), embeddings[pairs[0][0]].detach(), metrics, embeddings, embeddings)
+
+    def pull(self, predictions: Tensor, targets: Sequence[Tensor], negatives: Tensor | None = None) -> Tensor:
+        """All three terms, of each pair by itself."""
+        pairs = ({"anchor": predictions, "positive": target} for target in targets)
+        return torch.stack([self._total(self._terms(pair, (("anchor", "positive"),))) for pair in pairs])
+
+    def reduce(self, losses: Tensor) -> Tensor:
+        return losses.mean()
+
+    def _terms(self, embeddings: Mapping[str, Tensor], pairs: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
+        with torch.autocast(next(iter(embeddings.values())).device.type, enabled=False):
             all_ND = {name: gather_with_gradient(exact(each)) for name, each in embeddings.items()}
-            unlike = torch.stack([F.mse_loss(all_ND[one], all_ND[other]) for one, other in undirected(pairs)]).mean()
+            unlike = torch.stack([F.mse_loss(all_ND[one], all_ND[other]) for one, other in pairs]).mean()
             spreads = [deviations(each) for each in all_ND.values()]
             flat = torch.stack([F.relu(1 - spread).mean() for spread in spreads]).mean()
             redundant = 2 * torch.stack([covariance(each) for each in all_ND.values()]).mean()
-        loss = settings.invariance * unlike + settings.variance * flat + settings.covariance * redundant
-        metrics = {"invariance": unlike, "std": torch.stack(spreads).mean(), "covariance": redundant}
-        metrics = {name: value.detach() for name, value in metrics.items()}
-        return Output(loss, embeddings[pairs[0][0]].detach(), metrics)
+        return {"invariance": unlike, "std": torch.stack(spreads).mean(), "covariance": redundant, "flat": flat}
+
+    def _total(self, terms: Mapping[str, Tensor]) -> Tensor:
+        settings = self.settings
+        pulled = settings.invariance * terms["invariance"]
+        return pulled + settings.variance * terms["flat"] + settings.covariance * terms["covariance"]
 
     def backbones(self) -> dict[str, Backbone]:
         return {"encoder.backbone": self.encoder.backbone}

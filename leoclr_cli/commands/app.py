@@ -24,14 +24,14 @@ COMMANDS = {
     "train": Entry("leoclr.cli.commands.train:train", "Pre-train an encoder on shards."),
     "bench": Entry("leoclr.cli.commands.bench:bench", "Measure the speed of training on this machine."),
     "show-config": Entry("leoclr.cli.commands.show_config:show_config", "Show every setting with its origin."),
-    "method": Entry("leoclr.cli.commands.method:app", "Methods: list them, write a new one, check one."),
+    "method": Entry("leoclr.cli.commands.method:app", "List methods, create a new one, or check one."),
     "eval": Entry("leoclr.cli.commands.eval.group:app", "Score an encoder."),
-    "runs": Entry("leoclr.cli.commands.runs:runs", "List runs, and remove those that nobody needs."),
-    "report": Entry("leoclr.cli.commands.report:report", "Tell of runs on one HTML page."),
+    "runs": Entry("leoclr.cli.commands.runs:runs", "List runs and remove unneeded ones."),
+    "report": Entry("leoclr.cli.commands.report:report", "Write an HTML report of one or several runs."),
     "embed": Entry("leoclr.cli.commands.embed:embed", "Write the features of images."),
     "reproduce": Entry("leoclr.cli.commands.reproduce:reproduce", "Run an experiment of the paper."),
-    "ablate": Entry("leoclr.cli.commands.reproduce:ablate_app", "Pre-train again with parts left out."),
-    "export": Entry("leoclr.cli.commands.export:export", "Take the weights to another program."),
+    "ablate": Entry("leoclr.cli.commands.reproduce:ablate_app", "Repeat pre-training without single components."),
+    "export": Entry("leoclr.cli.commands.export:export", "Export the encoder for another program."),
 }
 
 app = typer.Typer(
@@ -48,7 +48,7 @@ app = typer.Typer(
 def leoclr(
     show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", help="With --version: all that a bug report needs, the machine included.")
+        bool, typer.Option("--verbose", help="With --version: everything for a bug report, including the machine.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --version: print it as JSON.")] = False,
 ) -> None:
@@ -56,11 +56,11 @@ def leoclr(
 
     \b
     Examples:
-      leoclr quickstart                          see all of it work in a few minutes
+      leoclr quickstart                          try everything in a few minutes
       leoclr shard photos/ shards/               pack a folder of images
       leoclr train --data shards/                pre-train an encoder
       leoclr eval linear                         score the newest run
-      leoclr export --format torchvision         take the weights away
+      leoclr export --format torchvision         export the weights
     """
     if show_version:
         from leoclr.cli.commands.version import print_version

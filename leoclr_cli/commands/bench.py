@@ -1,4 +1,4 @@
-"""`leoclr bench`: how fast this machine makes views and takes steps, what limits, and what would help."""
+"""`leoclr bench`: the speed of each part of training, the bottleneck, and settings that would help."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _IMAGES = 192
 def bench(
     given: Given,
     seconds: Annotated[
-        float, typer.Option(min=1, max=3600, metavar="N", help="About how long the measurements may take.")
+        float, typer.Option(min=1, max=3600, metavar="N", help="Approximate time for the measurements, in seconds.")
     ] = 30.0,
     json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Measure the speed of training here, part by part: read, decode, augment, step, and all together.
+    """Measure the speed of training on this machine by parts: read, decode, augment, step, and all together.
 
-    It says whether the data or the model is what limits, and which setting would help. Without --data it makes images
+    Reports whether data or model is the bottleneck and which setting would help. Without --data it generates images
     that cost as much as photographs. On a CPU the batch is smaller than in training, which changes the rate little.
 
     \b

@@ -1,4 +1,4 @@
-"""`leoclr check`."""
+"""`leoclr check`: verify shards and their images."""
 
 from __future__ import annotations
 
@@ -19,14 +19,12 @@ def check(
     data: Annotated[
         list[str], typer.Argument(metavar="DATA", help="Shards: brace ranges, globs, folders or index files.")
     ],
-    decode: Annotated[bool, typer.Option("--decode/--no-decode", help="Whether to decode every image.")] = True,
+    decode: Annotated[bool, typer.Option("--decode/--no-decode", help="Decode every image.")] = True,
     json_output: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Verify shards against their index, and say what `leoclr train` would do with each fault.
+    """Verify shards against their index, and state for each fault how `leoclr train` would respond.
 
-    Of a folder with splits, all of them.
-
-    Exit code 1 where there are faults.
+    In a folder with splits, all splits are checked. The exit code is 1 if there are faults.
 
     \b
     Examples:

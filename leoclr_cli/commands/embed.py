@@ -1,4 +1,4 @@
-"""`leoclr embed`: the features themselves, for other programs."""
+"""`leoclr embed`: write features for other programs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ def embed(
     checkpoint: Checkpoint = None,
     data: Annotated[
         list[str] | None,
-        typer.Option(
-            "--data", metavar="SHARDS", help="Data to embed; the run's training data when left out. Repeatable."
-        ),
+        typer.Option("--data", metavar="SHARDS", help="Data to embed; default: the run's training data. Repeatable."),
     ] = None,
     output: Annotated[
         Path,
@@ -26,7 +24,7 @@ def embed(
             "-o",
             dir_okay=False,
             metavar="FILE",
-            help="A .npy file with the keys beside it, or a .parquet file.",
+            help="A .npy file, with the keys beside it, or a .parquet file.",
         ),
     ] = Path("features.npy"),
     backbone: Backbone = None,
@@ -39,8 +37,8 @@ def embed(
 ) -> None:
     """Write the features of a frozen encoder for every image, with its key and label, in the order of the index.
 
-    Labels are not needed. Work that was interrupted is taken up by the same command. A record with the protocol and
-    the digests of weights and data is written to FILE.json.
+    Labels are not needed. The same command resumes interrupted work. FILE.json records the protocol and the digests of
+    weights and data.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`leoclr export`: take the trained encoder to another program."""
+"""`leoclr export`: write the encoder for another program."""
 
 from __future__ import annotations
 
@@ -22,41 +22,41 @@ def export(
     checkpoint: Annotated[
         Path | None,
         typer.Argument(
-            metavar="CHECKPOINT", help="Run, checkpoint, exported file or state dict; the newest run when left out."
+            metavar="CHECKPOINT", help="Run, checkpoint, exported file or state dict; default: the newest run."
         ),
     ] = None,
-    format: Annotated[ExportFormat, typer.Option("--format", help="What the file is for.")] = ExportFormat.safetensors,
+    format: Annotated[ExportFormat, typer.Option("--format", help="Format of the file.")] = ExportFormat.safetensors,
     output: Annotated[
         Path | None,
         typer.Option(
             "--output",
             "-o",
             metavar="PATH",
-            help="File to write, or folder for hf; in the run's export folder if not given.",
+            help="File to write, or folder for hf; default: in the run's export folder.",
         ),
     ] = None,
     backbone: Annotated[
         str | None,
-        typer.Option("--backbone", metavar="NAME", help="Architecture of a state dict that does not tell it."),
+        typer.Option("--backbone", metavar="NAME", help="Architecture of a state dict that does not identify it."),
     ] = None,
     license: Annotated[
         str | None, typer.Option("--license", metavar="ID", help="Licence in the model card (hf), e.g. cc-by-4.0.")
     ] = None,
     no_views: Annotated[
-        bool, typer.Option("--no-views", help="Leave views of training images out of the model card (hf).")
+        bool, typer.Option("--no-views", help="Omit views of training images from the model card (hf).")
     ] = False,
     push: Annotated[
         str | None, typer.Option("--push", metavar="OWNER/NAME", help="Upload the folder (hf) to the Hugging Face hub.")
     ] = None,
     public: Annotated[
-        bool, typer.Option("--public", help="Make the repository of --push public where it is new; else it is private.")
+        bool, typer.Option("--public", help="Make a new repository of --push public; default: private.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Export the encoder, without projector, and compare the file's features with the original's.
 
-    A file whose features differ by more than 1e-5 (of the largest, where that is above 1) is not kept. `hf` is a
-    folder for timm and transformers, as the Hugging Face hub holds it.
+    A file whose features differ by more than 1e-5 (relative to the largest if that is above 1) is not kept. `hf` is a
+    folder for timm, transformers and the Hugging Face hub.
 
     \b
     Examples:

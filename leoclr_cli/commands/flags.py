@@ -1,4 +1,4 @@
-"""The flags for settings as options of a command."""
+"""Flags of settings as options of a command."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LAYERS = {
     PRESET: (
         "preset",
         str,
-        typer.Option(PRESET, metavar="NAME", help="A recipe to start from; `leoclr show-config --presets` lists them."),
+        typer.Option(PRESET, metavar="NAME", help="Preset to start from; `leoclr show-config --presets` lists them."),
     ),
     CONFIG: ("config", Path, typer.Option(CONFIG, metavar="FILE", help="Settings in a .toml, .yaml or .json file.")),
     SET: (
@@ -50,7 +50,7 @@ def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., 
 
 
 def settings_of(given: Given) -> Settings:
-    """The settings that were asked for. What was set without effect is said in a warning."""
+    """The settings that were asked for; settings without effect cause a warning."""
     resolved = given.resolve()
     for line in resolved.warnings:
         warn(line)

@@ -1,4 +1,4 @@
-"""`leoclr index` indexes shards that others packed."""
+"""`leoclr index`: index shards that other tools wrote."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ def index(
             "--output",
             "-o",
             metavar="FOLDER",
-            help="Where the index of shards on a server is written, to be put beside them.",
+            help="Output folder for the index of shards on a server; upload it beside them.",
         ),
     ] = None,
     classes: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Text file with the name of class 0 on its first line, and so on."),
+        typer.Option(metavar="FILE", help="Text file of class names, one per line, from class 0."),
     ] = None,
     image_member: Annotated[
         str | None,
         typer.Option(
             metavar="SUFFIX",
-            help="Which member of a sample is its image, by all behind the key's dot, such as jpg or left.png; several "
-            "with commas, the first that is there counts. Default: the one with an image's suffix.",
+            help="Image member of a sample, by its name after the key's dot, such as jpg or left.png; of several, "
+            "separated by commas, the first present is used. Default: the member with an image suffix.",
         ),
     ] = None,
     label_member: Annotated[
         str | None,
         typer.Option(
             metavar="SUFFIX",
-            help="Which member holds its class number or name, such as txt, or json:FIELD for a field of a JSON "
-            "member. Default: cls.",
+            help="Member with the class number or name, such as txt, or json:FIELD for a field of a JSON member. "
+            "Default: cls.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Index shards that webdataset, img2dataset or another tool wrote, with a checksum of each.
 
-    The index lies beside the shards, one for each folder. Of a folder of splits, name the splits. Shards on a server
-    are read once, and their index is written to --output. The members that were named are recorded in the index, and
-    taken again when the shards are indexed anew.
+    Each folder gets an index beside its shards; in a folder of splits, name the splits. Shards on a server are read
+    once, and their index is written to --output. The index records the named members, and indexing the shards again
+    uses them.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`leoclr method`: the methods that are installed, a new one to start from, and whether one keeps its promises."""
+"""`leoclr method`: list installed methods, create a package for a new one, check one."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ import typer
 from leoclr.cli.commands.parsing import LeoclrCommand
 from leoclr.cli.terminal import print_json, say
 
-app = typer.Typer(no_args_is_help=True, help="The methods (--backend) and view policies (--views) there are.")
+app = typer.Typer(
+    no_args_is_help=True, help="List, create and check methods (--backend); list view policies (--views)."
+)
 
 
 @app.command("list", cls=LeoclrCommand)
 def list_methods(
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List methods and view policies with the package that each comes from.
+    """List installed methods and view policies with their packages.
 
     \b
     Examples:
@@ -44,8 +46,10 @@ def list_methods(
 
 @app.command("new", cls=LeoclrCommand)
 def new(
-    name: Annotated[str, typer.Argument(help="What --backend will call it.", show_default=False)],
-    folder: Annotated[Path | None, typer.Argument(help="Where; by default a folder of the method's name.")] = None,
+    name: Annotated[str, typer.Argument(help="Name of the method, for --backend.", show_default=False)],
+    folder: Annotated[
+        Path | None, typer.Argument(help="Folder of the package; default: the name of the method.")
+    ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print the files as JSON.")] = False,
 ) -> None:
     """Write an installable package with one working method, its test and a README.
@@ -72,10 +76,10 @@ def check(
     name: Annotated[str, typer.Argument(help="The method.", show_default=False)],
     json_output: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
-    """Check that a method keeps the promises of the seam; exit code 1 where it does not.
+    """Check that a method works with every part of leoclr; exit code 1 on a failure.
 
-    Loss and gradients, two processes against one, a stopped run against an uninterrupted one, checkpoints, export, and
-    every installed view policy. Takes about a minute.
+    Checks loss and gradients, two processes against one, a resumed run against an uninterrupted one, checkpoints,
+    export, and every installed view policy. Takes about a minute.
 
     \b
     Examples:

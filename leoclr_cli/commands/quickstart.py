@@ -1,4 +1,4 @@
-"""`leoclr quickstart`."""
+"""`leoclr quickstart`: every step of leoclr on images that need no download."""
 
 from __future__ import annotations
 
@@ -19,16 +19,14 @@ PRESET = "quickstart"
 @with_settings("--epochs", "--seed")
 def quickstart(
     given: Given,
-    output: Annotated[Path, typer.Option("--output", metavar="FOLDER", help="Where everything goes.")] = Path(
-        "quickstart"
-    ),
+    output: Annotated[Path, typer.Option("--output", metavar="FOLDER", help="Output folder.")] = Path("quickstart"),
     json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """See all of it work in a few minutes: pack, pre-train, score, draw and export, on images that need no download.
+    """Try everything in a few minutes: pack, pre-train, score, draw and export, on images that need no download.
 
     The images are scikit-learn's 1,797 handwritten digits. LeOCLR trains on 1,297 of them on the CPU, without their
-    labels; the other 500 test the encoder, beside the same encoder untrained and beside the bare pixels. Typed again,
-    the command takes up what is there, also after Ctrl-C.
+    labels. The other 500 are used to compare the encoder with the same encoder untrained and with raw pixels. Repeat
+    the command to continue after Ctrl-C.
 
     \b
     Examples:

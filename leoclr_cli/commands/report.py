@@ -1,4 +1,4 @@
-"""`leoclr report`: a page that tells of a run, or compares several."""
+"""`leoclr report`: an HTML page about a run, or a comparison of several."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ _MOST_SAMPLES = 2000
 
 def report(
     runs: Annotated[
-        list[Path] | None, typer.Argument(metavar="RUN", help="Run folders, at most 8; the newest run when left out.")
+        list[Path] | None, typer.Argument(metavar="RUN", help="Run folders, at most 8; default: the newest run.")
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", dir_okay=False, metavar="FILE", help="The page.")] = Path(
-        "report.html"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", dir_okay=False, metavar="FILE", help="HTML file to write.")
+    ] = Path("report.html"),
     samples: Annotated[
         int,
         typer.Option(
-            "--samples", min=0, max=_MOST_SAMPLES, metavar="N", help="Images for neighbours and map; 0 for neither."
+            "--samples", min=0, max=_MOST_SAMPLES, metavar="N", help="Images for neighbours and map; 0 omits both."
         ),
     ] = 1000,
     map_kind: Annotated[
-        Literal["tsne", "pca", "none"], typer.Option("--map", help="How features become two numbers.")
+        Literal["tsne", "pca", "none"], typer.Option("--map", help="Projection of the features to two dimensions.")
     ] = "tsne",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Write one self-contained HTML page: curves, scores, views, nearest neighbours, map, settings, environment.
 
-    It opens without a network and runs no script. What a run does not have (its data have moved, it has no checkpoint
-    yet) is said on the page, and the rest appears.
+    The page needs no network and contains no script. It names missing parts (moved data, no checkpoint yet) and shows
+    the rest.
 
     \b
     Examples:

@@ -54,6 +54,12 @@ Changes = Annotated[
         "--set", metavar="KEY=VALUE", help="A setting of the pre-training other than the recipe's. Repeatable."
     ),
 ]
+Methods = Annotated[
+    list[str] | None, typer.Option("--method", metavar="NAME", help="Only this row of the recipe. Repeatable.")
+]
+WithLeoclr = Annotated[
+    bool, typer.Option("--leoclr", help="Train each method also with the original as the anchor (--views leoclr).")
+]
 Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
 Workers = Annotated[int | None, typer.Option("--workers", min=-1, metavar="N", help="Loader processes.")]
 Precision = Annotated[
@@ -87,15 +93,20 @@ def reproduce(
     any_data: AnyData = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
+    methods: Methods = None,
+    with_leoclr: WithLeoclr = False,
 ) -> None:
     """Run an experiment of the paper and set its figures beside the paper's.
 
     A recipe is a list of `leoclr train` and `leoclr eval` commands. Steps that are done are not done again: after
     Ctrl-C the same command goes on. The folder holds runs, records, and table.md, table.json, table.png at the end.
+    A recipe without --data is listed: its methods, how each is trained, and the figures that are known.
 
     \b
     Examples:
       leoclr reproduce
+      leoclr reproduce table1
+      leoclr reproduce table1 --data shards/imagenet --method BYOL --method SwAV --leoclr
       leoclr reproduce table6 --data cifar10=shards/cifar10 --data stl10=shards/stl10 --scale 0.05
       leoclr reproduce cifar10 --data shards/a-part-of-it --any-data --scale 0.05
       leoclr reproduce cifar10 --data shards/cifar10 --seeds 1 --dry-run
@@ -106,6 +117,9 @@ def reproduce(
         titles = {name: load_recipe(name).title for name in names()}
         width = max(map(len, titles)) + 2
         print_json(titles) if as_json else print("\n".join(f"{name:<{width}}{titles[name]}" for name in titles))
+        return
+    if not data and not dry_run and output is None:
+        _list_rows(recipe, methods or [], with_leoclr)
         return
     given = [("--device", device), ("--workers", workers)]
     flags = tuple(str(word) for flag, value in given if value is not None for word in (flag, value))
@@ -122,7 +136,23 @@ def reproduce(
         any_data,
         dry_run,
         as_json,
+        tuple(methods or ()),
+        with_leoclr,
     )
+
+
+def _list_rows(name: str, methods: list[str], with_leoclr: bool) -> None:
+    from leoclr.cli.recipes.definition import load_recipe, selected
+    from leoclr.cli.recipes.table import rows
+    from leoclr.cli.terminal import say
+
+    recipe = load_recipe(name)
+    shown = selected(recipe, methods, with_leoclr) if methods or with_leoclr else recipe
+    print(f"{recipe.title} ({recipe.source})\n\n{rows(shown)}")
+    for note in recipe.notes:
+        print(f"note: {note}")
+    needed = " ".join(f"--data {one}=SHARDS" for one in recipe.data)
+    say(f"to run it: leoclr reproduce {name} {needed}")
 
 
 def augmentations(
@@ -169,15 +199,17 @@ def _carry_out(
     any_data: bool,
     dry_run: bool,
     as_json: bool,
+    methods: tuple[str, ...] = (),
+    with_leoclr: bool = False,
 ) -> None:
     from leoclr.cli.recipes.checks import check_data, check_names, check_settings
-    from leoclr.cli.recipes.definition import load_recipe
+    from leoclr.cli.recipes.definition import load_recipe, selected
     from leoclr.cli.recipes.known_data import check_known
     from leoclr.cli.recipes.steps import RecipePlan, data_by_name
 
     if scale <= 0:
         raise SettingsError(f"--scale {scale:g}: expected a number above 0")
-    recipe = load_recipe(name)
+    recipe = selected(load_recipe(name), methods, with_leoclr)
     short = Path(name).stem
     plan = RecipePlan(
         recipe=recipe,

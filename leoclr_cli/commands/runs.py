@@ -1,4 +1,4 @@
-"""`leoclr runs`: a table of runs, and the removal of those that nobody needs."""
+"""`leoclr runs`: list runs, and remove unneeded ones."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ _PARTIAL = ".removed-"
 def runs(
     places: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="PLACE", help="Runs, or folders that hold runs; the working directory if left out."),
+        typer.Argument(metavar="PLACE", help="Runs or folders of runs; default: the working directory."),
     ] = None,
     state: Annotated[
         Literal["running", "complete", "stopped", "empty", "damaged"] | None,
-        typer.Option("--state", help="Only runs in this state. Empty ones have no checkpoint."),
+        typer.Option("--state", help="Only runs in this state; empty runs have no checkpoint."),
     ] = None,
     prune: Annotated[
         bool,
-        typer.Option("--prune", help="Ask, then remove the runs listed: empty ones, or those in the given --state."),
+        typer.Option("--prune", help="Ask, then remove the empty runs, or the runs in --state."),
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove without the question.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove without asking.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """List runs with state, step, loss, k-NN score, size and age, the newest first.
+    """List runs with state, step, loss, k-NN score, size and age, newest first.
 
-    A running run is never removed, and a complete or stopped one only where --state names its state.
+    A running run is never removed; complete and stopped runs only if --state names their state.
 
     \b
     Examples:

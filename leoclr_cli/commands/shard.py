@@ -1,4 +1,4 @@
-"""`leoclr shard` packs images into tar shards."""
+"""`leoclr shard`: pack images into tar shards."""
 
 from __future__ import annotations
 
@@ -45,98 +45,94 @@ def shard(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="Folder with one sub-folder per class, folder of images without classes, .tar, .tar.gz or .zip of "
-            "either, .parquet or a folder of such, or cifar10, cifar100, stl10, cars, pets.",
+            help="Folder with one sub-folder per class, or of images without classes; a .tar, .tar.gz or .zip of "
+            "either; a .parquet file or a folder of them; or cifar10, cifar100, stl10, cars, pets.",
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the shards.")],
     name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What the shards are called; default: as SOURCE.")
+        str | None, typer.Option(metavar="NAME", help="Name of the shards; default: the name of SOURCE.")
     ] = None,
     shard_size: Annotated[
         float, typer.Option(min=0.001, metavar="MB", help="Largest size of a shard, in 10^6 bytes.")
     ] = 256.0,
     shortest_side: Annotated[
         int | None,
-        typer.Option(
-            min=1, metavar="PIXELS", help="Shrink larger images so that their shortest side has so many pixels."
-        ),
+        typer.Option(min=1, metavar="PIXELS", help="Shrink larger images to this shortest side."),
     ] = None,
     format: Annotated[
-        StoredFormat | None, typer.Option(help="Store every image in this format; default: keep its bytes.")
+        StoredFormat | None, typer.Option(help="Store every image in this format; default: keep its bytes unchanged.")
     ] = None,
     quality: Annotated[
         int | None,
-        typer.Option(
-            min=1, max=100, metavar="1..100", help="Quality of JPEG and WebP where images are coded again; default: 90."
-        ),
+        typer.Option(min=1, max=100, metavar="1..100", help="Quality of re-encoded JPEG and WebP; default: 90."),
     ] = None,
     layout: Annotated[
         LayoutOption | None,
         typer.Option(
-            help="How folders are read: no classes (flat), CLASS/, SPLIT/CLASS/ or CLASS/SPLIT/ (classes-splits). "
-            "Default: as their names tell."
+            help="Folders of SOURCE: none (flat), CLASS/, SPLIT/CLASS/ or CLASS/SPLIT/ (classes-splits). "
+            "Default: recognised by name."
         ),
     ] = None,
     split_names: Annotated[
         str | None,
-        typer.Option(metavar="SPLIT=FOLDER,...", help="Which folders are splits, as in train=Training,test=Testing."),
+        typer.Option(metavar="SPLIT=FOLDER,...", help="Folders of the splits, such as train=Training,test=Testing."),
     ] = None,
     encoding: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Encoding of file names that are not UTF-8, as in old zips, such as gbk."),
+        typer.Option(metavar="NAME", help="Encoding of file names that are not UTF-8 (old zips), such as gbk."),
     ] = None,
     image_member: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Column of a Parquet source that holds the images.")
+        str | None, typer.Option(metavar="COLUMN", help="Image column of a Parquet source.")
     ] = None,
     label_member: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Column of a Parquet source that holds the labels.")
+        str | None, typer.Option(metavar="COLUMN", help="Label column of a Parquet source.")
     ] = None,
     levels: Annotated[
         str | None,
         typer.Option(
             metavar="LOW:HIGH",
-            help="Numbers that become black and white in images of more than 8 bits, stored with 8; default: what "
-            "the file declares.",
+            help="Values stored as black and white, for images of more than 8 bits; default: the range that the file "
+            "declares.",
         ),
     ] = None,
     val: Annotated[
         float | None,
         typer.Option(
             metavar="SHARE",
-            help="Share of the training images, of each class, to hold out as OUT/val; copies stay together.",
+            help="Share of each class's training images to hold out as OUT/val; equal images stay together.",
         ),
     ] = None,
     dedupe: Annotated[
         bool,
-        typer.Option("--dedupe", help="Leave out images that are the same bytes as another; those of train first."),
+        typer.Option("--dedupe", help="Drop images with equal bytes, those in train first."),
     ] = False,
     without: Annotated[
         Path | None,
-        typer.Option(metavar="LIST", help="Text file with images to leave out, by path in SOURCE or key, one a line."),
+        typer.Option(metavar="LIST", help="Text file of images to drop, by path in SOURCE or by key, one per line."),
     ] = None,
-    seed: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Chooses the order of the images and what is held out.")
-    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the image order and the held-out images.")] = 0,
     workers: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Threads; 0 takes one per core. The bytes do not depend on it.")
+        int, typer.Option(min=0, metavar="N", help="Threads; 0: one per core. The output does not depend on it.")
     ] = 0,
-    max_bad: Annotated[int, typer.Option(min=0, metavar="N", help="Unreadable images to skip before giving up.")] = 100,
+    max_bad: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Number of unreadable images to skip before failing.")
+    ] = 100,
     root: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Where torchvision keeps its data sets; default: data."),
+        typer.Option(metavar="FOLDER", help="Folder of torchvision's data sets; default: data."),
     ] = None,
-    download: Annotated[bool, typer.Option("--download", help="Let torchvision fetch the data set.")] = False,
+    download: Annotated[bool, typer.Option("--download", help="Let torchvision download the data set.")] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace shards of the same name once the new ones are complete.")
+        bool, typer.Option("--overwrite", help="Replace shards of the same name when the new ones are complete.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Pack images into WebDataset shards with an exact index beside them.
 
-    Split folders (train, val, test, unlabeled) at the top of SOURCE stay splits. Where folders can be read in two ways
-    --layout or --split-names is asked for. What is left out is counted, with the first of it. The same source, options
-    and seed give the same bytes. Nothing appears in OUT before all of it is complete.
+    Split folders (train, val, test, unlabeled) at the top of SOURCE stay splits. Ambiguous folders need --layout or
+    --split-names. Skipped files are counted and the first one is named. The same source, options and seed give the same
+    bytes. OUT receives the shards only when all of them are complete.
 
     \b
     Examples:

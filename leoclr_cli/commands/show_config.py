@@ -1,4 +1,4 @@
-"""`leoclr show-config`: what a run would be trained with, and where each value comes from."""
+"""`leoclr show-config`: every setting of a run with its value and origin."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def show_config(
 ) -> None:
     """Show every setting with its value and its origin.
 
-    Values come from the defaults, the preset, the file, LEOCLR_ variables and flags; what comes later wins.
+    Values come from defaults, preset, file, LEOCLR_ variables and flags; later ones override earlier ones.
 
     \b
     Examples:

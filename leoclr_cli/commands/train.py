@@ -1,4 +1,4 @@
-"""`leoclr train`."""
+"""`leoclr train`: pre-train an encoder, or resume a run."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ def train(
     given: Given,
     output: Annotated[
         Path | None,
-        typer.Option("--output", metavar="RUN", help="The run folder; by default a new one in runs/."),
+        typer.Option("--output", metavar="RUN", help="Run folder; default: a new one in runs/."),
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option("--resume", metavar="RUN", help="Go on with the run in this folder.")
+        Path | None, typer.Option("--resume", metavar="RUN", help="Resume the run in this folder.")
     ] = None,
     num_processes: Annotated[
-        int, typer.Option("--num-processes", min=1, metavar="N", help="Processes on this machine, one for each GPU.")
+        int, typer.Option("--num-processes", min=1, metavar="N", help="Processes on this machine, one per GPU.")
     ] = 1,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be read and when, train nothing, write no run.")
+        bool, typer.Option("--dry-run", help="Check everything and print the plan of the run; train and write nothing.")
     ] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Pre-train an encoder on shards.
 
-    Where a setting is not given here it comes from LEOCLR_ variables, the file, the preset or the defaults; `leoclr
-    show-config` takes the same flags and prints all of them. Ctrl-C finishes the step and saves; --resume goes on.
+    Other settings come from LEOCLR_ variables, the file, the preset or the defaults; `leoclr show-config` takes the
+    same flags and prints all of them. Ctrl-C finishes the step and saves; --resume continues.
 
     \b
     Examples:

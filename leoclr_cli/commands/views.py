@@ -1,4 +1,4 @@
-"""`leoclr views`: a picture of what the model sees of some images."""
+"""`leoclr views`: draw the views of images."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def views(
     given: Given,
     images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files, shards or their index.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", dir_okay=False, metavar="FILE", help="The picture, a .png.")
+        Path, typer.Option("--output", "-o", dir_okay=False, metavar="FILE", help="PNG file to write.")
     ] = Path("views.png"),
     draws: Annotated[
-        int, typer.Option(min=1, max=_MAX_ROWS, metavar="N", help="Rows per image: other crops and colours.")
+        int, typer.Option(min=1, max=_MAX_ROWS, metavar="N", help="Rows per image, each with new crops and colours.")
     ] = 1,
     count: Annotated[
-        int, typer.Option(min=1, max=_MAX_ROWS, metavar="N", help="Images taken from the start of shards.")
+        int, typer.Option(min=1, max=_MAX_ROWS, metavar="N", help="Number of images from the start of shards.")
     ] = 4,
     size: Annotated[
         int, typer.Option(min=64, max=1024, metavar="PIXELS", help="Side of a view in the picture, in pixels.")
@@ -39,8 +39,8 @@ def views(
 ) -> None:
     """Draw images as the model sees them: the original with its crop boxes, and every view beside it.
 
-    Views are augmented with the settings of a run and shown before normalisation; small ones are enlarged so that
-    single pixels show. Row N of an image is what epoch N sees of it.
+    Views are augmented with the settings of a run and shown before normalisation; small ones are enlarged to show
+    single pixels. Row N of an image shows its views in epoch N.
 
     \b
     Examples:

@@ -7,6 +7,7 @@ A recipe names data sets, pre-trainings, methods and the columns of a table. Eac
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,13 +34,16 @@ class RecipeMethod(Strict):
     """What sets one method apart.
 
     Attributes:
+        arguments: Of `leoclr train`; None for a row that is listed and cannot be trained.
         epochs: Of the pre-training's, as a share: 0.8 for LeOCLR at the compute of MoCo.
         against: The method that it is compared with, seed by seed; "" for none.
+        published: What others found with it, where and how; "" for nothing.
     """
 
-    arguments: Flags
+    arguments: Flags | None = None
     epochs: Positive = 1.0
     against: str = ""
+    published: str = ""
 
 
 class Column(Strict):
@@ -110,6 +114,37 @@ class Recipe(Strict):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+
+def selected(recipe: Recipe, methods: Sequence[str] = (), with_leoclr: bool = False) -> Recipe:
+    """The recipe with some of its methods, or with all that can be trained.
+
+    Args:
+        methods: Their names; none for all.
+        with_leoclr: Whether each comes with its variant under `--views leoclr` too, which is compared with it.
+
+    Raises:
+        SettingsError: There is no such method, or it cannot be trained.
+    """
+    trained = [name for name, method in recipe.methods.items() if method.arguments is not None]
+    for name in methods:
+        if name not in trained:
+            what = "cannot be trained here" if name in recipe.methods else "is no method of the recipe"
+            raise SettingsError(f"--method {name}: {what}; there are {', '.join(trained)}")
+    kept: dict[str, RecipeMethod] = {}
+    for name in methods or trained:
+        method = kept[name] = recipe.methods[name]
+        arguments = method.arguments or ()
+        if with_leoclr and "leoclr" not in arguments:
+            own = [word for before, word in zip(("", *arguments), arguments, strict=False) if before != "--views"]
+            words = (*(word for word in own if word != "--views"), "--views", "leoclr")
+            kept[f"{name}, original as anchor"] = method.model_copy(
+                update={"arguments": words, "against": name, "published": ""}
+            )
+    for name, method in kept.items():
+        if method.against not in kept:
+            kept[name] = method.model_copy(update={"against": ""})
+    return recipe.model_copy(update={"methods": kept})
 
 
 def names() -> list[str]:

@@ -74,8 +74,9 @@ class RecipePlan:
         for seed in self.seeds:
             for name in self.recipe.pretrain:
                 if any(column.pretrain == name for column in self.recipe.columns):
-                    for method in self.recipe.methods:
-                        yield Unit(self, method, name, seed)
+                    for method, about in self.recipe.methods.items():
+                        if about.arguments is not None:
+                            yield Unit(self, method, name, seed)
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,8 @@ class Unit:
         return self.plan.folder / "records" / f"{self.name}-{safe}.json"
 
     def recipe_flags(self) -> tuple[str, ...]:
-        return self.plan.recipe.pretrain[self.pretrain].arguments + self.plan.recipe.methods[self.method].arguments
+        recipe = self.plan.recipe
+        return recipe.pretrain[self.pretrain].arguments + (recipe.methods[self.method].arguments or ())
 
     def changes(self) -> tuple[str, ...]:
         """The plan's, but for settings that the recipe sets here: what it compares must stay apart."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from leoclr.cli.config.flags import parse_flags
 from leoclr.cli.plotting.charts import Dot, Line, Panel, dot_chart, line_chart
 from leoclr.cli.recipes.definition import Recipe
 from leoclr.cli.recipes.results import Cell, Change, cells
@@ -23,7 +24,7 @@ def as_json(recipe: Recipe, results: Sequence[Mapping[str, Any]]) -> dict[str, A
     return {
         "title": recipe.title,
         "source": recipe.source,
-        "notes": list(recipe.notes) + deviations(results),
+        "notes": list(_notes(recipe)) + deviations(results),
         "tolerance": recipe.tolerance,
         "cells": [
             {
@@ -47,7 +48,7 @@ def as_json(recipe: Recipe, results: Sequence[Mapping[str, Any]]) -> dict[str, A
 def as_markdown(recipe: Recipe, results: Sequence[Mapping[str, Any]]) -> str:
     """Title, table and notes."""
     table = _markdown(_HEADINGS, [_row(recipe, cell, results) for cell in cells(recipe, results)])
-    notes = "".join(f"\n- {note}" for note in (*recipe.notes, *deviations(results)))
+    notes = "".join(f"\n- {note}" for note in (*_notes(recipe), *deviations(results)))
     return f"{recipe.title} ({recipe.source})\n\n{table}\n{notes}\n" if notes else f"{recipe.title}\n\n{table}\n"
 
 
@@ -66,7 +67,7 @@ def as_grid(recipe: Recipe, results: Sequence[Mapping[str, Any]]) -> str:
     table = _markdown(("method", *figures, "forward passes", "hours"), rows)
     seeds = max((len(cell.values) for cell in found), default=0)
     intervals = "95 % intervals of the mean, and of the mean difference within a seed"
-    notes = [*recipe.notes, *trial, f"{seeds} seeds; {intervals}" if seeds > 1 else "1 seed"]
+    notes = [*_notes(recipe), *trial, f"{seeds} seeds; {intervals}" if seeds > 1 else "1 seed"]
     return f"{recipe.title} ({recipe.source})\n\n{table}\n\n" + "".join(f"- {note}\n" for note in notes)
 
 
@@ -78,7 +79,7 @@ def as_text(recipe: Recipe, results: Sequence[Mapping[str, Any]]) -> str:
         "  ".join(text.ljust(width) if place < 2 else text.rjust(width) for place, (text, width) in enumerate(zipped))
         for zipped in (list(zip(row, widths, strict=True)) for row in rows)
     ]
-    notes = [f"note: {note}" for note in (*recipe.notes, *deviations(results))]
+    notes = [f"note: {note}" for note in (*_notes(recipe), *deviations(results))]
     return "\n".join([f"{recipe.title} ({recipe.source})", "", *lines, "", *notes])
 
 
@@ -106,6 +107,28 @@ def as_picture(recipe: Recipe, results: Sequence[Mapping[str, Any]]) -> Image.Im
     of_epochs = f" with {max(shares):g} of the epochs" if shares else ""
     subtitle += f"; a trial{of_epochs}" if trial else "; filled: ours, hollow: the paper"
     return dot_chart(recipe.title, subtitle, panels)
+
+
+def rows(recipe: Recipe) -> str:
+    """The rows of a recipe before anything is done: how each is trained, the paper's figures, and what others found."""
+    lines = [("method", "backend", "views", *(column.name for column in recipe.columns), "published")]
+    for name, method in recipe.methods.items():
+        backend = views = "-"
+        if method.arguments is not None:
+            shared = next(iter(recipe.pretrain.values())).arguments
+            settings = parse_flags(shared + method.arguments).resolve().settings
+            backend, views = settings.backend, settings.views
+        figures = (f"{column.paper[name]:.2f}" if name in column.paper else "" for column in recipe.columns)
+        lines.append((name, backend, views, *figures, method.published))
+    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def _notes(recipe: Recipe) -> tuple[str, ...]:
+    published = (f"published, {name}: {about.published}" for name, about in recipe.methods.items() if about.published)
+    return (*recipe.notes, *published)
 
 
 def deviations(results: Sequence[Mapping[str, Any]]) -> list[str]:

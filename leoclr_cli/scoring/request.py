@@ -1,4 +1,4 @@
-"""The options that the commands of `leoclr eval` share: declared once, as the fields of what they ask for."""
+"""Options shared by the commands of `leoclr eval`, declared once as the fields of `Request`."""
 
 from __future__ import annotations
 
@@ -17,16 +17,14 @@ SUFFIXES = (".csv", ".jsonl")  # of files of predictions
 
 Checkpoint = Annotated[
     Path | None,
-    typer.Argument(
-        metavar="CHECKPOINT", help="Run, checkpoint, exported file or state dict; the newest run when left out."
-    ),
+    typer.Argument(metavar="CHECKPOINT", help="Run, checkpoint, exported file or state dict; default: the newest run."),
 ]
 TrainData = Annotated[
     list[str] | None,
     typer.Option(
         "--train-data",
         metavar="SHARDS",
-        help="Labelled data for the classifier; the run's own when left out. Quote ranges and globs. Repeatable.",
+        help="Labelled data for the classifier; default: the run's training data. Quote ranges and globs. Repeatable.",
     ),
 ]
 Data = Annotated[
@@ -34,45 +32,50 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="SHARDS",
-        help="Labelled test data; when left out the run's, the val or test split beside the training data, or a "
-        "fifth of it. Repeatable.",
+        help="Labelled test data; default: the run's, the val or test split beside the training data, or a fifth of "
+        "it. Repeatable.",
     ),
 ]
 Backbone = Annotated[
-    str | None, typer.Option("--backbone", metavar="NAME", help="Architecture of a state dict that does not tell it.")
+    str | None,
+    typer.Option("--backbone", metavar="NAME", help="Architecture of a state dict that does not identify it."),
 ]
 ImageSize = Annotated[
     int | None,
     typer.Option(
-        "--image-size", min=8, metavar="PIXELS", help="Side of the images, in pixels; as in training if not given."
+        "--image-size", min=8, metavar="PIXELS", help="Side of the images, in pixels; default: as in training."
     ),
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Images in a forward pass.")]
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
-Precision = Annotated[Literal["float32", "bf16"], typer.Option("--precision", help="Of the forward pass.")]
+Precision = Annotated[Literal["float32", "bf16"], typer.Option("--precision", help="Precision of the forward pass.")]
 Workers = Annotated[
-    int, typer.Option("--workers", min=-1, metavar="N", help="Loader processes; -1 chooses. No figure depends on it.")
+    int,
+    typer.Option(
+        "--workers", min=-1, metavar="N", help="Loader processes; -1: automatic. Results do not depend on it."
+    ),
 ]
 Seed = Annotated[
-    int, typer.Option("--seed", min=0, metavar="N", help="Of every choice at random: hold-outs and crops.")
+    int, typer.Option("--seed", min=0, metavar="N", help="Seed of all random choices: hold-outs and crops.")
 ]
 NoCache = Annotated[
     bool,
     typer.Option(
         "--no-cache",
-        help="Neither read nor keep features and trained classifiers. They are kept in the run, those of other "
-        "weights in the user's cache folder; features take at most 8 GiB in each.",
+        help="Do not use the cache of features and trained classifiers, which is in the run folder, or for other "
+        "weights in the user's cache folder, with at most 8 GiB of features each.",
     ),
 ]
-Memory = Annotated[
-    int, typer.Option("--memory", min=1, metavar="MIB", help="MiB that k-NN's similarities may take at a time.")
-]
+Memory = Annotated[int, typer.Option("--memory", min=1, metavar="MIB", help="Memory for k-NN's similarities, in MiB.")]
 Normalise = Annotated[
     Literal["standard", "l2"],
-    typer.Option("--normalise", help="Features to zero mean and unit variance, or to unit length."),
+    typer.Option("--normalise", help="Normalise features to zero mean and unit variance, or to unit length."),
 ]
 Epochs = Annotated[
-    int | None, typer.Option("--epochs", min=1, metavar="N", help="Of fine-tuning; 60 up to 1% of the labels, else 30.")
+    int | None,
+    typer.Option(
+        "--epochs", min=1, metavar="N", help="Epochs of fine-tuning; default: 60 up to 1% of the labels, else 30."
+    ),
 ]
 
 
@@ -90,7 +93,7 @@ BackboneRate = Annotated[
         min=0,
         callback=finite,
         metavar="RATE",
-        help="Learning rate of the encoder; 0.02 up to 1% of labels, else 0.01.",
+        help="Learning rate of the encoder; default: 0.02 up to 1% of the labels, else 0.01.",
     ),
 ]
 HeadRate = Annotated[
@@ -100,13 +103,13 @@ HeadRate = Annotated[
         min=0,
         callback=finite,
         metavar="RATE",
-        help="Learning rate of the new layer; 5 up to 1% of the labels of 10,000 images or more, else 0.2.",
+        help="Learning rate of the new layer; default: 5 up to 1% of the labels if 10,000 images or more, else 0.2.",
     ),
 ]
 TrainBatch = Annotated[int, typer.Option("--train-batch", min=1, metavar="N", help="Images in a training step.")]
 Output = Annotated[
     Path | None,
-    typer.Option("--output", "-o", dir_okay=False, metavar="FILE", help="JSON file; in RUN/evals when left out."),
+    typer.Option("--output", "-o", dir_okay=False, metavar="FILE", help="JSON file; default: in RUN/evals."),
 ]
 
 
@@ -123,11 +126,11 @@ PredictionsFile = Annotated[
         dir_okay=False,
         callback=_predictions_file,
         metavar="FILE",
-        help="Also write a line for each test image, .csv or .jsonl: key, label, prediction, score. "
-        "`leoclr eval compare` reads two of them.",
+        help="Also write a line per test image, .csv or .jsonl: key, label, prediction, score. `leoclr eval compare` "
+        "compares two such files.",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the JSON instead of the table.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")]
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Request:
-    """What the options common to all scores say. Data that is not named is looked for."""
+    """Values of the options common to all scores; unnamed data is looked for."""
 
     checkpoint: Checkpoint = None
     train_data: TrainData = None

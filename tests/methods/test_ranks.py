@@ -50,6 +50,20 @@ def test_two_processes_compute_what_one_does(
             torch.testing.assert_close(rank[name], alone[name], rtol=1e-9, atol=1e-10, msg=name)
 
 
+@pytest.mark.parametrize("views", ["leoclr", "pairwise-symmetric"])
+@pytest.mark.parametrize("kind", ["byol", "simsiam", "barlow-twins", "vicreg", "swav", "dino"])
+def test_terms_over_the_whole_batch_are_those_of_one_process(
+    results: tuple[dict[str, Tensor], list[dict[str, Tensor]]], kind: str, views: str
+) -> None:
+    """Correlations, variances, codes (with a queue on each rank) and the centre are of all images."""
+    alone, together = results
+    names = [name for name in alone if name.startswith(f"{kind}.{views}.plain.")]
+    assert any("gradient.1." in name for name in names) and any("loss.1" in name for name in names)
+    for rank in together:
+        for name in names:
+            torch.testing.assert_close(rank[name], alone[name], rtol=1e-7, atol=1e-9, msg=name)
+
+
 def test_the_queue_is_the_same_on_every_rank_bit_for_bit(
     results: tuple[dict[str, Tensor], list[dict[str, Tensor]]],
 ) -> None:

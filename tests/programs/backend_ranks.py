@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from leoclr.backends.method import Facts, Progress
-from leoclr.backends.methods import moco, simclr
+from leoclr.backends.method import Facts, Method, Progress
+from leoclr.backends.methods import barlow_twins, byol, dino, moco, simclr, simsiam, swav, vicreg
 from leoclr.backends.methods.moco import MoCo
 from leoclr.backends.methods.simclr import SimCLR
 from leoclr.backends.networks.backbones import Backbone
@@ -38,18 +39,44 @@ def tiny_backbone(batch_norm: bool) -> Backbone:
 def two_steps(kind: str, views: str, batch_norm: bool) -> dict[str, Tensor]:
     torch.manual_seed(0)
     facts = Facts(lambda: tiny_backbone(batch_norm), projector=(2, 0, 4))
-    backend: MoCo | SimCLR
+    backend: Method
     if kind == "moco":
         splits = SPLITS if batch_norm else 1
         settings = moco.Settings(queue=40, momentum=0.9, temperature=0.2, enqueue="all", bn_splits=splits)
         backend = MoCo(settings, facts).double().to(DEVICE)
     else:
         backend = SimCLR(simclr.Settings(temperature=0.2), facts).double().to(DEVICE)
-    encoder = backend.encoder
+    return steps_of(backend, views)
+
+
+SMALL: dict[str, Any] = {"hidden": 7, "dim": 5}
+OTHERS: dict[str, Callable[[Facts], Method]] = {  # without BatchNorm between processes, which CPUs have not
+    "byol": lambda facts: byol.BYOL(byol.Settings(**SMALL, momentum=0.9), facts),
+    "simsiam": lambda facts: simsiam.SimSiam(simsiam.Settings(**SMALL, predictor_hidden=3), facts),
+    "barlow-twins": lambda facts: barlow_twins.BarlowTwins(barlow_twins.Settings(**SMALL), facts),
+    "vicreg": lambda facts: vicreg.VICReg(vicreg.Settings(**SMALL), facts),
+    "swav": lambda facts: swav.SwAV(swav.Settings(**SMALL, prototypes=6, queue=BATCH, queue_epochs=0.0), facts),
+    "dino": lambda facts: dino.DINO(dino.Settings(**SMALL, outputs=6), facts),
+}
+
+
+def steps_of_another(kind: str, views: str) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    pairs = POLICIES[views].pairs
+    facts = Facts(lambda: tiny_backbone(False), pairs=pairs, batch_size=BATCH, ranks=dist.get_world_size())
+    method: Method = OTHERS[kind](facts).double().to(DEVICE)
+    for part in method.modules():
+        if isinstance(part, nn.BatchNorm1d):
+            part.eval()
+    return steps_of(method, views)
+
+
+def steps_of(backend: Method, views: str) -> dict[str, Tensor]:
     model: nn.Module = backend
     if dist.get_world_size() > 1:
-        model = DistributedDataParallel(backend)
-    optimizer = torch.optim.SGD(encoder.parameters(), lr=0.5)
+        model = DistributedDataParallel(backend, broadcast_buffers=False)  # as in training
+    trained = {name: parameter for name, parameter in backend.named_parameters() if parameter.requires_grad}
+    optimizer = torch.optim.SGD(trained.values(), lr=0.5)
     policy = POLICIES[views]
     share = BATCH // dist.get_world_size()
     mine = slice(dist.get_rank() * share, (dist.get_rank() + 1) * share)
@@ -64,7 +91,7 @@ def two_steps(kind: str, views: str, batch_norm: bool) -> dict[str, Tensor]:
         loss = output.loss.detach() / dist.get_world_size()
         dist.all_reduce(loss)
         results[f"loss.{step}"] = loss
-        for name, parameter in encoder.named_parameters():
+        for name, parameter in trained.items():
             assert parameter.grad is not None
             results[f"gradient.{step}.{name}"] = parameter.grad.clone()
         optimizer.step()
@@ -73,6 +100,7 @@ def two_steps(kind: str, views: str, batch_norm: bool) -> dict[str, Tensor]:
     if isinstance(backend, MoCo):
         results["queue"] = backend.queue.keys.clone()
         results |= {f"key.{name}": value.detach().clone() for name, value in backend.key_encoder.named_parameters()}
+    results |= {name: value.clone() for name, value in backend.named_buffers() if name == "centre"}
     return results
 
 
@@ -84,6 +112,9 @@ def main() -> None:
             for batch_norm in (False, True) if kind == "moco" else (False,):
                 case = f"{kind}.{views}.{'bn' if batch_norm else 'plain'}"
                 results |= {f"{case}.{name}": value for name, value in two_steps(kind, views, batch_norm).items()}
+    for kind in OTHERS:
+        for views in ("leoclr", "pairwise-symmetric"):
+            results |= {f"{kind}.{views}.plain.{name}": value for name, value in steps_of_another(kind, views).items()}
     save_file(results, sys.argv[1].replace("RANK", str(dist.get_rank())))
     dist.destroy_process_group()
 

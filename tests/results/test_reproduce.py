@@ -106,6 +106,28 @@ def test_every_recipe_is_made_of_commands_that_exist(name: str, capsys: pytest.C
         assert shown["train.epochs"] == str(max(1, round(0.01 * epochs)))
 
 
+def test_table_1_lists_every_row_with_what_is_known_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert reproduce("table1") == 0
+    lines = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines() if "  " in line}
+    assert lines["LeOCLR"].split() == ["LeOCLR", "moco", "leoclr", "76.20"]
+    assert "swav  " in lines["SwAV"] and "multicrop" in lines["SwAV"] and "75.3 (authors" in lines["SwAV"]
+    assert lines["HCSC"].split()[1:3] == ["-", "-"] and len(lines) >= 19
+
+
+def test_a_row_is_trained_with_its_own_views_and_with_the_original_as_anchor(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("table1", "--data", data, "--output", tmp_path / "out", "--dry-run", "--scale", "0.01", "--any-data")
+    assert reproduce(*arguments, "--method", "BYOL", "--method", "MoCo-v2", "--leoclr") == 0
+    trainings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("leoclr train")]
+    assert [line.count("--views leoclr") for line in trainings] == [0, 1, 0, 1]
+    assert ["--backend byol" in line for line in trainings] == [True, True, False, False]
+    assert "--views pairwise" in trainings[2] and "--views pairwise" not in trainings[3]
+    for wrong, word in (("HCSC", "cannot be trained here"), ("BYOLL", "is no method of the recipe")):
+        assert reproduce(*arguments, "--method", wrong) == 2
+        assert f"--method {wrong}: {word}; there are MoCo-v2, " in capsys.readouterr().err
+
+
 def test_the_steps_are_commands_one_could_type(
     recipe: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

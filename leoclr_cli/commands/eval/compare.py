@@ -1,4 +1,4 @@
-"""`leoclr eval compare`: two encoders, image by image."""
+"""`leoclr eval compare`: compare two files of predictions."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from leoclr.cli.scoring.request import AsJson
 
 
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="FIRST", help="File that --predictions wrote.")],
-    second: Annotated[Path, typer.Argument(metavar="SECOND", help="Another, for the same test images.")],
+    first: Annotated[Path, typer.Argument(metavar="FIRST", help="File written by --predictions.")],
+    second: Annotated[Path, typer.Argument(metavar="SECOND", help="Second file, for the same test images.")],
     as_json: AsJson = False,
 ) -> None:
     """Compare two classifiers on the same test images by McNemar's exact test.
 
-    The difference of their accuracies has a 95 % interval over the test images, which says nothing of other seeds of
-    the pre-training.
+    The difference of their accuracies has a 95 % interval over the test images, without the variation between seeds of
+    pre-training.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`leoclr eval forgetting`: the gain on new data beside the loss on the old."""
+"""`leoclr eval forgetting`: gain on new data and loss on old data after further training."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def _shards(flag: str, help: str) -> typer.models.OptionInfo:
 @with_request("checkpoint", "train_data", "data")
 def forgetting(
     request: Request,
-    before: Annotated[Path, typer.Argument(metavar="BEFORE", help="The encoder that was gone on from.")],
-    after: Annotated[Path, typer.Argument(metavar="AFTER", help="The encoder that came of it.")],
-    new: Annotated[list[str], _shards("--new", "Labelled data of the new kind, for the classifier. Repeatable.")],
-    old: Annotated[list[str], _shards("--old", "Labelled data of the old kind, for the classifier. Repeatable.")],
+    before: Annotated[Path, typer.Argument(metavar="BEFORE", help="Encoder before further training.")],
+    after: Annotated[Path, typer.Argument(metavar="AFTER", help="Encoder after further training.")],
+    new: Annotated[list[str], _shards("--new", "Labelled new data, for the classifier. Repeatable.")],
+    old: Annotated[list[str], _shards("--old", "Labelled old data, for the classifier. Repeatable.")],
     new_test: Annotated[
-        list[str] | None, _shards("--new-test", "Its test data; when left out the split beside it, or a fifth of it.")
+        list[str] | None, _shards("--new-test", "New test data; default: the split beside --new, or a fifth of it.")
     ] = None,
     old_test: Annotated[
-        list[str] | None, _shards("--old-test", "Its test data; when left out the split beside it, or a fifth of it.")
+        list[str] | None, _shards("--old-test", "Old test data; default: the split beside --old, or a fifth of it.")
     ] = None,
     probe: Annotated[Literal["knn", "linear"], typer.Option("--probe", help="The classifier.")] = "knn",
     output: Annotated[Path, typer.Option("--output", "-o", dir_okay=False, metavar="FILE", help="JSON file.")] = Path(
@@ -34,10 +34,9 @@ def forgetting(
     ),
     as_json: AsJson = False,
 ) -> None:
-    """Score an encoder before and after it was trained on new data: the gain there, and the loss on the old data.
+    """Score an encoder before and after training on new data: the gain on the new data and the loss on the old.
 
-    The same test images are classified by both, so that each change has a 95 % interval over the images and McNemar's
-    test.
+    Both encoders classify the same test images, so each change has a 95 % interval over the images and McNemar's test.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`leoclr eval`: how good the features of an encoder are. Each command is in a file of its own."""
+"""`leoclr eval`: scores of an encoder, one file per command."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from leoclr.cli.commands.lazy import Entry, group_of
 
 _HELP = """Score an encoder: k-NN, linear probes, robustness to cropping, fine-tuning.
 
-Without an argument the newest run is scored, on its own data. Features are computed once and kept.
+Without an argument the newest run is scored on its own data. Features are computed once and cached.
 
 \b
 Examples:
@@ -18,16 +18,18 @@ Examples:
 """
 
 COMMANDS = {
-    "knn": Entry("leoclr.cli.commands.eval.knn:knn", "Classify images by their neighbours."),
+    "knn": Entry("leoclr.cli.commands.eval.knn:knn", "Classify images by their nearest neighbours."),
     "linear": Entry("leoclr.cli.commands.eval.linear:linear", "Train a linear classifier on the frozen encoder."),
-    "robustness": Entry("leoclr.cli.commands.eval.robustness:robustness", "What random crops cost."),
-    "semisup": Entry("leoclr.cli.commands.eval.semisup:semisup", "Fine-tune with a part of the labels."),
+    "robustness": Entry("leoclr.cli.commands.eval.robustness:robustness", "Measure the accuracy lost on random crops."),
+    "semisup": Entry("leoclr.cli.commands.eval.semisup:semisup", "Fine-tune with part of the labels."),
     "label-curve": Entry(
-        "leoclr.cli.commands.eval.label_curve:label_curve", "Fine-tune with more and more of the labels."
+        "leoclr.cli.commands.eval.label_curve:label_curve", "Fine-tune with growing shares of the labels."
     ),
     "transfer": Entry("leoclr.cli.commands.eval.transfer:transfer", "Train on another data set."),
     "detection": Entry("leoclr.cli.commands.eval.detection:detection", "Fine-tune a detector on boxes."),
-    "forgetting": Entry("leoclr.cli.commands.eval.forgetting:forgetting", "Gain on new data, loss on the old."),
+    "forgetting": Entry(
+        "leoclr.cli.commands.eval.forgetting:forgetting", "Measure the gain on new data and the loss on old data."
+    ),
     "compare": Entry("leoclr.cli.commands.eval.compare:compare", "Compare two files of predictions."),
 }
 

@@ -1,4 +1,4 @@
-"""`leoclr eval label-curve`: accuracy over the share of the labels, for several encoders."""
+"""`leoclr eval label-curve`: accuracy over the share of labels, for several encoders."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def label_curve(
     request: Request,
     checkpoints: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="CHECKPOINT", help="Runs, checkpoints or files; the newest run when left out."),
+        typer.Argument(metavar="CHECKPOINT", help="Runs, checkpoints or files; default: the newest run."),
     ] = None,
     labels: Annotated[
         list[str] | None,
         typer.Option(
             "--labels",
             metavar="SHARE",
-            help="Share of the labels; 1, 2, 5, 10, 20, 50, 100% if not given. Repeatable.",
+            help="Share of the labels; default: 1, 2, 5, 10, 20, 50, 100%. Repeatable.",
         ),
     ] = None,
     epochs: Epochs = None,
@@ -32,9 +32,9 @@ def label_curve(
     output: Output = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fine-tune each encoder with more and more of the labels and draw the curves (the paper's Figure 5).
+    """Fine-tune each encoder with growing shares of the labels and draw the curves (the paper's Figure 5).
 
-    Points that are done, here or by `leoclr eval semisup`, are not done again. The picture lies beside the JSON file.
+    Points finished here or by `leoclr eval semisup` are not repeated. The picture is written beside the JSON file.
 
     \b
     Examples:

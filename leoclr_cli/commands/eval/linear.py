@@ -34,21 +34,21 @@ def linear(
         Protocol,
         typer.Option(
             "--protocol",
-            help="Logistic regression on cached features by scikit-learn, the same on the device (for millions of "
-            "images), or SGD on random crops as MoCo and the paper's Table 1 do it.",
+            help="scikit-learn: logistic regression on cached features; lbfgs: the same on the device, for millions of "
+            "images; sgd: SGD on random crops, as in MoCo and the paper's Table 1.",
         ),
     ] = "scikit-learn",
     normalise: Normalise = "standard",
     epochs: Annotated[
-        int, typer.Option("--epochs", min=1, metavar="N", help="Of sgd; the rate falls after 60 % and 80 % of them.")
+        int, typer.Option("--epochs", min=1, metavar="N", help="Epochs of sgd; the rate falls after 60 % and 80 %.")
     ] = 100,
     lr: Annotated[
         list[float] | None,
         typer.Option(
             "--lr",
             metavar="RATE",
-            help="Learning rate of sgd for a batch of 256; 30 when left out. Repeatable: all are trained at once, and "
-            "a hold-out of the training data chooses.",
+            help="Learning rate of sgd for a batch of 256; default: 30. Repeatable: all are trained at once, and "
+            "held-out training data chooses.",
         ),
     ] = None,
     train_batch: TrainBatch = 256,
@@ -56,7 +56,7 @@ def linear(
     predictions: PredictionsFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a linear classifier on the frozen encoder; what is to be chosen is chosen on a part of the training data.
+    """Train a linear classifier on the frozen encoder; hyper-parameters are chosen on held-out training data.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`leoclr eval robustness`: what random crops cost."""
+"""`leoclr eval robustness`: the accuracy lost on random crops."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ def robustness(
         list[Path] | None,
         typer.Argument(
             metavar="CHECKPOINT",
-            help="Runs, checkpoints, exported files or state dicts, one or several; the newest run when left out.",
+            help="Runs, checkpoints, exported files or state dicts, one or several; default: the newest run.",
         ),
     ] = None,
-    crop: Annotated[Crop, typer.Option("--crop", help="What is set beside the centre crop.")] = "random",
+    crop: Annotated[Crop, typer.Option("--crop", help="Crop that is compared with the centre crop.")] = "random",
     crop_scale: Annotated[
         tuple[float, float],
         typer.Option(
             "--crop-scale",
             metavar="LOW HIGH",
-            help="Share of the area that a random crop keeps. The paper names none; these are torchvision's.",
+            help="Range of a random crop's share of the area; torchvision's, as the paper states none.",
         ),
     ] = (0.08, 1.0),
     crop_seeds: Annotated[
-        int, typer.Option("--crop-seeds", min=1, metavar="N", help="How often all crops are drawn.")
+        int, typer.Option("--crop-seeds", min=1, metavar="N", help="Number of draws of all crops.")
     ] = 5,
     curve: Annotated[
         bool,
-        typer.Option("--curve", help="Also square parts of about 8 % to all of the area, and a picture of the drop."),
+        typer.Option("--curve", help="Also test square parts of about 8 % to 100 % of the area, and draw the drop."),
     ] = False,
-    probe: Annotated[Probe, typer.Option("--probe", help="Classifier, trained on centre crops.")] = "linear",
+    probe: Annotated[Probe, typer.Option("--probe", help="Classifier; trained on centre crops.")] = "linear",
     normalise: Normalise = "standard",
     memory: Memory = 256,
     output: Annotated[
@@ -60,16 +60,16 @@ def robustness(
             "-o",
             dir_okay=False,
             metavar="FILE",
-            help="JSON file, pictures beside it; in RUN/evals when left out, robustness.json for several.",
+            help="JSON file, pictures beside it; default: in RUN/evals, or robustness.json for several encoders.",
         ),
     ] = None,
     predictions: PredictionsFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure what random instead of centre crops of the test images cost (the paper's Table 7).
+    """Measure the accuracy lost on random instead of centre crops of the test images (the paper's Table 7).
 
-    Several checkpoints are set beside each other in one table and one picture, and compared image by image with the
-    first (McNemar's test).
+    Several checkpoints share one table and one picture, and are compared image by image with the first (McNemar's
+    test).
 
     \b
     Examples:

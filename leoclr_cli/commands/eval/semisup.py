@@ -1,4 +1,4 @@
-"""`leoclr eval semisup`: fine-tuning with a part of the labels."""
+"""`leoclr eval semisup`: fine-tuning with part of the labels."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def semisup(
         typer.Option(
             "--labels",
             metavar="SHARE|FILE",
-            help="Share of each class's labels, such as 1%, chosen by the seed; or a file with the names of images, "
-            "one a line, as SimCLR publishes them for ImageNet.",
+            help="Share of each class's labels, such as 1%, chosen by the seed; or a file of image names, one per "
+            "line, such as SimCLR's for ImageNet.",
         ),
     ] = "1%",
     epochs: Epochs = None,
@@ -41,9 +41,9 @@ def semisup(
     predictions: PredictionsFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fine-tune the encoder with a part of the labels (the paper's Table 2).
+    """Fine-tune the encoder with part of the labels (the paper's Table 2).
 
-    What was stopped is taken up after its last epoch, and what is finished is not done again.
+    Repeat the command to resume after the last epoch; finished work is not repeated.
 
     \b
     Examples:

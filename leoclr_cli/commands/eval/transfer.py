@@ -1,4 +1,4 @@
-"""`leoclr eval transfer`: how well the encoder serves on another data set."""
+"""`leoclr eval transfer`: fine-tuning or a linear classifier on another data set."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def transfer(
         typer.Option(
             "--data",
             metavar="NAME|SHARDS",
-            help="cifar10, cifar100, cars or pets, packed into ROOT/shards first; or the shards of any labelled data. "
-            "Quote ranges and globs. Repeatable.",
+            help="cifar10, cifar100, cars or pets, which are packed into ROOT/shards first; or shards of any labelled "
+            "data. Quote ranges and globs. Repeatable.",
         ),
     ],
     test_data: Annotated[
@@ -33,50 +33,52 @@ def transfer(
         typer.Option(
             "--test-data",
             metavar="SHARDS",
-            help="Test data; the val or test folder beside the training data when left out. Repeatable.",
+            help="Test data; default: the val or test folder beside the training data. Repeatable.",
         ),
     ] = None,
     mode: Annotated[
-        Mode, typer.Option("--mode", help="Train the whole network, or logistic regression on its features.")
+        Mode, typer.Option("--mode", help="Fine-tune the whole network, or fit logistic regression to its features.")
     ] = "finetune",
     metric: Annotated[
         Metric | None,
         typer.Option(
             "--metric",
-            help="What chooses the rates of a fine-tuning, or the regularisation of a linear classifier, and is "
-            "reported; left out, what the data set is reported with: mean-per-class for pets.",
+            help="Metric that chooses the hyper-parameters and is reported; default: the usual one of the data set, "
+            "which is mean-per-class for pets.",
         ),
     ] = None,
     lr: Annotated[
         list[float] | None,
-        typer.Option("--lr", metavar="RATE", help="Learning rate to try; left out, 7 from 0.0001 to 0.1. Repeatable."),
+        typer.Option("--lr", metavar="RATE", help="Learning rate to try; default: 7 from 0.0001 to 0.1. Repeatable."),
     ] = None,
     weight_decay: Annotated[
         list[float] | None,
         typer.Option(
             "--weight-decay",
             metavar="SHARE",
-            help="Weight decay to try, before it is divided by the learning rate; left out, 0 and 7 from 1e-6 to 1e-3. "
+            help="Weight decay to try, before division by the learning rate; default: 0 and 7 from 1e-6 to 1e-3. "
             "Repeatable.",
         ),
     ] = None,
     epochs: Annotated[
         int | None,
-        typer.Option("--epochs", min=1, metavar="N", help="Of each fine-tuning; left out, those of 20,000 steps."),
+        typer.Option(
+            "--epochs", min=1, metavar="N", help="Epochs of each fine-tuning; default: those of 20,000 steps."
+        ),
     ] = None,
     train_batch: TrainBatch = 256,
-    root: Annotated[
-        Path, typer.Option("--root", metavar="FOLDER", help="Where torchvision keeps its data sets.")
-    ] = Path("data"),
-    download: Annotated[bool, typer.Option("--download", help="Let torchvision fetch the data set.")] = False,
+    root: Annotated[Path, typer.Option("--root", metavar="FOLDER", help="Folder of torchvision's data sets.")] = Path(
+        "data"
+    ),
+    download: Annotated[bool, typer.Option("--download", help="Let torchvision download the data set.")] = False,
     output: Output = None,
     predictions: PredictionsFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune the encoder on another data set, or train a linear classifier on it (the paper's Table 3).
 
-    The hyper-parameters are searched on a fifth of the training data, as in SimCLR; then all of it is trained on. What
-    is finished is not done again, and what was stopped is taken up.
+    Hyper-parameters are searched on a held-out fifth of the training data, as in SimCLR; the final training uses all of
+    it. Repeat the command to resume; finished work is not repeated.
 
     \b
     Examples:
