@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from leoclr.cli.commands.parsing import LeoclrCommand
 from leoclr.cli.terminal import print_json, say
 
 app = typer.Typer(
@@ -15,7 +14,6 @@ app = typer.Typer(
 )
 
 
-@app.command("list", cls=LeoclrCommand)
 def list_methods(
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -44,7 +42,6 @@ def list_methods(
         print(f"{start}  {row['summary']}")
 
 
-@app.command("new", cls=LeoclrCommand)
 def new(
     name: Annotated[str, typer.Argument(help="Name of the method, for --backend.", show_default=False)],
     folder: Annotated[
@@ -71,7 +68,6 @@ def new(
     say(f"next:  pip install {'' if target.is_absolute() else './'}{where} && leoclr method check {name}")
 
 
-@app.command("check", cls=LeoclrCommand)
 def check(
     name: Annotated[str, typer.Argument(help="The method.", show_default=False)],
     json_output: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,

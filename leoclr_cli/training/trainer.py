@@ -277,8 +277,9 @@ class Trainer:
 
     def _knn_is_due(self) -> bool:
         epoch, rest = divmod(self.step, self.plan.steps_per_epoch)
-        due = self.step == self.steps or epoch % self.settings.run.knn_epochs == 0
-        return self.knn is not None and rest == 0 and due
+        if self.knn is None or rest:
+            return False
+        return self.step == self.steps or epoch % self.settings.run.knn_epochs == 0
 
     def _keeps(self, step: int) -> bool:
         """Whether the checkpoint of a step is one that is kept for good."""
