@@ -7,11 +7,25 @@ from typing import Annotated
 
 import typer
 
+from leoclr.cli.commands.lazy import Entry, group_of
 from leoclr.cli.terminal import print_json, say
 
-app = typer.Typer(
-    no_args_is_help=True, help="List, create and check methods (--backend); list view policies (--views)."
-)
+_HELP = """List, create and check methods (--backend); list view policies (--views).
+
+\b
+Examples:
+  leoclr method list
+  leoclr method new tiny
+  leoclr method check moco
+"""
+
+COMMANDS = {
+    "list": Entry("leoclr.cli.commands.method:list_methods", "List methods and view policies."),
+    "new": Entry("leoclr.cli.commands.method:new", "Create a package for a new method."),
+    "check": Entry("leoclr.cli.commands.method:check", "Check that a method keeps the promises of the seam."),
+}
+
+app = typer.Typer(help=_HELP, cls=group_of(COMMANDS), rich_markup_mode=None)
 
 
 def list_methods(
