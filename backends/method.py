@@ -1,4 +1,4 @@
-"""The seam between a contrastive method and everything else.
+"""`Method`, the interface between a training method and everything else.
 
 A method is an `nn.Module` in a file of its own, with its settings beside it. It is told the views of a batch and which
 of them are positives of each other, and returns a loss. It does not know how views are made; what makes views does not

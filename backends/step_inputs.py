@@ -1,4 +1,4 @@
-"""What the host computes anew for each step and the device needs: a shuffle, the value of a schedule.
+"""Step inputs: values that the host computes for every step, such as a shuffle or a schedule's value.
 
 `step_input` is for methods. Where a step is replayed as a CUDA graph, the host runs none of its Python: what it had
 computed would stay as it was. Such values live in buffers, which are filled before each replay by the same functions.

@@ -1,4 +1,4 @@
-"""The errors that a user can cause, and can therefore mend. Each becomes one line on the terminal.
+"""Errors that a user can cause and correct. Each is printed as one line.
 
 LeoclrError
 ├── SettingsError      a value, key or file of the settings

@@ -1,4 +1,4 @@
-"""View policies: which views of an image there are, and which of them are positives of each other.
+"""View policies: the views of an image and their positive pairs.
 
 A policy is data, a small graph. It knows nothing of losses, and a method knows nothing of images: any policy runs under
 any method that does not refuse it. Policies are found by the entry points `leoclr.views`, the built-in ones too.

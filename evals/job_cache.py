@@ -1,4 +1,4 @@
-"""Long computations on disk: what is finished is not done again, and what was stopped is taken up."""
+"""Long computations on disk: finished ones are not repeated, interrupted ones resume."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""BYOL: a predictor behind the encoder foresees what a slowly moving copy of the encoder makes of another view.
+"""BYOL: predict a momentum encoder's embedding of another view.
 
 arXiv 2006.07733. There are no negatives: the predictor and the slow target keep the embeddings from collapsing. For
 each pair the loss is `2 - 2 cos(q(f(anchor)), sg f_target(positive))`; the pairs of an image are summed, as in the

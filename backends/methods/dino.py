@@ -1,4 +1,4 @@
-"""DINO: a student matches the output distribution of its momentum teacher, which sees another view.
+"""DINO: a student matches the output distribution of a momentum teacher for another view.
 
 arXiv 2104.14294. `-sum_k softmax((teacher - centre) / teacher_temperature)_k log softmax(student / temperature)_k`,
 averaged over the pairs of an image. Centring (against one output) and a low teacher temperature (against a uniform

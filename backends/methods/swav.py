@@ -1,4 +1,4 @@
-"""SwAV: a view foresees to which prototypes another view of its image is assigned.
+"""SwAV: predict the prototype assignment of another view.
 
 arXiv 2006.09882. Codes are the assignments of the positives, equally spread over the prototypes by Sinkhorn-Knopp over
 the batches of all processes, and have no gradient. `-sum_k code_k log softmax(scores / temperature)_k` is averaged over

@@ -1,4 +1,4 @@
-"""The photometric operations for a whole batch at once, on any device: those of `augment_pillow`, in tensors.
+"""The photometric operations of `augment_pillow` as tensor operations for a whole batch, on any device.
 
 What is drawn is the same, and the arithmetic is Pillow's, with its rounding to 8 bits after each operation; but blur,
 whose six passes are one product of matrices, is rounded once (tests/images/test_device_augment.py has the differences).

@@ -1,4 +1,4 @@
-"""The same views as `augment_pillow`, several times faster: simplejpeg, OpenCV, and torch's resize.
+"""The views of `augment_pillow`, several times faster, by simplejpeg, OpenCV and torch's resize.
 
 What is drawn is the same (`crop_box` and `draw`), and every operation is Pillow's but for rounding to 8 bits;
 docs/speed.md has the differences, tests/images/test_fast_augment.py holds them down. Why this way (224 px, one core of

@@ -1,4 +1,4 @@
-"""Bytes of an untrusted image to RGB pixels, within limits.
+"""Decode untrusted images to RGB pixels, within limits.
 
 One answer for every input, whatever the file is called:
 - Formats are an allowlist, so that no parser outside it runs (EPS would start Ghostscript).

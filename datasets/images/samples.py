@@ -1,4 +1,4 @@
-"""What the numbers of an image file mean: how many bits are in use, their sign, and which end is white.
+"""Sample values of image files: bit depth, sign and polarity.
 
 Pillow reads most files to 8 bits with the right meaning, and those are left to it. The others are read here as the
 numbers that the file holds: it takes the high byte of 16 bits whatever depth is declared, ignores the sign of 8 bits

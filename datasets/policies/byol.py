@@ -1,4 +1,4 @@
-"""BYOL's two crops, which are augmented differently (arXiv 2006.07733, appendix B)."""
+"""BYOL's two crops with different augmentations (arXiv 2006.07733, appendix B)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Multi-crop: two large crops and several small ones, which cost little (SwAV, arXiv 2006.09882, section 3.2)."""
+"""Multi-crop: two large crops and several cheap small ones (SwAV, arXiv 2006.09882, section 3.2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""View policies whose wrapper (`backends/wrappers/`) acts on batches or on the loss: their settings, views and pairs.
+"""View policies with a wrapper in `backends/wrappers/`: their settings, views and pairs.
 
 Each is named after the method that it comes from, and runs under every backend that offers what it needs.
 """

@@ -1,4 +1,4 @@
-"""What a label member says, and class names across shards that were read one by one.
+"""Parse label members, and combine class names across shards that were read separately.
 
 A class number is a whole number from 0, of any size that 63 bits hold; a class name is a line of text with a letter in
 it. All else (a negative number, a fraction, several numbers, an empty member) is no label: the sample keeps its image,

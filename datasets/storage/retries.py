@@ -1,4 +1,4 @@
-"""Trying again where that can help, from the byte that was reached."""
+"""Retry requests after temporary faults, from the byte reached."""
 
 from __future__ import annotations
 

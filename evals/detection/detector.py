@@ -1,4 +1,4 @@
-"""Fine-tuning a detector and scoring it: the paper's Table 4 protocol, and a short one for small data.
+"""Fine-tune and score a detector: the paper's Table 4 protocol, and a short one for small data.
 
 Which images a step sees, their flips and sizes, and the regions that are sampled depend on the seed and the number of
 the step alone. So a training that was stopped goes on from its last state, and ends on the CPU with the weights of one

@@ -1,4 +1,4 @@
-"""Fine-tuning: the whole network learns from labels, the encoder from where pre-training left it."""
+"""Fine-tune the whole network with labels, from the pre-trained encoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The linear probe of the paper's Table 1: MoCo's protocol, a linear layer trained by SGD on crops of the images.
+"""The linear probe of the paper's Table 1 (MoCo's protocol): a linear layer trained by SGD on random crops.
 
 Any number of learning rates is tried over one pass of the frozen backbone: every batch goes through it once, and a
 linear layer for each rate learns from its features. Where there are several, each rate has a second layer that never
