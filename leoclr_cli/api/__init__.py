@@ -1,4 +1,4 @@
-"""leoclr in Python: load an encoder, compute features, train.
+"""Python interface: load an encoder, compute features, train.
 
     from leoclr.api import embed, load_encoder, train
 

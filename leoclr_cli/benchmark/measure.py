@@ -1,4 +1,4 @@
-"""Measures every part of training on this machine, by itself and together: `leoclr bench`.
+"""Measure every part of training on this machine: `leoclr bench`.
 
 Each part is repeated until its share of the time is used up, at least once after a first time that does not count;
 where the first takes longer than several shares, it counts. The parts are those of training, not models of them: the

@@ -1,4 +1,4 @@
-"""How the commands of leoclr read their arguments, where that differs from typer's way.
+"""Parsing of arguments where it differs from typer's.
 
 A shell expands `--data shards-{0..9}.tar` before leoclr sees it. So an option that may be repeated takes every value up
 to the next option, in a command without positional arguments, which would otherwise be swallowed. And an unknown flag

@@ -1,4 +1,4 @@
-"""`leoclr reproduce` and `leoclr ablate`."""
+"""`leoclr reproduce` and `leoclr ablate`: run the experiments of the paper."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The names of the settings (`optimizer.lr`, LEOCLR_OPTIMIZER__LR), and how one value is checked.
+"""Names of settings (`optimizer.lr`, LEOCLR_OPTIMIZER__LR), and validation of single values.
 
 Two ways to read a value, because two kinds of sources exist: a file says types (`3`, `"3"`, `[1, 2]`) and is taken at
 its word; a flag or variable is text, and the setting's type says how to read it.

@@ -1,4 +1,4 @@
-"""The flags that stand for settings: one declaration for all commands that take them, and for recipes.
+"""Flags of settings, declared once for all commands and for recipes.
 
 Values stay text here. `leoclr.cli.config.resolve` reads them by the setting's type, like variables, so that all wrong
 values are answered alike and together.

@@ -1,4 +1,4 @@
-"""The presets that come with leoclr, and within them the recipes of single methods.
+"""Presets that come with leoclr, with variants for single methods.
 
 `presets/cifar10.toml` is a preset; `presets/cifar10/byol.toml` is laid over it where the backend is byol. The first
 line of either is a comment that says what it is.

@@ -1,4 +1,4 @@
-"""Where the values of the settings come from: defaults < preset < file < environment < flags.
+"""Resolve settings from their layers: defaults < preset < file < environment < flags.
 
 Each layer is checked by itself, value by value, so that an error names the place where the value stands even when a
 higher layer overrides it. All errors are collected before anything is raised. Nothing heavy is imported here: a typo is

@@ -1,4 +1,4 @@
-"""The part of YAML that settings need, read as YAML 1.2 reads it.
+"""Parse the subset of YAML 1.2 that settings need.
 
 PyYAML follows YAML 1.1, where `1e-3` is text, `no` is false, `010` is eight and `1:30` is ninety, and it lets the last
 of two equal keys win. Here numbers are numbers, only `true` and `false` are truth values, a key may stand once, and

@@ -1,4 +1,4 @@
-"""The model card of an exported folder: what the weights are, how they were made and measured, how to load them.
+"""The model card of an exported folder: origin, training, scores and usage of the weights.
 
 It is written to be published. Paths, names of files and commands of the run stay out of it; so do views of training
 images where the user wishes.

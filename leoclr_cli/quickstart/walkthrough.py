@@ -1,4 +1,4 @@
-"""Everything leoclr does, once, on small images that need no download.
+"""The steps of `leoclr quickstart`, on small images that need no download.
 
 The parts of the output folder are made in order, each from those before it. What an earlier run has left there is
 taken up: images and shards as they are, training where it stopped. Scores, pictures and the exported encoder take

@@ -1,4 +1,4 @@
-"""Recipes: the experiments of a paper as files, one for each table or figure, in `recipes/`.
+"""Recipes: experiments of a paper as files, one per table or figure, in `recipes/`.
 
 A recipe names data sets, pre-trainings, methods and the columns of a table. Each (method, pre-training, seed) is one
 `leoclr train`, each column one `leoclr eval`. The files hold no logic, and no settings but those flags.

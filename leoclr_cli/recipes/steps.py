@@ -1,4 +1,4 @@
-"""A recipe as commands: what is to be done, what is done already, and doing the next one.
+"""Steps of a recipe as commands: planned, finished, and the next one to run.
 
 Every step is a `leoclr` command in a process of its own, so it is what a user would have typed, and stopping it is
 what Ctrl-C does to that command. A step is done when its record is there.

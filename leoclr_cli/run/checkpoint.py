@@ -1,4 +1,4 @@
-"""Checkpoints: a folder of safetensors and JSON that is whole or not there, and is verified before it is used.
+"""Checkpoints: folders of safetensors and JSON, written atomically and verified before use.
 
     CHECKPOINTS/step-000000123/
         NAME.safetensors    one for each group of tensors

@@ -1,4 +1,4 @@
-"""Weights that other programs wrote: read without unpickling, architecture told from their names and shapes.
+"""Weights of other programs: read without unpickling, architecture inferred from names and shapes.
 
 A state dict may be bare or lie under "state_dict" or "model"; `leoclr.cli.run.layouts` knows what tools call its parts.
 """

@@ -1,4 +1,4 @@
-"""Variables of the environment that libraries would obey.
+"""Environment variables that change the behaviour of libraries.
 
 What a run computes follows from its settings. Variables of Accelerate, torch, oneDNN, MKL, NumPy, OpenCV, cuBLAS and
 cuDNN that would change it are taken out before those libraries are loaded, and named. The number of threads stays:

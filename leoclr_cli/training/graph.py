@@ -1,4 +1,4 @@
-"""A training step as one CUDA graph: captured once, then replayed with one launch in place of a thousand.
+"""Training step as one CUDA graph: captured once, then replayed with a single launch.
 
 Shapes are static. What changes from step to step lies in buffers on the device that are filled before each replay: the
 pixels, the learning rates, and what the method asks `leoclr.backends.step_inputs` for. The body is `TrainStep`'s own.

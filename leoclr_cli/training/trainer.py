@@ -1,4 +1,4 @@
-"""The training run: read the data, build the method, loop, and lose nothing.
+"""The training run: prepare data and method, run the steps, save and resume.
 
 What a step computes depends on the settings and on the number of the step alone: data order, augmentation, the shuffle
 of keys and dropout are drawn from (seed, step). A checkpoint therefore holds tensors and a step number, no generator
