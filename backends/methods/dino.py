@@ -5,7 +5,7 @@ averaged over the pairs of an image. Centring (against one output) and a low tea
 output) keep it from collapsing. The centre moves after its use, the teacher after the optimizer's step. With the
 `leoclr` views the student sees X and the teacher X1 and X2, which are never compared. BatchNorm sees each view by
 itself; the authors join crops of one size. Health, as shares of log(outputs): `centre_entropy`, of the teacher's mean
-output, 0 where all images have one; `teacher_entropy`, of each image's, 1 where none says anything.
+output, 0 if all images share one output; `teacher_entropy`, of the output of each image, 1 if all are uniform.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Sample values of image files: bit depth, sign and polarity.
 
-Pillow reads most files to 8 bits with the right meaning, and those are left to it. The others are read here as the
-numbers that the file holds: it takes the high byte of 16 bits whatever depth is declared, ignores the sign of 8 bits
+Pillow converts most files to 8 bits correctly. The others are read here as the numbers in the file, because Pillow
+takes the high byte of 16 bits whatever depth is declared, ignores the sign of 8 bits
 and "0 is white" of 16, reads planes of 16 bits as planes of 8, and compares colour keys of one depth with colours of
 another.
 

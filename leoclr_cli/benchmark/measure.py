@@ -1,8 +1,8 @@
 """Measure every part of training on this machine: `leoclr bench`.
 
-Each part is repeated until its share of the time is used up, at least once after a first time that does not count;
-where the first takes longer than several shares, it counts. The parts are those of training, not models of them: the
-same reader, executors, loader, and step.
+Each part is repeated until its share of the time is used, at least once after a warm-up repetition, which counts only
+if it takes longer than several shares. The parts are those of training itself: the same reader, executors, loader and
+step.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The steps of `leoclr quickstart`, on small images that need no download.
 
-The parts of the output folder are made in order, each from those before it. What an earlier run has left there is
-taken up: images and shards as they are, training where it stopped. Scores, pictures and the exported encoder take
-seconds and are made anew.
+The parts of the output folder are made in order, each from those before it. Results of an earlier run are reused:
+images and shards as they are, training from its last checkpoint. Scores, pictures and the exported encoder take seconds
+and are made again.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@
         state.json          everything that is not a tensor
         manifest.json       size and SHA-256 of each of the others; written last
 
-A save fills a hidden folder beside the final one, syncs it to the disk and renames it, so that a killed process,
-a full disk or a power cut leaves the earlier checkpoints and no half of a new one. Nothing is pickled, and what a
-manifest does not list is never opened.
+A save fills a hidden folder beside the final one, syncs it to the disk and renames it, so that a killed process, a full
+disk or a power cut leaves the earlier checkpoints intact and no partial one. Nothing is pickled, and files that the
+manifest does not list are never opened.
 """
 
 from __future__ import annotations
