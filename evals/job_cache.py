@@ -29,7 +29,7 @@ class Work:
 
     @property
     def state(self) -> Path | None:
-        """File for the state while it goes on."""
+        """File for the state while the job runs."""
         return None if self._stem is None else self._stem.with_suffix(".safetensors")
 
     def result(self) -> dict[str, Any] | None:

@@ -229,7 +229,7 @@ def _box_radius(sigma: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _blur_matrix(radius: Tensor, size: int) -> Tensor:
-    """Three box filters along an axis, `(n, size, size)`. Beyond the rim the outermost pixel goes on, in each of them:
+    """Three box filters along an axis, `(n, size, size)`. Beyond the rim each repeats the outermost pixel:
     its weight in row i is what the box would have at distances above i, which sums up to radius - i."""
     place = torch.arange(size, device=radius.device, dtype=radius.dtype)
     reach = radius[:, None, None] + 1

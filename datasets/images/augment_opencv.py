@@ -202,7 +202,7 @@ def blur_kernel(sigma: float) -> NDArray[np.float32]:
     """The weights of Pillow's GaussianBlur along one axis: three box filters whose ends count in part.
 
     The box is that of Pillow's BoxBlur.c, after Gwosdek and others, "Theoretical foundations of Gaussian convolution by
-    extended box filtering" (2011). The weights are whole 256ths and add up to 1; those that round to nought are left
+    extended box filtering" (2011). The weights are whole 256ths and add up to 1; those that round to zero are left
     out.
     """
     variance = sigma * sigma / _BLUR_PASSES

@@ -223,7 +223,7 @@ def _scaled_up(numbers: NDArray[Any], in_use: Sequence[int], depth: int) -> bool
     """Whether samples of fewer bits were scaled up to the depth of the file, as PNG asks for.
 
     Many writers set sBIT and leave the samples as they were. Those are all within the lower bits, and (unless they are
-    all nought) are not what any of the usual ways of scaling up gives.
+    all zero) are not what any of the usual ways of scaling up gives.
     """
     for number, bits in enumerate(in_use):
         channel = numbers[..., number].astype(np.int64)

@@ -79,7 +79,7 @@ def finetune(
     training.
 
     Args:
-        state: File that holds the network after each epoch, from which a stopped training goes on.
+        state: File that holds the network after each epoch, from which a stopped training resumes.
         advance: Called with the number of images done.
 
     Returns:

@@ -78,7 +78,7 @@ def fit_sgd_probe(
         held: Features, in the view of the test, of the samples of the training set that choose the learning rate;
             their `numbers` are those in `crops.index`. Needed where there are several rates.
         precision: Of the backbone; the linear layers compute in float32.
-        state: File that holds the layers after each epoch, from which a stopped training goes on.
+        state: File that holds the layers after each epoch, from which a stopped training resumes.
         advance: Called with the number of images done.
 
     Raises:

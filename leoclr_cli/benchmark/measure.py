@@ -45,7 +45,7 @@ _MOST_AT_ONCE, _TIMES = 50, 8  # steps between two looks at the clock on a GPU; 
 _SAMPLES = 64  # different images that single operations are measured on
 _CPU_BATCH = 64  # where a step of the whole batch would take too long to repeat
 _LARGEST_BATCH = 4096  # that is looked for where a method refuses smaller ones
-_END = 1  # step of a schedule of one: its learning rate is nought, so weights stay finite however often it is taken
+_END = 1  # step of a schedule of one: its learning rate is zero, so weights stay finite however often it is taken
 Advance = Callable[[str], None]
 
 

@@ -172,7 +172,7 @@ class Quickstart:
         """Write, pack and draw the images and train the encoder, or take up what is there of that.
 
         Returns:
-            0, or the number of the signal that stopped the training, which the same command then goes on with.
+            0, or the number of the signal that stopped the training; the same command resumes it.
 
         Raises:
             DataError: The folder holds something else.
@@ -211,7 +211,7 @@ class Quickstart:
         return outcome
 
     def _refuse_other_content(self) -> None:
-        """DataError for a folder of something else, RunError for a run that these settings do not go on with."""
+        """DataError for a folder of something else, RunError for a run that these settings cannot resume."""
         folder = self._folder
         if folder.path.exists() and not folder.images.exists() and not _is_empty(folder.path):
             raise DataError(f"{folder.path} holds something else than a quickstart; choose another --output")

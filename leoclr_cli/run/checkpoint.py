@@ -154,7 +154,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
 def prune(folder: Path, newest: int, keep: int, protect: Callable[[int], bool]) -> None:
     """Remove all but the newest `keep` checkpoints, except those whose step `protect` answers True for.
 
-    Those after step `newest` are damaged, else the run would have gone on from there. They neither count nor go: the
+    Those after step `newest` are damaged, else the run would have resumed from there. They neither count nor go: the
     run writes over them when it comes to their step. A folder is renamed before it is emptied, so that a killed process
     leaves no half of a checkpoint.
 
