@@ -1,4 +1,4 @@
-"""Exchange between ranks. Every rank must hold the same shape; with one process all of it is the identity."""
+"""Collective operations between ranks. All ranks hold equal shapes; with one process each is the identity."""
 
 from __future__ import annotations
 

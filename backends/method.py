@@ -1,14 +1,15 @@
-"""The seam between a contrastive method and everything else.
+"""`Method`, the interface between a training method and everything else.
 
-A method is an `nn.Module` in a file of its own, with its settings beside it. It is told the views of a batch and which
-of them are positives of each other, and returns a loss. It does not know how views are made; what makes views does not
-know of methods. Methods are found by the entry points `leoclr.methods`, the built-in ones too: docs/extending.md.
+A method is an `nn.Module` in its own file, together with its settings. It receives the views of a batch and their
+positive pairs, and returns a loss. Methods are independent of how views are made, and views of methods. Entry points
+`leoclr.methods` register all methods, also the built-in ones; see docs/extending.md.
 
 The training step calls, in this order: `forward` (for each micro-batch) and backward; `before_update`; the optimizer;
-`after_update`. Whatever must survive a resume is a parameter or a buffer. Randomness comes from (seed, step) alone.
+`after_update`. State needed to resume must be a parameter or a buffer. Randomness depends on (seed, step) only.
 
-On a GPU a step may be replayed as a CUDA graph, without its Python. What a method computes on the host from `now`, such
-as a shuffle, it asks for by `leoclr.backends.step_inputs.step_input`; one that reads `now` otherwise is not replayed.
+On a GPU a step may be replayed as a CUDA graph, without running its Python. Values that a method computes on the host
+from `now`, such as a shuffle, must be requested by `leoclr.backends.step_inputs.step_input`; a method that reads `now`
+in any other way is not replayed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Optimizers that torch does not have."""
+"""Optimizers missing from torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The queue of keys that serve as negatives."""
+"""The queue of keys that are used as negatives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Schedules of methods: functions of where the run is."""
+"""Schedules of method parameters as functions of training progress."""
 
 from __future__ import annotations
 

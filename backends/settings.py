@@ -1,4 +1,4 @@
-"""Types of settings that methods share with the command line. pydantic alone: `--help` never waits for torch."""
+"""Base classes and types of method settings. Imports pydantic only, so that `--help` does not load torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sinkhorn-Knopp: a soft assignment of a batch to prototypes in which each prototype is used equally."""
+"""Sinkhorn-Knopp: soft assignment of a batch to prototypes that uses all prototypes equally."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What the host computes anew for each step and the device needs: a shuffle, the value of a schedule.
+"""Step inputs: values that the host computes for every step, such as a shuffle or a schedule's value.
 
-`step_input` is for methods. Where a step is replayed as a CUDA graph, the host runs none of its Python: what it had
-computed would stay as it was. Such values live in buffers, which are filled before each replay by the same functions.
-A method that reads its progress in any other way is noticed, and its steps are not replayed.
+Methods call `step_input`. A step that is replayed as a CUDA graph runs no Python on the host, so values computed there
+would not change. They are kept in buffers instead, which the same functions fill before each replay. A method that
+reads its progress in any other way is detected, and its steps are not replayed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The identity of a network's weights."""
+"""Digest of a network's weights."""
 
 from __future__ import annotations
 

@@ -1,17 +1,17 @@
-"""The errors that a user can cause, and can therefore mend. Each becomes one line on the terminal.
+"""Errors that a user can cause and correct. Each is printed as one line.
 
 LeoclrError
 ├── SettingsError      a value, key or file of the settings
 ├── DataError          shards, index or images
-│   ├── BadImage       one image that cannot be decoded, or must not be
+│   ├── BadImage       an image that cannot be decoded, or must not be
 │   └── Missing        nothing at a path or address
 ├── CheckpointError    a checkpoint or exported file
 ├── EvaluationError    labels or features that a score cannot be computed from
-└── RunError           the run cannot start or go on (device, disk, lock, NaN)
-    └── NotKept        a result was printed, and cannot be written
+└── RunError           the run cannot start or continue (device, disk, lock, NaN)
+    └── NotKept        a result was printed but cannot be written
 
-The message says what, where, and what would be right. It stands here, in the lowest layer, because every layer
-raises some of it. Mistakes of ours are `assert`s or built-in exceptions, and keep their traceback.
+A message names the problem, its location and a correct value. The classes are in the lowest layer because every layer
+raises some of them. Bugs of leoclr are `assert`s or built-in exceptions, and keep their traceback.
 """
 
 

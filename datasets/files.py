@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old content or the new, never half of one."""
+"""Atomic writes: a reader sees the old content or the new, never a mixture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards of generated images, to measure and check with where there is no data."""
+"""Shards of generated images, for measurements and checks without data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random numbers as pure functions of where they are used.
+"""Random numbers as pure functions of the position where they are used.
 
 No generator carries state here. The augmentation of a sample depends on (seed, epoch, sample, view) and on nothing
 else, and the order of samples on (seed, epoch), so any worker, rank or resumed run computes the same values, in any

@@ -1,7 +1,7 @@
-"""View policies: which views of an image there are, and which of them are positives of each other.
+"""View policies: the views of an image and their positive pairs.
 
-A policy is data, a small graph. It knows nothing of losses, and a method knows nothing of images: any policy runs under
-any method that does not refuse it. Policies are found by the entry points `leoclr.views`, the built-in ones too.
+A policy is a small graph of views and pairs. Policies are independent of losses, and methods of images: any policy runs
+under any method that does not refuse it. Entry points `leoclr.views` register all policies, also the built-in ones.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Images with boxes in the layout of PASCAL VOC: Annotations/*.xml, JPEGImages/*, ImageSets/Main/SPLIT.txt.
+"""Images with boxes in the PASCAL VOC layout: Annotations/*.xml, JPEGImages/*, ImageSets/Main/SPLIT.txt.
 
 The files are not trusted. Annotations are read by expat with bounds, a document type (and with it every entity) is
 refused; archives are unpacked to names that are made here.

@@ -1,4 +1,4 @@
-"""Words of messages that every layer prints."""
+"""Wording of messages shared by all layers."""
 
 from __future__ import annotations
 

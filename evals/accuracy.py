@@ -1,4 +1,4 @@
-"""What a classifier predicts, and the numbers it is judged by. M = test samples, C = classes."""
+"""Predictions of a classifier, and their metrics. M = test samples, C = classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labels of a training and a test set: that there are some, that they mean the same, and splits that keep shares."""
+"""Labels of training and test sets: presence, equal meaning, and stratified splits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Long computations on disk: what is finished is not done again, and what was stopped is taken up."""
+"""Long computations on disk: finished ones are not repeated, interrupted ones resume."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Work:
 
     @property
     def state(self) -> Path | None:
-        """File for the state while it goes on."""
+        """File for the state while the job runs."""
         return None if self._stem is None else self._stem.with_suffix(".safetensors")
 
     def result(self) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""McNemar's test: whether two classifiers differ on the same test images. M = test images."""
+"""McNemar's test of two classifiers on the same test images. M = test images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The paper's Table 7: how much accuracy is lost when the test image is a random crop instead of the centre crop.
+"""The paper's Table 7: the accuracy lost on random crops of test images compared with centre crops.
 
 The probe is trained on centre crops. A random crop is drawn for each test image and draw, from (seed, draw, sample
 number) alone, so any part of the data set gives the same crops. There are two intervals: over the draws, which holds

@@ -1,4 +1,4 @@
-"""The score of the robustness test: one classifier on centre and on random crops of the test images."""
+"""The robustness score: one classifier on centre and random crops of the test images."""
 
 from __future__ import annotations
 

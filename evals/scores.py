@@ -1,4 +1,4 @@
-"""The scores that are reported: which numbers, under which protocol, in one form for tables and for JSON.
+"""Scores: metrics and protocol in one form, for tables and JSON.
 
 Test features carry labels in training's numbering (`leoclr.evals.classes.match_classes`).
 """

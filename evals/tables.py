@@ -1,4 +1,4 @@
-"""Scores as text: the table that a person reads."""
+"""Scores as text tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The program `leoclr`, also as `python -m leoclr.cli`.
+"""Entry point of `leoclr` and `python -m leoclr.cli`.
 
 Ctrl-C while modules are imported, which takes most of the first seconds, ends the process at once: an exception would
 print a traceback, or be lost in the import of a library.

@@ -1,4 +1,4 @@
-"""Options that several commands share: declared once, and handed to a command as one value."""
+"""Options shared by several commands: declared once, passed to a command as one value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees: progress bars and messages on stderr, so that stdout carries only results."""
+"""Progress bars and messages on stderr; stdout carries results only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Barlow Twins: the cross-correlation of two views' embeddings, over a batch, is pulled to the identity.
+"""Barlow Twins: pull the cross-correlation of two views' embeddings to the identity.
 
 arXiv 2103.03230. `sum_i (c_ii - 1)^2 + weight * sum_{i != j} c_ij^2`, where c is the correlation over the batches of
 all processes, averaged over the pairs of an image. Two pairs that differ in direction alone have the same loss and

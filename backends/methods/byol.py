@@ -1,10 +1,10 @@
-"""BYOL: a predictor behind the encoder foresees what a slowly moving copy of the encoder makes of another view.
+"""BYOL: predict a momentum encoder's embedding of another view.
 
 arXiv 2006.07733. There are no negatives: the predictor and the slow target keep the embeddings from collapsing. For
 each pair the loss is `2 - 2 cos(q(f(anchor)), sg f_target(positive))`; the pairs of an image are summed, as in the
 authors' code. The target moves after the optimizer's step. With the `leoclr` views the predictor is on X and the
 targets are X1 and X2, which have no gradient and are not pulled to each other. Health: `std`, of the target's
-embeddings at length one times sqrt(dim), is about 1, and 0 at collapse, where `cosine` is 1.
+embeddings scaled to length sqrt(dim), is about 1, and 0 at collapse, where `cosine` is 1.
 """
 
 from __future__ import annotations

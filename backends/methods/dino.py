@@ -1,11 +1,11 @@
-"""DINO: a student matches the output distribution of its momentum teacher, which sees another view.
+"""DINO: a student matches the output distribution of a momentum teacher for another view.
 
 arXiv 2104.14294. `-sum_k softmax((teacher - centre) / teacher_temperature)_k log softmax(student / temperature)_k`,
 averaged over the pairs of an image. Centring (against one output) and a low teacher temperature (against a uniform
 output) keep it from collapsing. The centre moves after its use, the teacher after the optimizer's step. With the
 `leoclr` views the student sees X and the teacher X1 and X2, which are never compared. BatchNorm sees each view by
 itself; the authors join crops of one size. Health, as shares of log(outputs): `centre_entropy`, of the teacher's mean
-output, 0 where all images have one; `teacher_entropy`, of each image's, 1 where none says anything.
+output, 0 if all images share one output; `teacher_entropy`, of the output of each image, 1 if all are uniform.
 """
 
 from __future__ import annotations

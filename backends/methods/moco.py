@@ -1,4 +1,4 @@
-"""MoCo: an encoder, its slowly moving copy that makes the keys, and a queue of old keys as negatives.
+"""MoCo and LeOCLR: a momentum encoder computes the keys; a queue of old keys provides negatives.
 
 With the `leoclr` views this is LeOCLR (arXiv 2403.06813, section 3): the original is the query, the crops are keys.
 With `pairwise` views it is MoCo-v2 (arXiv 2003.04297).

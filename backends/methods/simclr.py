@@ -1,4 +1,4 @@
-"""SimCLR: one encoder, trained end to end through all views, with the rest of the batch as negatives.
+"""SimCLR: one encoder, trained end to end through all views; the rest of the batch provides negatives.
 
 With the `leoclr` views this is the end-to-end LeOCLR of the paper's Table 5: the crops are pulled to the original and
 never to each other. With `pairwise` views it is SimCLR (arXiv 2002.05709).

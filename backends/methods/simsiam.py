@@ -1,8 +1,8 @@
-"""SimSiam: BYOL without a moving target; the stop-gradient alone keeps the embeddings from collapsing.
+"""SimSiam: BYOL without a momentum encoder; a stop-gradient prevents collapse.
 
 arXiv 2011.10566. For each pair the loss is `-cos(p(f(anchor)), sg f(positive))`, averaged over the pairs of an image.
 With the `leoclr` views the predictor is on X and the constants are X1 and X2, which pull nothing and are not pulled to
-each other. Health: `std`, of the embeddings at length one times sqrt(dim): about 1, and 0 at collapse (loss -1).
+each other. Health: `std`, of the embeddings scaled to length sqrt(dim): about 1, and 0 at collapse (loss -1).
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""SwAV: a view foresees to which prototypes another view of its image is assigned.
+"""SwAV: predict the prototype assignment of another view.
 
 arXiv 2006.09882. Codes are the assignments of the positives, equally spread over the prototypes by Sinkhorn-Knopp over
 the batches of all processes, and have no gradient. `-sum_k code_k log softmax(scores / temperature)_k` is averaged over
-the anchors of each positive, then over the positives. With the `leoclr` views X foresees the codes of X1 and of X2,
-which are assigned apart and never foresee each other. BatchNorm sees each view by itself; the authors join crops of one
-size. Health: `used_prototypes`, the share that is the nearest of some image (of as many as a batch could use). The loss
-is stuck at log(prototypes) where it goes wrong: fewer prototypes, a shorter or later queue.
+the anchors of each positive, then over the positives. With the `leoclr` views X predicts the codes of X1 and of X2,
+which are assigned separately and never predict each other. BatchNorm normalises each view separately; the authors join
+crops of one size. Health: `used_prototypes`, the share of prototypes that are nearest to an image (of as many as a
+batch could use). A loss stuck at log(prototypes) needs fewer prototypes, or a shorter or later queue.
 """
 
 from __future__ import annotations

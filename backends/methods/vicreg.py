@@ -1,4 +1,4 @@
-"""VICReg: views agree (invariance), each dimension varies (variance), and no two vary together (covariance).
+"""VICReg: invariance between views, variance of each dimension, no covariance between dimensions.
 
 arXiv 2105.04906. The invariance term is the mean squared difference over the pairs of an image. Variance and covariance
 are of each view by itself, over the batches of all processes. As in the authors' code the variance term is the mean

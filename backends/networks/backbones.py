@@ -1,4 +1,4 @@
-"""Backbones: image classifiers without their classifier.
+"""Backbones: image classifiers without their final layer.
 
 Any torchvision classifier by its name, any timm model as `timm:NAME` (extra `timm`). ResNets may have the CIFAR stem,
 and ResNet-18 and -34 another width. A ResNet's state dict has torchvision's names, so the weights load anywhere.

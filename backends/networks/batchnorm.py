@@ -1,4 +1,4 @@
-"""BatchNorm in splits: on one device, the statistics that several devices would have had.
+"""BatchNorm in groups: the statistics of several devices, computed on one device.
 
 MoCo's BatchNorm sees a small group of the batch, one device's share. With one set of statistics over the whole batch
 the network solves the task by what the statistics leak between query and key, and learns worse features (MoCo,

@@ -1,6 +1,6 @@
 """BatchNorm of S contiguous groups of a batch in one call: `group_batch_norm`.
 
-What computes it depends on where the images are; the results are those of BatchNorm on each group, one after another:
+The implementation depends on the device; the results are those of BatchNorm on each group, one after another:
 
 - On a GPU with Triton, two kernels for each direction, whatever S is (`batchnorm_triton`).
 - Elsewhere torch's own kernel on each group, bit for bit, which writes into slices of one output.

@@ -1,4 +1,4 @@
-"""Which layer of a backbone a parameter belongs to, counted from the images."""
+"""Layer number of a backbone parameter, counted from the input."""
 
 from __future__ import annotations
 

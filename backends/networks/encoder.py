@@ -1,4 +1,4 @@
-"""The encoder of a contrastive method: backbone, projector, normalisation."""
+"""The encoder of a method: backbone, projector, normalisation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Heads: the layers between a backbone's features and a loss."""
+"""Heads: the layers between backbone features and a loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where channels-last is the slower memory format: wide kernels on maps of a few pixels, in bf16 on a CPU.
+"""Memory formats: layers for which channels-last is slower (wide kernels on tiny maps, in bf16 on a CPU).
 
 oneDNN's channels-last convolutions work along rows of pixels. A row of 2 to 5 pixels is too short for weights that no
 cache holds (512 x 512 x 3 x 3 in bf16: 4.7 MB), and the same convolution of contiguous tensors takes 0.7 of the time

@@ -1,4 +1,4 @@
-"""Wrappers: what a view policy does beyond naming views and pairs, on batches and in the loss.
+"""Wrappers: code of a view policy that acts on batches or on the loss.
 
 A wrapper is a mixin, found by the entry point `leoclr.wrappers` of its policy's name. Its methods go before those of
 the method that it wraps, `class (Wrapper, Method)`: it calls the method's own forward, and pulls predictions of its own

@@ -1,8 +1,8 @@
-"""The photometric operations for a whole batch at once, on any device: those of `augment_pillow`, in tensors.
+"""The photometric operations of `augment_pillow` as tensor operations for a whole batch, on any device.
 
-What is drawn is the same, and the arithmetic is Pillow's, with its rounding to 8 bits after each operation; but blur,
-whose six passes are one product of matrices, is rounded once (tests/images/test_device_augment.py has the differences).
-Every sample has parameters of its own, and the shape of no tensor depends on them, so that a GPU never has to wait:
+Parameters are the same, and the arithmetic is Pillow's, with rounding to 8 bits after each operation, except that blur
+is one matrix product and rounded once instead of six times (tests/images/test_device_augment.py has the differences).
+Every sample has its own parameters, and no tensor's shape depends on them, so that a GPU never has to wait:
 
 - Jitter is three blends and a turn of the hue, in any order. It is computed as three blends, the turn, three blends;
   blends that do not come on that side of the hue have the factor 1 and change nothing.
@@ -229,7 +229,7 @@ def _box_radius(sigma: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _blur_matrix(radius: Tensor, size: int) -> Tensor:
-    """Three box filters along an axis, `(n, size, size)`. Beyond the rim the outermost pixel goes on, in each of them:
+    """Three box filters along an axis, `(n, size, size)`. Beyond the rim each repeats the outermost pixel:
     its weight in row i is what the box would have at distances above i, which sums up to radius - i."""
     place = torch.arange(size, device=radius.device, dtype=radius.dtype)
     reach = radius[:, None, None] + 1

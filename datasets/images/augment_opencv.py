@@ -1,8 +1,8 @@
-"""The same views as `augment_pillow`, several times faster: simplejpeg, OpenCV, and torch's resize.
+"""The views of `augment_pillow`, several times faster, by simplejpeg, OpenCV and torch's resize.
 
-What is drawn is the same (`crop_box` and `draw`), and every operation is Pillow's but for rounding to 8 bits;
-docs/speed.md has the differences, tests/images/test_fast_augment.py holds them down. Why this way (224 px, one core of
-an AMD EPYC; Pillow's time in brackets):
+Parameters are the same (`crop_box` and `draw`), and every operation equals Pillow's up to rounding to 8 bits;
+docs/speed.md lists the differences and tests/images/test_fast_augment.py bounds them. Choices and times (224 px, one
+core of an AMD EPYC; Pillow's time in brackets):
 
 - Resize, 0.2 to 0.4 ms (1.3): torch's antialiased bilinear is Pillow's filter in vector instructions, and OpenCV's
   plain bilinear is the same thing where nothing is reduced. OpenCV's own INTER_AREA takes 1.2.
@@ -202,7 +202,7 @@ def blur_kernel(sigma: float) -> NDArray[np.float32]:
     """The weights of Pillow's GaussianBlur along one axis: three box filters whose ends count in part.
 
     The box is that of Pillow's BoxBlur.c, after Gwosdek and others, "Theoretical foundations of Gaussian convolution by
-    extended box filtering" (2011). The weights are whole 256ths and add up to 1; those that round to nought are left
+    extended box filtering" (2011). The weights are whole 256ths and add up to 1; those that round to zero are left
     out.
     """
     variance = sigma * sigma / _BLUR_PASSES

@@ -1,5 +1,6 @@
-"""The augmentations of a view by Pillow, whose operations are those of torchvision's transforms on Pillow images (the
-reference of all published MoCo and SimCLR figures), bit for bit.
+"""Augmentations by Pillow, bit for bit those of torchvision's transforms.
+
+torchvision's transforms on Pillow images are the reference of all published MoCo and SimCLR figures.
 
 `augment_opencv` applies the same parameters in a fraction of the time, equal but for rounding.
 """

@@ -1,6 +1,6 @@
-"""What is drawn for a view: the crop, and the parameters of its photometric operations.
+"""Random parameters of a view: the crop and the photometric operations.
 
-Drawing and applying are apart. Here uniform numbers become the parameters of one view; `augment_pillow`,
+Drawing and applying are separate. Here uniform numbers become the parameters of one view; `augment_pillow`,
 `augment_opencv` and `augment_device` apply them. The order of the operations is MoCo-v2's with BYOL's solarisation:
 crop and resize, colour jitter, grayscale, blur, solarise, flip, and what `strong` adds.
 """

@@ -1,4 +1,4 @@
-"""Crop and resize for many images of one size at once, on whatever device they are.
+"""Crop and resize of many images of one size at once, on any device.
 
 Resizing is linear along each axis, so a crop is a matrix from the left and one from the right, with Pillow's weights:
 bilinear, over as many pixels as one of the result covers. It is rounded to 8 bits after each axis, as there. Which axis

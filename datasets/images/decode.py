@@ -1,13 +1,13 @@
-"""Bytes of an untrusted image to RGB pixels, within limits.
+"""Decode untrusted images to RGB pixels, within limits.
 
-One answer for every input, whatever the file is called:
+The result depends on the content only, not on the name of the file:
 - Formats are an allowlist, so that no parser outside it runs (EPS would start Ghostscript).
 - The pixel count is checked from the header, before anything is allocated.
 - Orientation from EXIF is applied; of an animation the first frame is taken.
 - Samples of other depths become 8 bits by what the file declares, see `samples`; transparency is laid on white.
 
-`decode_pixels` gives the same answer faster for most JPEGs. Whatever is not plain it leaves to Pillow, so that Pillow
-alone decides what is refused.
+`decode_pixels` gives the same result faster for most JPEGs. It leaves everything unusual to Pillow, which alone
+decides which images are refused.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What makes the views of an image: the one place where the setting `augmentation.executor` is looked up.
+"""Executors of the augmentations: the only place that evaluates `augmentation.executor`.
 
 The executor "device" crops and resizes here, on the processors; `augment_device` does the rest on the device.
 """

@@ -1,4 +1,4 @@
-"""Jitter and grayscale of many images, each with parameters of its own, as two Triton kernels.
+"""Colour jitter and grayscale of many images, each with its own parameters, as two Triton kernels.
 
 A pixel goes through all operations in registers, in place of some two hundred passes over the images. The contrast
 blends with the mean grey of the whole image as it is by then, which the first kernel finds: whole numbers, so that the

@@ -1,4 +1,4 @@
-"""From pixels to the input of a network, on whatever device the pixels are."""
+"""Convert pixels to normalised network inputs, on any device."""
 
 from __future__ import annotations
 

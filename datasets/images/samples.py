@@ -1,7 +1,7 @@
-"""What the numbers of an image file mean: how many bits are in use, their sign, and which end is white.
+"""Sample values of image files: bit depth, sign and polarity.
 
-Pillow reads most files to 8 bits with the right meaning, and those are left to it. The others are read here as the
-numbers that the file holds: it takes the high byte of 16 bits whatever depth is declared, ignores the sign of 8 bits
+Pillow converts most files to 8 bits correctly. The others are read here as the numbers in the file, because Pillow
+takes the high byte of 16 bits whatever depth is declared, ignores the sign of 8 bits
 and "0 is white" of 16, reads planes of 16 bits as planes of 8, and compares colour keys of one depth with colours of
 another.
 
@@ -223,7 +223,7 @@ def _scaled_up(numbers: NDArray[Any], in_use: Sequence[int], depth: int) -> bool
     """Whether samples of fewer bits were scaled up to the depth of the file, as PNG asks for.
 
     Many writers set sBIT and leave the samples as they were. Those are all within the lower bits, and (unless they are
-    all nought) are not what any of the usual ways of scaling up gives.
+    all zero) are not what any of the usual ways of scaling up gives.
     """
     for number, bits in enumerate(in_use):
         channel = numbers[..., number].astype(np.int64)

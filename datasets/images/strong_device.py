@@ -1,4 +1,4 @@
-"""The operations of `strong` for a whole batch at once, on any device, in Pillow's arithmetic.
+"""The operations of `strong` for a whole batch, on any device, with Pillow's arithmetic.
 
 The shape of no tensor depends on what was drawn. Each operation goes through all three stages, of which those that are
 not its own change nothing: a table of 256 levels for each channel, a blend with the image's grey or smoothed version,

@@ -1,4 +1,4 @@
-"""Batches from the host to the device, and the part of the augmentations that is made there.
+"""Transfer of batches from host to device, with the augmentations that run on the device.
 
 On a GPU both run on a stream of their own, beside the step before: nothing waits but the GPU's own streams for each
 other. `Pace` keeps the host from running further ahead than two steps.

@@ -1,4 +1,4 @@
-"""How a batch gets from a loader process to the one that asked for it.
+"""Transfer of batches between processes.
 
 torch puts tensors into shared memory (/dev/shm on Linux) and passes their file handles. Containers often have 64 MB of
 it, and where a batch does not fit, its process is killed or the batch is lost. So each process looks before it hands a

@@ -1,4 +1,4 @@
-"""From the plan to batches of augmented views, in worker processes.
+"""Load the batches of a plan, as augmented views, in worker processes.
 
 The unit of work is a whole step: a worker reads, decodes and augments all images of one, and steps come back in
 order. What a step holds depends on its number alone, so workers add speed and change nothing, and starting at any

@@ -1,4 +1,4 @@
-"""Which samples make up which step: a pure function, so that nothing needs to be remembered or replayed.
+"""The plan: the samples of every step, as a pure function without state.
 
 The order of an epoch is a permutation computed from (seed, epoch). Step `s` of an epoch takes the positions
 `s * batch .. (s + 1) * batch` of that order, and rank `r` the r-th equal part of them. So every rank makes the same

@@ -1,7 +1,7 @@
-"""A data set of small images that lives on the device, decoded once; its crops are made there too.
+"""A data set of small images that stays decoded on the device and is cropped there.
 
-Which samples make up a step, what is drawn for them, and what takes the place of an unreadable one are those of
-`leoclr.datasets.loading.loader`. There are no loader processes: the host only draws.
+The samples of a step, their random parameters and the replacements of unreadable images are those of
+`leoclr.datasets.loading.loader`. There are no loader processes: the host only draws parameters.
 """
 
 from __future__ import annotations

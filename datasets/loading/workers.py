@@ -1,4 +1,4 @@
-"""Loader processes: how they start, and what is passed on from them."""
+"""Loader processes: start, errors and end."""
 
 from __future__ import annotations
 

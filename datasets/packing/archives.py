@@ -1,4 +1,4 @@
-"""Tar and zip archives of images as sources.
+"""Tar and zip archives as sources of images.
 
 An archive is untrusted. Links, devices, sparse members, absolute names and `..` are refused, a member is read only
 when it is at most as large as an image may be, and nothing is ever extracted under a name of the archive's choosing.

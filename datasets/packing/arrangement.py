@@ -1,4 +1,4 @@
-"""What the names in a source mean: which split an image is of, which class, and the key it gets in the shards.
+"""Split, class and key of an image from its name in the source.
 
     train/cat/1.png, test/dog/2.png   splits, classes cat and dog
     cat/1.png, dog/2.png              classes: no splits, classes cat and dog

@@ -1,4 +1,4 @@
-"""Digests of the bytes of images, and which of them are equal. N = images."""
+"""Digests of image bytes, and groups of equal images. N = images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images that are the same bytes."""
+"""Duplicate images: equal bytes."""
 
 from __future__ import annotations
 

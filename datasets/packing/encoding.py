@@ -1,4 +1,4 @@
-"""What becomes of an image's bytes before they go into a shard: nothing, or a smaller or differently coded copy."""
+"""Encoding of an image for a shard: bytes unchanged, or resized and re-encoded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A list of images to leave out."""
+"""Lists of images to exclude."""
 
 from __future__ import annotations
 

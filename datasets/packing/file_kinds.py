@@ -1,4 +1,4 @@
-"""What a file is by its name: an image, what may belong to one, or something else that is passed over and counted."""
+"""Kinds of files by name: images, their sidecars, and other files, which are skipped and counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""File names whose bytes are text in some encoding, as archives and file systems hold them."""
+"""File names in archives and file systems whose bytes are text in some encoding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder of images as a source."""
+"""Folders as sources of images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Holding out a validation split: of each class its share, and copies of an image on one side."""
+"""Hold out a validation split: a share of each class, with copies of an image on one side."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Which layout the names of a source have: the readings that `leoclr.datasets.packing.arrangement` lists.
+"""Recognise the layout of a source from its names (listed in `leoclr.datasets.packing.arrangement`).
 
-Where names can be read in two ways the user is asked; where something is left out for a reading, it is noted.
+Ambiguous names raise an error that names the deciding option; files skipped by a reading are noted.
 """
 
 from __future__ import annotations

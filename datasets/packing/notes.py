@@ -1,4 +1,4 @@
-"""What is left out or changed on the way into shards: how many, and the first."""
+"""Notes on skipped and changed files: a count and the first file of each kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images of a source into WebDataset shards.
+"""Pack the images of a source into WebDataset shards.
 
 Each sample is `KEY.jpg` (or another format), `KEY.cls` with the class number as text where there is one, and
 `KEY.json` and `KEY.txt` where the source has such files beside the image. An image whose key had to differ from its

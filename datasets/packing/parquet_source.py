@@ -1,4 +1,4 @@
-"""Parquet files with a column of encoded images, as the Hub's data sets have them, as a source.
+"""Parquet files with a column of encoded images, as on the Hugging Face hub, as sources.
 
 Rows can only be read front to back at a reasonable price, so their images are copied to one file first. The column of
 images is a binary one, or a struct with a field `bytes`; that of labels holds class numbers (their names are in the

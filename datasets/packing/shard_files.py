@@ -1,4 +1,4 @@
-"""Writing tar shards, each with its SHA-256, and the index beside them."""
+"""Write tar shards, each with its SHA-256, and their index."""
 
 from __future__ import annotations
 

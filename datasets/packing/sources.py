@@ -1,8 +1,8 @@
-"""Where images to be packed come from: a folder, a tar or zip archive, Parquet files, or a data set of torchvision.
+"""Sources of images: a folder, a tar or zip archive, Parquet files, or a torchvision data set.
 
 All of them look the same from outside: the names of the files that matter (images, and `.json` and `.txt` that may
 belong to an image), and the bytes of any one of them, in any order and from several threads at once. What the names
-mean, such as splits and classes, is the business of `leoclr.datasets.packing.arrangement`.
+mean, such as splits and classes, is decided in `leoclr.datasets.packing.arrangement`.
 """
 
 from __future__ import annotations

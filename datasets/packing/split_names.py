@@ -1,4 +1,4 @@
-"""Which split a folder's name means."""
+"""Names of folders that mean a split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder of shards that appears as a whole or not at all."""
+"""Staging: a folder of shards appears complete or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work on threads, in order, and never far ahead."""
+"""Ordered work on threads, with bounded look-ahead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torchvision's CIFAR-10, CIFAR-100, STL-10, Stanford Cars and Oxford-IIIT Pets as a source of image files.
+"""CIFAR-10, CIFAR-100, STL-10, Stanford Cars and Oxford-IIIT Pets of torchvision as sources of images.
 
 torchvision reads CIFAR's own files with pickle. It does so only after their MD5 has been compared with the sums in
 its source code, and it refuses to load them otherwise; nothing here unpickles anything, and no other pickle is read.

@@ -1,4 +1,4 @@
-"""BYOL's two crops, which are augmented differently (arXiv 2006.07733, appendix B)."""
+"""BYOL's two crops with different augmentations (arXiv 2006.07733, appendix B)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class BYOLViews(PolicySettings):
-    """Two crops, each pulled to the other, with blur and solarisation of their own (BYOL)."""
+    """Two crops, each pulled to the other, with different blur and solarisation (BYOL)."""
 
     blur: tuple[Probability, Probability] = Field(
         default=(1.0, 0.1), description="Probability of Gaussian blur in x1 and x2; replaces augmentation.blur."

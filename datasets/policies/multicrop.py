@@ -1,4 +1,4 @@
-"""Multi-crop: two large crops and several small ones, which cost little (SwAV, arXiv 2006.09882, section 3.2)."""
+"""Multi-crop: two large crops and several cheap small ones (SwAV, arXiv 2006.09882, section 3.2)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EachKind = tuple[Probability, Probability, Probability]
 
 
 class MulticropViews(PolicySettings):
-    """Two large crops x1 and x2 and small ones s1, s2, ...; all are pulled to each large one (multi-crop)."""
+    """Multi-crop: large crops x1 and x2, small crops s1, s2, ...; all are pulled to each large crop."""
 
     small: Annotated[int, Field(ge=0, le=_MOST)] = Field(
         default=6, description="Number of small crops: 6 in SwAV, 8 in DINO."

@@ -1,4 +1,4 @@
-"""View policies whose wrapper (`backends/wrappers/`) acts on batches or on the loss: their settings, views and pairs.
+"""View policies with a wrapper in `backends/wrappers/`: their settings, views and pairs.
 
 Each is named after the method that it comes from, and runs under every backend that offers what it needs.
 """
@@ -32,12 +32,12 @@ class Clsa(PolicySettings):
 
     crops: Literal["single", "multi"] = Field(
         default="single",
-        description="single: a weak view of full size and a strong one of 3/7; multi: both in five sizes.",
+        description="Sizes of views. single: weak at full size, strong at 3/7; multi: both at five sizes.",
     )
     operations: Annotated[int, Field(ge=1, le=20)] = Field(
-        default=5, description="Random operations of a strong view, each with probability 0.5."
+        default=5, description="Number of random operations of a strong view, each with probability 0.5."
     )
-    weight: Positive = Field(default=1.0, description="Of the distributional loss.")
+    weight: Positive = Field(default=1.0, description="Weight of the distributional loss.")
 
     def policy(self) -> ViewPolicy:
         weak, strong = (_SIZES[:1], _SIZES[-1:]) if self.crops == "single" else (_SIZES, _SIZES)
@@ -66,7 +66,7 @@ class MixSiam(PolicySettings):
     """Two crops, each pulled to the other, and their mixture pulled to the maximum of both (MixSiam)."""
 
     alpha: Positive = Field(default=1.0, description="The share of a mixture is drawn from Beta(alpha, alpha).")
-    weight: Positive = Field(default=1.0, description="Of the mixture's loss.")
+    weight: Positive = Field(default=1.0, description="Weight of the mixture's loss.")
 
     def policy(self) -> ViewPolicy:
         base = POLICIES["pairwise-symmetric"]
@@ -77,7 +77,7 @@ class RegionCL(PolicySettings):
     """Rectangles swapped between images; both regions of a composite find their own image (RegionCL)."""
 
     base: Base = Field(default="pairwise", description="Views and pairs whose anchors are swapped.")
-    weight: Positive = Field(default=1.0, description="Of the regions' loss.")
+    weight: Positive = Field(default=1.0, description="Weight of the regions' loss.")
 
     def policy(self) -> ViewPolicy:
         base = POLICIES[self.base]
@@ -87,9 +87,9 @@ class RegionCL(PolicySettings):
 class LoGo(PolicySettings):
     """Two global and two local crops: locals pulled to both globals and made unlike each other (LoGo)."""
 
-    size: Share = Field(default=96 / 224, description="Side of a local crop, as a share of data.image_size.")
-    global_scale: Shares = Field(default=(0.4, 1.0), description="Share of the area that a global crop covers.")
-    local_scale: Shares = Field(default=(0.05, 0.4), description="Share of the area that a local crop covers.")
+    size: Share = Field(default=96 / 224, description="Side of local crops as a share of data.image_size.")
+    global_scale: Shares = Field(default=(0.4, 1.0), description="Range of a global crop's share of the image area.")
+    local_scale: Shares = Field(default=(0.05, 0.4), description="Range of a local crop's share of the image area.")
 
     def policy(self) -> ViewPolicy:
         whole = View(changes={"crop_scale": self.global_scale})

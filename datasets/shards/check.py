@@ -1,4 +1,4 @@
-"""Verifying shards against their index, and every image by decoding it."""
+"""Verify shards against their index and decode every image."""
 
 from __future__ import annotations
 

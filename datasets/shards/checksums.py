@@ -1,4 +1,4 @@
-"""A checksum of 32 bits for each image, by which a changed one is noticed and equal ones are found.
+"""32-bit checksums of images, to detect changed images and find equal ones.
 
 CRC-32, which older indexes have, is worth 16 bits for PNG: each part of such a file ends in its own CRC-32, in
 big-endian order, behind which that of the file depends on no more than the exclusive or of that CRC and its reverse. Of

@@ -1,4 +1,4 @@
-"""One index out of several."""
+"""Concatenate several indexes."""
 
 from __future__ import annotations
 

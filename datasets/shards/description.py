@@ -1,4 +1,4 @@
-"""What an index holds, in the same words for every command that prints it."""
+"""Summary of an index, in the same words for every command."""
 
 from __future__ import annotations
 

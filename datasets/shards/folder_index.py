@@ -1,4 +1,4 @@
-"""The index of the shards of one folder: found beside them, put together or made, and found to hold still."""
+"""The index of a folder's shards: read, combined or created, and verified to be unchanged."""
 
 from __future__ import annotations
 

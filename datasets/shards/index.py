@@ -1,4 +1,4 @@
-"""The index of a data set of tar shards: where every sample lies, so that any of them can be read at once.
+"""The index of a data set of tar shards: the position of every sample, for random access.
 
 On disk it is two files beside the shards. `NAME.index.json` is for people and for checks: the shards with size,
 sample count and SHA-256, and the class names. `NAME.index.safetensors` holds one row per sample (offset, length,

@@ -1,4 +1,4 @@
-"""The two files of an index, as they lie on disk: read strictly, for they are untrusted."""
+"""The two files of an index on disk. They are untrusted and read strictly."""
 
 from __future__ import annotations
 

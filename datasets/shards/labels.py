@@ -1,8 +1,8 @@
-"""What a label member says, and class names across shards that were read one by one.
+"""Parse label members, and combine class names across shards that were read separately.
 
-A class number is a whole number from 0, of any size that 63 bits hold; a class name is a line of text with a letter in
-it. All else (a negative number, a fraction, several numbers, an empty member) is no label: the sample keeps its image,
-which is all that pre-training needs, and the index counts it.
+A class number is a whole number from 0 that fits 63 bits; a class name is a line of text that contains a letter.
+Anything else (a negative number, a fraction, several numbers, an empty member) counts as no label: the sample keeps its
+image, which suffices for pre-training, and the index counts it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From what a user writes after `--data` to an index.
+"""Find the index for the values of `--data`.
 
 Accepted, any number of them: a shard, a brace range (`imagenet-{000..999}.tar`, also as `<000..999>` where braces are
 awkward to quote), alternatives (`{train,val}.tar`), a glob, a folder of shards, an index file. The same as addresses

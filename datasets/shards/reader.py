@@ -1,4 +1,4 @@
-"""Reading the bytes of any sample at once, in any order.
+"""Random access to the bytes of samples.
 
 Local shards: one positioned read per sample on a file that stays open; no tar parsing, no scanning, no position that
 workers share. Remote ones: the same from a cache of blocks on disk, the blocks of a batch fetched side by side.

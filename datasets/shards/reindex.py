@@ -1,4 +1,4 @@
-"""An index, with checksums, beside shards that are there already, whoever wrote them."""
+"""Index existing shards of any tool, with checksums."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Opening remote shards: their index, whether they are there, and what version of them a run reads.
+"""Open remote shards: their index, their presence, and the version that a run reads.
 
 The index lies beside the shards, put there with them: `x.index.json` and `x.index.safetensors` beside
 `x-000.tar`, `x-001.tar`, ... Where there is none the shards' headers are read through the block cache, which for

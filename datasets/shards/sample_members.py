@@ -1,4 +1,4 @@
-"""Which member of a sample is its image, and which its label."""
+"""Choose the image member and the label member of a sample."""
 
 from __future__ import annotations
 

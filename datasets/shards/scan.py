@@ -1,4 +1,4 @@
-"""Building an index by reading the headers of tar shards, ours or another tool's.
+"""Build an index by reading the headers of tar shards, from leoclr or another tool.
 
 Members are grouped into samples as webdataset does it: the key is the path up to the first dot of the base name.
 Where webdataset would lose or mix samples without a word, this refuses: a truncated shard (also on a member

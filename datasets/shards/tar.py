@@ -1,4 +1,4 @@
-"""The members of a tar shard, from its headers alone.
+"""Read the members of a tar shard from its headers.
 
 A shard is untrusted, and may hold millions of members. The standard library's tarfile reads an extended header of
 any declared size into memory, expands sparse maps, takes a damaged header for the end, and spends 50 us or more on

@@ -1,4 +1,4 @@
-"""A bounded cache on disk for blocks of remote files, shared by all processes of a machine.
+"""A bounded disk cache for blocks of remote files, shared by all processes of a machine.
 
 A block is 4 MiB of one version of one file: its name is the SHA-256 of the full address, the file's identity (ETag)
 and the block's number, so equal base names in `train/` and `val/`, or a replaced file, never meet. A block is written

@@ -1,4 +1,4 @@
-"""GET requests over connections that stay open, within deadlines, following redirects with care.
+"""GET requests over persistent connections, with deadlines and safe redirects.
 
 The standard library's http.client, TLS certificates verified, through a proxy where one is named. A connection is used
 by one thread at a time and then kept for the next; a forked process opens its own.

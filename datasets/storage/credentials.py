@@ -1,4 +1,4 @@
-"""Credentials for HTTP servers, from the environment variable LEOCLR_HTTP_AUTH and from nowhere else.
+"""Credentials for HTTP servers, read from the environment variable LEOCLR_HTTP_AUTH only.
 
 One line for each server: its origin, `=`, and either a query that is added to every request (signed addresses) or the
 value of the Authorization header:

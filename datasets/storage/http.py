@@ -1,7 +1,7 @@
 """Shards on a web server, read by range requests.
 
-A web server is untrusted and may fail in any way. Each answer must be the range that was asked for, of a file of the
-same size and ETag as before; what is cut is asked for again from where it ended.
+A web server is untrusted and may fail in any way. Each response must be the requested range of a file with unchanged
+size and ETag; truncated responses are requested again from the byte reached.
 """
 
 from __future__ import annotations

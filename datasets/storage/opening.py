@@ -1,4 +1,4 @@
-"""Where bytes come from: the one thing that readers and scans know of a local file, a web server or a bucket."""
+"""Open local files, web servers and buckets behind one interface."""
 
 from __future__ import annotations
 

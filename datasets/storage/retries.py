@@ -1,4 +1,4 @@
-"""Trying again where that can help, from the byte that was reached."""
+"""Retry requests after temporary faults, from the byte reached."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Patience:
     """How long a server is waited for. The defaults ride out a minute without an answer, and end within ten.
 
     Attributes:
-        attempts: Requests for one range before giving up; each goes on where the one before was cut.
+        attempts: Requests for one range before giving up; each continues where the previous one was cut.
         first_wait, longest_wait: Seconds between attempts; the wait doubles, and varies by half, so that many
             processes do not come back at the same instant.
         silence: Seconds without a byte after which a connection counts as dead.

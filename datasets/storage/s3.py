@@ -1,4 +1,4 @@
-"""Shards in S3-compatible storage: boto3 signs, the rest is a web server like any other.
+"""Shards in S3-compatible storage: boto3 signs requests; the rest is plain HTTP.
 
 boto3 finds credentials, region and endpoint as it always does (AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_ENDPOINT_URL, an
 instance's role, ...). Each request gets a URL of its own, signed for a few minutes, that is used and never shown.

@@ -1,8 +1,7 @@
-"""Fine-tuning a detector and scoring it: the paper's Table 4 protocol, and a short one for small data.
+"""Fine-tune and score a detector: the paper's Table 4 protocol, and a short one for small data.
 
-Which images a step sees, their flips and sizes, and the regions that are sampled depend on the seed and the number of
-the step alone. So a training that was stopped goes on from its last state, and ends on the CPU with the weights of one
-that was not.
+The images of a step, their flips and sizes, and the sampled regions depend on the seed and the number of the step
+alone. A training resumed from its last state therefore ends, on the CPU, with the weights of an uninterrupted one.
 """
 
 from __future__ import annotations

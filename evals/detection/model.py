@@ -1,4 +1,4 @@
-"""Faster R-CNN with a C4 body out of torchvision's parts, as MoCo fine-tunes it on PASCAL VOC.
+"""Faster R-CNN with a C4 body from torchvision's parts, as MoCo fine-tunes it on PASCAL VOC.
 
 The first three stages of the ResNet see the image; the region proposals and the boxes come from their features, 1/16
 of the image's size. The fourth stage (res5) is the head: it runs on every region, followed by a BatchNorm of its own,

@@ -1,4 +1,4 @@
-"""Features on disk, so that a second score of the same encoder on the same data costs no forward pass."""
+"""Cache of features on disk, so that further scores of an encoder need no forward pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Features of a frozen backbone for all samples of a data set, in the order of its index.
+"""Extract the features of a frozen backbone for all samples, in the order of the index.
 
 Worker processes read, decode and resize whole batches; normalisation and the forward pass run on the device. What a
 sample's pixels are depends on its number alone, so the number of workers changes nothing but the speed.

@@ -1,4 +1,4 @@
-"""Feature files that other programs open: an array of numpy with the keys beside it, or a table of Parquet.
+"""Feature files for other programs: a numpy array with keys beside it, or a Parquet table.
 
 Both are written piece by piece, a piece being what is in memory, and appear only when all of it is written.
 """

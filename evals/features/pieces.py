@@ -1,5 +1,4 @@
-"""Features of a data set in pieces on disk: memory stays bounded, and a process that is killed loses the piece that it
-was at and no other.
+"""Features of a data set in pieces on disk: bounded memory, and a killed process loses only its current piece.
 
 Pieces begin and end between two batches, so that the batches, and with them the last bits of the features, are the
 same whether or not the work was interrupted.

@@ -1,4 +1,4 @@
-"""What a test image looks like to the encoder.
+"""Preprocessing of test images.
 
 There are no random numbers here: the standard test view of every score. The random crops of the robustness test are
 in `leoclr.evals.robustness`.

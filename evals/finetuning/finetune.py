@@ -1,4 +1,4 @@
-"""Fine-tuning: the whole network learns from labels, the encoder from where pre-training left it."""
+"""Fine-tune the whole network with labels, from the pre-trained encoder."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def finetune(
     training.
 
     Args:
-        state: File that holds the network after each epoch, from which a stopped training goes on.
+        state: File that holds the network after each epoch, from which a stopped training resumes.
         advance: Called with the number of images done.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The grids that transfer is searched over, on a part of the training set (SimCLR, arXiv 2002.05709, appendix B.8)."""
+"""Grids of the hyper-parameter search for transfer (SimCLR, arXiv 2002.05709, appendix B.8)."""
 
 from __future__ import annotations
 

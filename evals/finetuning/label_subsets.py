@@ -1,4 +1,4 @@
-"""Parts of a training set whose labels may be used: a share of every class, or the images that a list names.
+"""Labelled subsets of a training set: a share of every class, or a list of images.
 
 SimCLR's lists for ImageNet (`1percent.txt`, `10percent.txt`) hold file names, one a line.
 """

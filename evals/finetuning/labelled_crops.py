@@ -1,4 +1,4 @@
-"""Labelled random crops: the images that a classifier is trained on.
+"""Labelled random crops for training a classifier.
 
 They come from the plan and the loader of pre-training, so a crop is a pure function of (seed, epoch, sample), and
 training may begin at any epoch.

@@ -1,7 +1,7 @@
-"""Training with labels, epoch by epoch: the one loop of the linear probe by SGD and of fine-tuning.
+"""Supervised training by epochs: the loop shared by the SGD probe and fine-tuning.
 
-After every epoch the state is written as a whole, so a training that was stopped goes on from there and ends with the
-weights of one that was not, on the CPU bit for bit.
+The state is saved after every epoch, so a resumed training ends with the weights of an uninterrupted one, on the CPU
+bit for bit.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""k-nearest-neighbour classification by cosine similarity: exact, in float32, in bounded memory, on any device.
+"""k-nearest-neighbour classification by cosine similarity: exact, float32, bounded memory, any device.
 
 N = training samples, M = test samples, D = feature dimension, K = neighbours, C = classes; a block of similarities has
 R rows (test samples) and P columns (training samples).

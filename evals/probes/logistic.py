@@ -1,4 +1,4 @@
-"""Multinomial logistic regression by L-BFGS: scikit-learn's, and the same on the device for millions of samples.
+"""Multinomial logistic regression by L-BFGS: scikit-learn's, and an equal one on the device for millions of samples.
 
 Both minimise `C * sum of cross-entropies + |W|^2 / 2` (the intercept is not regularised) with SciPy's L-BFGS-B and
 scikit-learn's rules for when to stop. N = training samples, D = feature dimension, K = classes that occur.

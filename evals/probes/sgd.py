@@ -1,4 +1,4 @@
-"""The linear probe of the paper's Table 1: MoCo's protocol, a linear layer trained by SGD on crops of the images.
+"""The linear probe of the paper's Table 1 (MoCo's protocol): a linear layer trained by SGD on random crops.
 
 Any number of learning rates is tried over one pass of the frozen backbone: every batch goes through it once, and a
 linear layer for each rate learns from its features. Where there are several, each rate has a second layer that never
@@ -78,7 +78,7 @@ def fit_sgd_probe(
         held: Features, in the view of the test, of the samples of the training set that choose the learning rate;
             their `numbers` are those in `crops.index`. Needed where there are several rates.
         precision: Of the backbone; the linear layers compute in float32.
-        state: File that holds the layers after each epoch, from which a stopped training goes on.
+        state: File that holds the layers after each epoch, from which a stopped training resumes.
         advance: Called with the number of images done.
 
     Raises:

@@ -1,4 +1,4 @@
-"""leoclr in Python: load an encoder, compute features, train.
+"""Python interface: load an encoder, compute features, train.
 
     from leoclr.api import embed, load_encoder, train
 
@@ -92,7 +92,7 @@ def train(
         output: The run folder.
         resume: Whether to go on from the newest checkpoint in `output`; the settings must be those of the run.
         on_metrics: Called with step and measures each time a line of metrics.jsonl is written.
-        stop: Where it is set, the run saves after the step and ends, and `resume` goes on. From the main thread, Ctrl-C
+        stop: When it is set, the run saves after the step and ends; `resume` continues. From the main thread, Ctrl-C
             does the same.
 
     Returns:

@@ -1,4 +1,4 @@
-"""An encoder as a module, and the features of images."""
+"""Load an encoder as a module, and compute features of images."""
 
 from __future__ import annotations
 

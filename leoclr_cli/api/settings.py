@@ -1,4 +1,4 @@
-"""Settings as Python values."""
+"""Settings from Python values."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Measures every part of training on this machine, by itself and together: `leoclr bench`.
+"""Measure every part of training on this machine: `leoclr bench`.
 
-Each part is repeated until its share of the time is used up, at least once after a first time that does not count;
-where the first takes longer than several shares, it counts. The parts are those of training, not models of them: the
-same reader, executors, loader, and step.
+Each part is repeated until its share of the time is used, at least once after a warm-up repetition, which counts only
+if it takes longer than several shares. The parts are those of training itself: the same reader, executors, loader and
+step.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _MOST_AT_ONCE, _TIMES = 50, 8  # steps between two looks at the clock on a GPU; 
 _SAMPLES = 64  # different images that single operations are measured on
 _CPU_BATCH = 64  # where a step of the whole batch would take too long to repeat
 _LARGEST_BATCH = 4096  # that is looked for where a method refuses smaller ones
-_END = 1  # step of a schedule of one: its learning rate is nought, so weights stay finite however often it is taken
+_END = 1  # step of a schedule of one: its learning rate is zero, so weights stay finite however often it is taken
 Advance = Callable[[str], None]
 
 

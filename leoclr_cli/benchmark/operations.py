@@ -1,4 +1,4 @@
-"""Each augmentation by itself, as the executors make it, on one crop of each of some images: for `leoclr bench`."""
+"""Time of each augmentation by itself, with each executor, for `leoclr bench`."""
 
 from __future__ import annotations
 

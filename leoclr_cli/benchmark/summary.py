@@ -1,4 +1,4 @@
-"""What a benchmark found: a table for people, JSON for programs, and what limits."""
+"""Results of a benchmark: a table, JSON, and the bottleneck."""
 
 from __future__ import annotations
 

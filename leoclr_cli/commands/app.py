@@ -1,4 +1,4 @@
-"""The command `leoclr`: which commands there are."""
+"""The command `leoclr` and the table of its subcommands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a command ends that fails: one line on stderr, the same as JSON on stdout where that was asked for, a code."""
+"""End of a failed command: one line on stderr, JSON on stdout with `--json`, and an exit code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Groups of commands that are imported when they are called: `--help` lists them from a table and answers at once."""
+"""Command groups that import a command when it is called, so that `--help` is fast."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""How the commands of leoclr read their arguments, where that differs from typer's way.
+"""Parsing of arguments where it differs from typer's.
 
-A shell expands `--data shards-{0..9}.tar` before leoclr sees it. So an option that may be repeated takes every value up
-to the next option, in a command without positional arguments, which would otherwise be swallowed. And an unknown flag
-is answered like any other wrong setting: by one line with the nearest name.
+A shell expands `--data shards-{0..9}.tar` before leoclr sees it. Repeatable options therefore take all values up to the
+next option, in commands without positional arguments. An unknown flag is reported like any other wrong setting: in one
+line with the nearest name.
 """
 
 from __future__ import annotations

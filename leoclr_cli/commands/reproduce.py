@@ -1,4 +1,4 @@
-"""`leoclr reproduce` and `leoclr ablate`."""
+"""`leoclr reproduce` and `leoclr ablate`: run the experiments of the paper."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from leoclr.datasets.errors import RunError, SettingsError
 if TYPE_CHECKING:
     from leoclr.cli.recipes.steps import RecipePlan
 
-_HELP = """Pre-train again with parts left out, evaluate, and draw what each part is worth.
+_HELP = """Repeat pre-training without single components, evaluate, and draw the contribution of each.
 
 \b
 Examples:
@@ -34,52 +34,55 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="[NAME=]SHARDS",
-        help="A folder as `leoclr shard` makes it; with NAME where the recipe has several data sets. Repeatable.",
+        help="Folder written by `leoclr shard`; with NAME if the recipe has several data sets. Repeatable.",
     ),
 ]
 Output = Annotated[
     Path | None,
-    typer.Option("--output", "-o", metavar="FOLDER", help="For runs and results; reproduce/NAME if left out."),
+    typer.Option("--output", "-o", metavar="FOLDER", help="Folder for runs and results; default: reproduce/NAME."),
 ]
 Scale = Annotated[
-    float, typer.Option("--scale", min=0.0, help="Share of all epochs, for a trial: 0.05 makes 800 epochs 40.")
+    float, typer.Option("--scale", min=0.0, help="Share of all epochs, for a trial: 0.05 turns 800 epochs into 40.")
 ]
 Seeds = Annotated[
     int | None,
-    typer.Option("--seeds", min=1, metavar="N", help="Pre-trainings of each method; the recipe's if left out."),
+    typer.Option("--seeds", min=1, metavar="N", help="Pre-trainings of each method; default: the recipe's."),
 ]
 Changes = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="A setting of the pre-training other than the recipe's. Repeatable."
+        "--set", metavar="KEY=VALUE", help="Setting of the pre-trainings that differs from the recipe. Repeatable."
     ),
 ]
 Methods = Annotated[
-    list[str] | None, typer.Option("--method", metavar="NAME", help="Only this row of the recipe. Repeatable.")
+    list[str] | None,
+    typer.Option("--method", metavar="NAME", help="Row of the recipe to run; default: all. Repeatable."),
 ]
 WithLeoclr = Annotated[
-    bool, typer.Option("--leoclr", help="Train each method also with the original as the anchor (--views leoclr).")
+    bool, typer.Option("--leoclr", help="Also train each method with the original as the anchor (--views leoclr).")
 ]
 Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
 Workers = Annotated[int | None, typer.Option("--workers", min=-1, metavar="N", help="Loader processes.")]
 Precision = Annotated[
     Literal["float32", "bf16"] | None,
-    typer.Option("--precision", help="Of encoders in training and in evaluation; float32 if left out."),
+    typer.Option("--precision", help="Precision of encoders in training and evaluation; default: float32."),
 ]
 Processes = Annotated[
-    int, typer.Option("--num-processes", min=1, metavar="N", help="Processes of a pre-training, one for each GPU.")
+    int, typer.Option("--num-processes", min=1, metavar="N", help="Processes of a pre-training, one per GPU.")
 ]
 AnyData = Annotated[
     bool,
-    typer.Option("--any-data", help="Take data whose numbers of images or classes are not the recipe's, as a trial."),
+    typer.Option(
+        "--any-data", help="Accept data with other numbers of images or classes than the recipe's, as a trial."
+    ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the commands that are left to do, and run none.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the remaining commands and run none.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the table as JSON.")]
 
 
 def reproduce(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="RECIPE", help="table1 to table7, figure4, ...; left out: list them.")
+        str | None, typer.Argument(metavar="RECIPE", help="table1 to table7, figure4, ...; default: list all recipes.")
     ] = None,
     data: Data = None,
     output: Output = None,
@@ -96,11 +99,11 @@ def reproduce(
     methods: Methods = None,
     with_leoclr: WithLeoclr = False,
 ) -> None:
-    """Run an experiment of the paper and set its figures beside the paper's.
+    """Run an experiment of the paper and compare its results with the paper's.
 
-    A recipe is a list of `leoclr train` and `leoclr eval` commands. Steps that are done are not done again: after
-    Ctrl-C the same command goes on. The folder holds runs, records, and table.md, table.json, table.png at the end.
-    A recipe without --data is listed: its methods, how each is trained, and the figures that are known.
+    A recipe is a list of `leoclr train` and `leoclr eval` commands. Finished steps are not repeated: after Ctrl-C,
+    repeat the command to continue. The folder holds runs, records, and in the end table.md, table.json and table.png.
+    Without --data, the rows of a recipe are listed: its methods, how each is trained, and the known figures.
 
     \b
     Examples:
@@ -160,7 +163,7 @@ def augmentations(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Pre-train with augmentations removed one after another, for each method, and draw what each costs.
+    """Pre-train each method with augmentations removed one after another, and draw the loss of accuracy.
 
     The paper's Figure 4; the same as `leoclr reproduce figure4`, or figure4-cifar10.
 

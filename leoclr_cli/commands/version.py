@@ -1,4 +1,4 @@
-"""`leoclr --version`, and with `--verbose` what a bug report needs: no names of users, files or machines."""
+"""`leoclr --version`; with `--verbose` the facts for a bug report, without names of users, files or machines."""
 
 from __future__ import annotations
 

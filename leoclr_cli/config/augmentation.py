@@ -1,4 +1,4 @@
-"""From settings to augmentations. Needs no torch."""
+"""Augmentations from settings. Needs no torch."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The names of the settings (`optimizer.lr`, LEOCLR_OPTIMIZER__LR), and how one value is checked.
+"""Names of settings (`optimizer.lr`, LEOCLR_OPTIMIZER__LR), and validation of single values.
 
-Two ways to read a value, because two kinds of sources exist: a file says types (`3`, `"3"`, `[1, 2]`) and is taken at
-its word; a flag or variable is text, and the setting's type says how to read it.
+Values are read in two ways: files state types (`3`, `"3"`, `[1, 2]`), which are taken literally; flags and variables
+are text, which is parsed by the type of the setting.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The flags that stand for settings: one declaration for all commands that take them, and for recipes.
+"""Flags of settings, declared once for all commands and for recipes.
 
-Values stay text here. `leoclr.cli.config.resolve` reads them by the setting's type, like variables, so that all wrong
-values are answered alike and together.
+Values stay text here. `leoclr.cli.config.resolve` parses them by the type of the setting, like variables, so that all
+errors have one form and are reported together.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Methods and view policies, found by entry points: the built-in ones and those of other installed packages.
+"""Discovery of methods and view policies by entry points, both built-in and from other packages.
 
-Names are read from the packages' metadata; nothing is imported to list them. The settings of a method are read from
-its source without running the rest of the file, so that a wrong setting is answered before torch is loaded (seconds).
+Names are read from the packages' metadata. The settings of a method are read from its source without running the rest
+of the file, so that a wrong setting is reported before torch is loaded (seconds).
 Installed code runs with the user's rights when its method or policy is used; nothing that is not installed is imported.
 """
 

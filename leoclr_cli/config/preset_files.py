@@ -1,7 +1,7 @@
-"""The presets that come with leoclr, and within them the recipes of single methods.
+"""Presets that come with leoclr, with variants for single methods.
 
-`presets/cifar10.toml` is a preset; `presets/cifar10/byol.toml` is laid over it where the backend is byol. The first
-line of either is a comment that says what it is.
+`presets/cifar10.toml` is a preset; `presets/cifar10/byol.toml` overrides parts of it if the backend is byol. The first
+line of each file is a comment that describes it.
 """
 
 from __future__ import annotations

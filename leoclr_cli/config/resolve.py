@@ -1,8 +1,8 @@
-"""Where the values of the settings come from: defaults < preset < file < environment < flags.
+"""Resolve settings from their layers: defaults < preset < file < environment < flags.
 
-Each layer is checked by itself, value by value, so that an error names the place where the value stands even when a
-higher layer overrides it. All errors are collected before anything is raised. Nothing heavy is imported here: a typo is
-answered long before torch could have been loaded.
+Each layer is checked separately, value by value, so that an error names the location of the value even if a higher
+layer overrides it. All errors are collected before anything is raised. Nothing heavy is imported here, so that a typo
+is reported before torch is loaded.
 """
 
 from __future__ import annotations

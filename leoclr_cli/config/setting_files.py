@@ -1,7 +1,7 @@
-"""Settings as files: reading TOML, YAML and JSON into plain values, and writing TOML.
+"""Settings files: read TOML, YAML and JSON into plain values, and write TOML.
 
-The three parsers are held to one standard: a key may stand once, a number is a number (YAML as in its version 1.2, so
-`1e-3` is one and `no` is text), nothing is constructed but plain values, and a file of settings is small.
+The three parsers follow one standard: keys are unique, numbers are numbers (YAML 1.2: `1e-3` is a number and `no` is
+text), only plain values are constructed, and the size of a file is limited.
 """
 
 from __future__ import annotations

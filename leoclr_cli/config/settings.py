@@ -1,8 +1,8 @@
 """All settings of a training run.
 
-The tree has two levels: a section and a key (`moco.temperature`), plus two choices at the top (`backend`,
-`views`) and nothing else. It is frozen, and it refuses unknown keys, NaN and wrong types. Where values come from
-(presets, files, environment, flags) is `leoclr.cli.config.resolve`; nothing here reads anything.
+The tree has two levels, section and key (`moco.temperature`), plus `backend` and `views` at the top. It is frozen and
+refuses unknown keys, NaN and wrong types. `leoclr.cli.config.resolve` reads the values from presets, files, environment
+and flags.
 
 The sections of the chosen method and view policy are in the methods' own files; `leoclr.cli.config.plugins` finds them.
 """

@@ -1,8 +1,8 @@
-"""The part of YAML that settings need, read as YAML 1.2 reads it.
+"""Parse the subset of YAML 1.2 that settings need.
 
 PyYAML follows YAML 1.1, where `1e-3` is text, `no` is false, `010` is eight and `1:30` is ninety, and it lets the last
-of two equal keys win. Here numbers are numbers, only `true` and `false` are truth values, a key may stand once, and
-there are no aliases (a few lines of them can stand for gigabytes) and no merging of mappings.
+of two equal keys win. Here numbers are numbers, only `true` and `false` are booleans, keys are unique, and there are no
+aliases (a few lines can expand to gigabytes) and no merging of mappings.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Exporting an encoder: write the file, open it as its user would, and compare the features before it is kept."""
+"""Export an encoder: write the file, open it as its user would, and compare the features."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The formats of `leoclr export`."""
+"""Formats of `leoclr export`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder as the Hugging Face hub holds it: timm and transformers load it, from disk or from the hub."""
+"""Folders in the layout of the Hugging Face hub, for timm and transformers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The model card of an exported folder: what the weights are, how they were made and measured, how to load them.
+"""The model card of an exported folder: origin, training, scores and usage of the weights.
 
-It is written to be published. Paths, names of files and commands of the run stay out of it; so do views of training
-images where the user wishes.
+The card is meant for publication. It contains no paths, file names or commands of the run, and no views of training
+images if the user excludes them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A graph for ONNX Runtime."""
+"""Export to ONNX."""
 
 from __future__ import annotations
 

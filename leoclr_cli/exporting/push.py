@@ -1,4 +1,4 @@
-"""Uploading an exported folder to the Hugging Face hub. Nothing else in leoclr sends anything anywhere."""
+"""Upload an exported folder to the Hugging Face hub; the only code in leoclr that sends data."""
 
 from __future__ import annotations
 

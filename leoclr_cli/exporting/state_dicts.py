@@ -1,4 +1,4 @@
-"""Files of tensors: leoclr's own, and the state dicts of torchvision, timm and Detectron2."""
+"""Tensor files: leoclr's own, and state dicts for torchvision, timm and Detectron2."""
 
 from __future__ import annotations
 

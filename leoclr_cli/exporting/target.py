@@ -1,4 +1,4 @@
-"""What every export format provides: a check, a writer, and a reader that computes features from the file alone."""
+"""`Target`, the interface of export formats: a check, a writer, and a reader that computes features from the file."""
 
 from __future__ import annotations
 

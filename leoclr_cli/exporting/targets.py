@@ -1,4 +1,4 @@
-"""Which class writes which format."""
+"""Table of export formats and their classes."""
 
 from __future__ import annotations
 

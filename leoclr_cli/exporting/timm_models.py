@@ -1,4 +1,4 @@
-"""The timm model that an encoder is, and what timm must know to feed it."""
+"""The timm model of an encoder, and its preprocessing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a method keeps the promises of the seam: `leoclr method check`.
+"""Checks of a method's interface: `leoclr method check`.
 
 Every check runs on any installed method, at a size of seconds: a small ResNet, images of 16 px, eight to a batch, and
 the method's own `small` settings.

@@ -1,4 +1,4 @@
-"""A package with a method to start from: `leoclr method new`."""
+"""Create a package with a working method: `leoclr method new`."""
 
 from __future__ import annotations
 

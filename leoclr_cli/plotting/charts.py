@@ -1,4 +1,4 @@
-"""Charts drawn with Pillow: dots with intervals in panels, and lines, at twice the size at which they are shown."""
+"""Charts drawn with Pillow: dots with intervals in panels, and lines, at twice the display size."""
 
 from __future__ import annotations
 

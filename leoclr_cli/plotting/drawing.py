@@ -1,4 +1,4 @@
-"""A sheet of captioned picture tiles: a title, headed columns, rows of tiles, and nothing about what they show."""
+"""Sheets of captioned picture tiles, with title and column heads."""
 
 from __future__ import annotations
 

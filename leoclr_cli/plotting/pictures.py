@@ -1,4 +1,4 @@
-"""Pictures for a person's eyes: what the model sees of an image, and which images it finds alike."""
+"""Pictures of views and of nearest neighbours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `auto` means in a run: settled once, by pure functions, before anything is built.
+"""Resolve `auto` settings once, by pure functions, before anything is built.
 
 Pixels depend on `augmentation.executor`, if only by rounding. A resumed run therefore keeps what it began with,
 whatever device it resumes on.

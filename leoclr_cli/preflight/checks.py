@@ -1,5 +1,4 @@
-"""What is checked and said about a run before its first step: refusals with their arithmetic, warnings, and its
-description."""
+"""Checks of a run before its first step: refusals with their arithmetic, warnings, and the description of the run."""
 
 from __future__ import annotations
 

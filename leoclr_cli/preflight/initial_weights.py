@@ -1,4 +1,4 @@
-"""Weights that a run starts from in place of random ones: `encoder.weights`."""
+"""Initial backbone weights from `encoder.weights`."""
 
 from __future__ import annotations
 

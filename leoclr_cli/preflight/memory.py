@@ -1,4 +1,4 @@
-"""How much memory a step needs, and whether it is there: looked at before the first step.
+"""Estimate of the memory of a step, compared with the free memory before the first step.
 
 Parameters, gradients, the optimizer's memory, what the forward pass keeps for the backward pass (measured on one and
 two images, then extrapolated), the views, and the loader processes. `benchmarks/step_memory.py` compares the estimate

@@ -1,4 +1,4 @@
-"""Training on remote shards: the cache that the settings ask for, and whether reading will keep up through it."""
+"""Cache for training on remote shards, and a check that it is large enough."""
 
 from __future__ import annotations
 

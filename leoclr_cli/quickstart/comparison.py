@@ -1,4 +1,4 @@
-"""What the quickstart compares: the trained encoder, the bare pixels and the untrained encoder, by the same scores."""
+"""Comparison of the quickstart: trained encoder, raw pixels and untrained encoder, by the same scores."""
 
 from __future__ import annotations
 

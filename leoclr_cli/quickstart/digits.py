@@ -1,4 +1,4 @@
-"""Real images that need no download: the handwritten digits that come with scikit-learn, as a folder of PNG files."""
+"""Real images without a download: scikit-learn's handwritten digits as a folder of PNG files."""
 
 from __future__ import annotations
 

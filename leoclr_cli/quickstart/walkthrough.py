@@ -1,8 +1,8 @@
-"""Everything leoclr does, once, on small images that need no download.
+"""The steps of `leoclr quickstart`, on small images that need no download.
 
-The parts of the output folder are made in order, each from those before it. What an earlier run has left there is
-taken up: images and shards as they are, training where it stopped. Scores, pictures and the exported encoder take
-seconds and are made anew.
+The parts of the output folder are made in order, each from those before it. Results of an earlier run are reused:
+images and shards as they are, training from its last checkpoint. Scores, pictures and the exported encoder take seconds
+and are made again.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ class Quickstart:
         """Write, pack and draw the images and train the encoder, or take up what is there of that.
 
         Returns:
-            0, or the number of the signal that stopped the training, which the same command then goes on with.
+            0, or the number of the signal that stopped the training; the same command resumes it.
 
         Raises:
             DataError: The folder holds something else.
@@ -211,7 +211,7 @@ class Quickstart:
         return outcome
 
     def _refuse_other_content(self) -> None:
-        """DataError for a folder of something else, RunError for a run that these settings do not go on with."""
+        """DataError for a folder of something else, RunError for a run that these settings cannot resume."""
         folder = self._folder
         if folder.path.exists() and not folder.images.exists() and not _is_empty(folder.path):
             raise DataError(f"{folder.path} holds something else than a quickstart; choose another --output")

@@ -1,4 +1,4 @@
-"""What of a recipe can be refused before its first step, which may take days."""
+"""Checks of a recipe before its first step, which may take days."""
 
 from __future__ import annotations
 

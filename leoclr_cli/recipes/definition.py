@@ -1,7 +1,7 @@
-"""Recipes: the experiments of a paper as files, one for each table or figure, in `recipes/`.
+"""Recipes: experiments of a paper as files, one per table or figure, in `recipes/`.
 
 A recipe names data sets, pre-trainings, methods and the columns of a table. Each (method, pre-training, seed) is one
-`leoclr train`, each column one `leoclr eval`. The files hold no logic, and no settings but those flags.
+`leoclr train`, each column one `leoclr eval`. The files contain no logic and no settings except these flags.
 """
 
 from __future__ import annotations

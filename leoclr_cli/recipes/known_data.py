@@ -1,4 +1,4 @@
-"""What the data sets of the recipes consist of, so that a recipe is not carried out on other data by mistake."""
+"""Sizes of the recipes' data sets, to refuse other data."""
 
 from __future__ import annotations
 

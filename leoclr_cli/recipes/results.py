@@ -1,4 +1,4 @@
-"""What a recipe found: a file for each pre-training with its scores, and the table that is made of such files alone."""
+"""Results of a recipe: a file per pre-training with its scores, and the table built from these files."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A recipe as commands: what is to be done, what is done already, and doing the next one.
+"""Steps of a recipe as commands: planned, finished, and the next one to run.
 
-Every step is a `leoclr` command in a process of its own, so it is what a user would have typed, and stopping it is
-what Ctrl-C does to that command. A step is done when its record is there.
+Every step runs as a `leoclr` command in its own process, exactly as a user would type it, and Ctrl-C stops it in the
+same way. A step is finished when its record exists.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A recipe's results as a table for people, as Markdown, as JSON and as a picture."""
+"""The table of a recipe's results: text, Markdown, JSON and a picture."""
 
 from __future__ import annotations
 

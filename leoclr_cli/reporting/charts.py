@@ -1,4 +1,4 @@
-"""The charts of a page: what was measured while training, and accuracy over the share of the labels."""
+"""Charts of a report: training metrics, and accuracy over the share of labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Features in two dimensions: a map of dots as SVG, coloured and named by class."""
+"""Map of features in two dimensions: SVG dots, coloured and labelled by class."""
 
 from __future__ import annotations
 

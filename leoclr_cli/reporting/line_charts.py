@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: light or dark with the page, values under the pointer by style sheet alone, no script."""
+"""Line charts as inline SVG without scripts, for light and dark pages."""
 
 from __future__ import annotations
 

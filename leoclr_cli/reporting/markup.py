@@ -1,5 +1,6 @@
-"""HTML and SVG out of Python values. Whatever is not markup already is escaped: text comes from files that are not
-trusted, and cannot become markup by being forgotten."""
+"""Build HTML and SVG from Python values.
+
+Everything that is not markup already is escaped, because the text comes from untrusted files."""
 
 from __future__ import annotations
 

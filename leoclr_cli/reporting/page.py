@@ -1,6 +1,6 @@
-"""A page that tells of one run or compares several: one file, which asks nothing of any network.
+"""The HTML page of a report, in one file that makes no network requests.
 
-The page forbids itself scripts and requests (a content security policy), whatever its text may hold.
+Its content security policy forbids scripts and requests, whatever its text contains.
 """
 
 from __future__ import annotations

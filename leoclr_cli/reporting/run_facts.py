@@ -1,5 +1,6 @@
-"""What a run folder tells of its run. Every file may be missing, damaged, or written to do harm: what can be read is
-taken, what cannot is said."""
+"""Facts about a run from its folder.
+
+Every file may be missing, damaged or malicious: readable ones are used, the others are named."""
 
 from __future__ import annotations
 

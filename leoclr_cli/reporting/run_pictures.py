@@ -1,6 +1,6 @@
-"""The pictures of a report: what the model sees, which images it finds alike, and where they lie.
+"""Pictures of a report: views, nearest neighbours, and the map of features.
 
-They need the run's shards and its newest checkpoint. Either may be gone: then a line says so, and the rest appears.
+They need the run's shards and its newest checkpoint. If either is missing, a line says so and the rest is shown.
 """
 
 from __future__ import annotations

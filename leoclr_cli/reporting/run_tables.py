@@ -1,4 +1,4 @@
-"""The tables of a report: settings, scores, environment."""
+"""Tables of a report: settings, scores, environment."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The figures that stand first on a page: one for each kind of score and protocol, with what it is of.
+"""Figures at the top of a report: one per kind of score and protocol.
 
-A record hides another one only where kind, protocol and data are the same. The one that stays is that of the newest
-checkpoint; among these that of the longest training or the most draws; among these the newest.
+Of records with equal kind, protocol and data one is shown: that of the newest checkpoint, then that of the longest
+training or the most draws, then the newest.
 """
 
 from __future__ import annotations

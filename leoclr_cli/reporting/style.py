@@ -1,4 +1,4 @@
-"""How a report looks: one style sheet, light or dark as the reader's system is. No font and no script is fetched."""
+"""Style sheet of a report, light or dark as the reader's system is. No font or script is fetched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the C library does with memory that a training step has freed."""
+"""Settings of the C allocator for memory that a training step frees."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""Checkpoints: a folder of safetensors and JSON that is whole or not there, and is verified before it is used.
+"""Checkpoints: folders of safetensors and JSON, written atomically and verified before use.
 
     CHECKPOINTS/step-000000123/
         NAME.safetensors    one for each group of tensors
         state.json          everything that is not a tensor
         manifest.json       size and SHA-256 of each of the others; written last
 
-A save fills a hidden folder beside the final one, syncs it to the disk and renames it, so that a killed process,
-a full disk or a power cut leaves the earlier checkpoints and no half of a new one. Nothing is pickled, and what a
-manifest does not list is never opened.
+A save fills a hidden folder beside the final one, syncs it to the disk and renames it, so that a killed process, a full
+disk or a power cut leaves the earlier checkpoints intact and no partial one. Nothing is pickled, and files that the
+manifest does not list are never opened.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
 def prune(folder: Path, newest: int, keep: int, protect: Callable[[int], bool]) -> None:
     """Remove all but the newest `keep` checkpoints, except those whose step `protect` answers True for.
 
-    Those after step `newest` are damaged, else the run would have gone on from there. They neither count nor go: the
+    Those after step `newest` are damaged, else the run would have resumed from there. They neither count nor go: the
     run writes over them when it comes to their step. A folder is renamed before it is emptied, so that a killed process
     leaves no half of a checkpoint.
 

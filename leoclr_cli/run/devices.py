@@ -1,4 +1,4 @@
-"""Devices, precision and processes: what was asked for, or one clear refusal."""
+"""Choice of device, precision and processes, or a refusal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trained encoders, wherever they lie: a run, a checkpoint, an exported file, or another program's weights."""
+"""Load trained encoders from a run, a checkpoint, an exported file, or another program's weights."""
 
 from __future__ import annotations
 

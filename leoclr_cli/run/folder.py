@@ -1,4 +1,4 @@
-"""Run folders: where their parts lie, and how a command finds the run or checkpoint that it was (not) given."""
+"""Layout of run folders, and the default run or checkpoint of a command."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Weights that other programs wrote: read without unpickling, architecture told from their names and shapes.
+"""Weights of other programs: read without unpickling, architecture inferred from names and shapes.
 
-A state dict may be bare or lie under "state_dict" or "model"; `leoclr.cli.run.layouts` knows what tools call its parts.
+A state dict may be at the top or under "state_dict" or "model"; `leoclr.cli.run.layouts` has the names of its parts.
 """
 
 from __future__ import annotations

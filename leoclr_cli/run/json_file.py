@@ -1,4 +1,4 @@
-"""A JSON object from a file that nobody vouches for."""
+"""Read a JSON object from an untrusted file."""
 
 from __future__ import annotations
 

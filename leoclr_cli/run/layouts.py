@@ -1,4 +1,4 @@
-"""How training tools name the parts of a checkpoint: which entries are the backbone's, and under which names."""
+"""Checkpoint layouts of training tools: the entries of the backbone and their names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the run folders of a place hold, told from small files: nothing is verified or loaded."""
+"""List run folders from small files, without verifying or loading checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One process at a time writes to a run folder."""
+"""Lock of a run folder: one process writes at a time."""
 
 from __future__ import annotations
 

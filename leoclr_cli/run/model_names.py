@@ -1,5 +1,4 @@
-"""Models that are named and not lying there as a file, and folders that hold one. `leoclr.cli.run.named_weights` reads
-them.
+"""Names of models: prefixes for the hub, timm, torchvision and local folders, which `named_weights` loads.
 
     local-dir:FOLDER             config.json and weights, as timm and `leoclr export --format hf` write them
     hf-hub:OWNER/NAME[@REVISION] the same from the Hugging Face hub

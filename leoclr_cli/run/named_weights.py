@@ -1,4 +1,4 @@
-"""Weights by name, and out of folders in timm's layout. What comes is read like any file: no pickle is executed."""
+"""Load weights by name, and from folders in timm's layout. Files are untrusted: no pickle is executed."""
 
 from __future__ import annotations
 

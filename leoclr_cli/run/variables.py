@@ -1,10 +1,11 @@
-"""Variables of the environment that libraries would obey.
+"""Environment variables that change the behaviour of libraries.
 
-What a run computes follows from its settings. Variables of Accelerate, torch, oneDNN, MKL, NumPy, OpenCV, cuBLAS and
-cuDNN that would change it are taken out before those libraries are loaded, and named. The number of threads stays:
-it belongs to the machine, is written into run.json, and a resumed run with another is warned of.
+The results of a run depend on its settings only. Variables of Accelerate, torch, oneDNN, MKL, NumPy, OpenCV, cuBLAS and
+cuDNN that would change results are removed before these libraries are loaded, with a warning that names them. The
+number of threads stays: it belongs to the machine and is recorded in run.json, and resuming with another number causes
+a warning.
 
-Variables that say that several processes belong together are complete and agree, or are refused by name.
+Variables of distributed launchers must be complete and consistent, or they are refused by name.
 """
 
 from __future__ import annotations

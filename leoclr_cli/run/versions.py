@@ -1,4 +1,4 @@
-"""What a run was made with: written into every run and checkpoint."""
+"""Versions of the software of a run, recorded in every run and checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encoders compared image by image: the first with each of the others."""
+"""Comparison of encoders image by image: the first with each of the others."""
 
 from __future__ import annotations
 

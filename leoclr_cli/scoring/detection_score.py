@@ -1,4 +1,4 @@
-"""From an encoder and boxes to AP50, AP and AP75."""
+"""Score an encoder by object detection: AP50, AP and AP75."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Embedding a data set: an encoder, data, the pieces that are done, the file at the end."""
+"""Write the features of a data set, piece by piece: `leoclr embed`."""
 
 from __future__ import annotations
 

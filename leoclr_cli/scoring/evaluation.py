@@ -1,4 +1,4 @@
-"""What every score starts from and ends in: an encoder, labelled training and test data, features, a record."""
+"""Common parts of every score: encoder, labelled data, features, record."""
 
 from __future__ import annotations
 

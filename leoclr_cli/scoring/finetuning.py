@@ -1,4 +1,4 @@
-"""Fine-tuning an encoder for a score: one training on a part of the labels, done once and taken up when stopped."""
+"""Fine-tune an encoder for a score, resuming or reusing earlier work."""
 
 from __future__ import annotations
 

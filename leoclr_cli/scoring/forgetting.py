@@ -1,4 +1,4 @@
-"""What going on with new data gained there, and what it lost on the old."""
+"""Gain on new data and loss on old data after further training."""
 
 from __future__ import annotations
 

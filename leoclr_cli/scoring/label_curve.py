@@ -1,4 +1,4 @@
-"""Accuracy over the share of the labels: measured for several encoders, printed side by side, drawn as Figure 5."""
+"""Accuracy over the share of labels: measured for several encoders, printed and drawn as Figure 5."""
 
 from __future__ import annotations
 

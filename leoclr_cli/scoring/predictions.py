@@ -1,4 +1,4 @@
-"""Files of predictions, a line for each test image, and what two of them say about two encoders."""
+"""Prediction files, one line per test image, and the comparison of two of them."""
 
 from __future__ import annotations
 

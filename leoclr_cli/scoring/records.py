@@ -1,4 +1,4 @@
-"""The JSON records of scores and features. A record is built by `new_record`, kept by `kept` and shown by `show`."""
+"""JSON records of scores and features: built by `new_record`, stored by `kept`, printed by `show`."""
 
 from __future__ import annotations
 

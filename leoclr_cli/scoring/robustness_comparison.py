@@ -1,4 +1,4 @@
-"""What random crops cost several encoders: each measured by itself, then set beside each other."""
+"""Compare the robustness of several encoders to cropping."""
 
 from __future__ import annotations
 

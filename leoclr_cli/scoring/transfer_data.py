@@ -1,4 +1,4 @@
-"""The data sets that encoders are transferred to: those of the paper's Table 3 by name, and any others as shards."""
+"""Data sets for transfer: those of the paper's Table 3 by name, others as shards."""
 
 from __future__ import annotations
 

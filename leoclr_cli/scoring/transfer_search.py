@@ -1,4 +1,4 @@
-"""Transfer to another data set: the search on a part of its training data, then the training on all of it."""
+"""Transfer to another data set: hyper-parameter search on part of its training data, then training on all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images that cannot be used: counted, named in a file, and limited."""
+"""Unreadable images: counted, listed in a file, and limited."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From settings to the objects of a run. The one place that knows which setting goes into which constructor."""
+"""Build the objects of a run from its settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run reads: its data sets, the plan of its steps, and the loader that makes them."""
+"""Training data: data sets, plan of the steps, and loader."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run would read, and when, without training: `leoclr train --dry-run`."""
+"""`leoclr train --dry-run`: the plan of a run without training."""
 
 from __future__ import annotations
 

@@ -1,10 +1,12 @@
-"""A training step as one CUDA graph: captured once, then replayed with one launch in place of a thousand.
+"""Training step as one CUDA graph: captured once, then replayed with a single launch.
 
-Shapes are static. What changes from step to step lies in buffers on the device that are filled before each replay: the
-pixels, the learning rates, and what the method asks `leoclr.backends.step_inputs` for. The body is `TrainStep`'s own.
+Shapes are static. Values that change from step to step are in device buffers that are filled before each replay:
+pixels, learning rates, and the step inputs of the method (`leoclr.backends.step_inputs`). The graph captures
+`TrainStep`.
 
-The first steps run as always. The next two are taken twice from the same state, once as always and once by the graph,
-and have to move the weights alike; else, as where a capture fails, one line says why and all steps run as always.
+The first steps run without the graph. The next two are computed twice from the same state, with and without the graph,
+and must update the weights alike. If they do not, or if the capture fails, one line gives the reason and all steps run
+without the graph.
 """
 
 from __future__ import annotations

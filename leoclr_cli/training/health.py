@@ -1,4 +1,4 @@
-"""Whether the embeddings still tell images apart."""
+"""Measures of collapse: spread and effective rank of the embeddings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The k-NN score of the encoder while it trains. It needs labels for the score alone; training never sees them."""
+"""k-NN score during training. Labels are used for the score only."""
 
 from __future__ import annotations
 

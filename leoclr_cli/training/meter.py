@@ -1,4 +1,4 @@
-"""What the steps of a run tell: losses, the method's own metrics, the health of the embeddings, bad images."""
+"""Metrics of the steps of a run: losses, metrics of the method, embedding health, bad images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run writes down while it trains: metrics.jsonl always, and the trackers that were asked for."""
+"""Log of metrics: metrics.jsonl, and the chosen trackers."""
 
 from __future__ import annotations
 

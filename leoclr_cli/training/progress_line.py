@@ -1,4 +1,4 @@
-"""How training goes, for a person: a bar in place on a terminal, plain lines elsewhere."""
+"""Progress of training: a bar in place on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

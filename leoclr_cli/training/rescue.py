@@ -1,4 +1,4 @@
-"""Saving what is done where a run cannot go on: a server that goes away, a damaged shard, a process that is killed."""
+"""Save a checkpoint when a run cannot continue: lost server, damaged shard, killed process."""
 
 from __future__ import annotations
 

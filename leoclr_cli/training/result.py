@@ -1,4 +1,4 @@
-"""How a training run ended."""
+"""Result of a training run."""
 
 from __future__ import annotations
 

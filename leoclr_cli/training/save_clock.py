@@ -1,4 +1,4 @@
-"""When a checkpoint is due by the clock."""
+"""Schedule of checkpoints by time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a closed terminal ask the loop to stop after its step; a second Ctrl-C leaves at once."""
+"""Stop requests: Ctrl-C, SIGTERM and a closed terminal stop after the step; a second Ctrl-C exits at once."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""State needed to resume bit for bit: tensors and a few values. Position in the data, learning rate and all randomness
-follow from the settings and the number of the step."""
+"""State needed to resume bit for bit: tensors and a few values.
+
+Position in the data, learning rate and all randomness follow from the settings and the number of the step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast training goes, and how much of the time it waits for data. Scoring and saving are no part of it."""
+"""Training speed and share of time waiting for data, without scoring and saving."""
 
 from __future__ import annotations
 

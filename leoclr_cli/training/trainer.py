@@ -1,8 +1,8 @@
-"""The training run: read the data, build the method, loop, and lose nothing.
+"""The training run: prepare data and method, run the steps, save and resume.
 
 What a step computes depends on the settings and on the number of the step alone: data order, augmentation, the shuffle
-of keys and dropout are drawn from (seed, step). A checkpoint therefore holds tensors and a step number, no generator
-and no position in a stream, and going on from it is the uninterrupted run.
+of keys and dropout are drawn from (seed, step). A checkpoint therefore holds tensors and a step number, but no random
+generator and no position in a stream, and a resumed run equals an uninterrupted one.
 """
 
 from __future__ import annotations
