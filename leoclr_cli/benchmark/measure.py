@@ -279,7 +279,7 @@ def with_values(settings: Settings, values: dict[str, Any]) -> Settings:
 def _train_step(settings: Settings, accelerator: Accelerator) -> TrainStep:
     method = build.method(settings, accelerator.device, _END)
     batch = settings.data.batch_size
-    return TrainStep(settings, accelerator, method, settings.view_policy.pairs, batch, RunLength(_END + 1, 1))
+    return TrainStep(settings, accelerator, method, settings.view_policy.pairs, batch, RunLength(_END, 1))
 
 
 def _dataset(index: Index, settings: Settings) -> StepDataset:

@@ -7,15 +7,27 @@ from typing import Annotated
 
 import typer
 
-from leoclr.cli.commands.parsing import LeoclrCommand
+from leoclr.cli.commands.lazy import Entry, group_of
 from leoclr.cli.terminal import print_json, say
 
-app = typer.Typer(
-    no_args_is_help=True, help="List, create and check methods (--backend); list view policies (--views)."
-)
+_HELP = """List, create and check methods (--backend); list view policies (--views).
+
+\b
+Examples:
+  leoclr method list
+  leoclr method new tiny
+  leoclr method check moco
+"""
+
+COMMANDS = {
+    "list": Entry("leoclr.cli.commands.method:list_methods", "List methods and view policies."),
+    "new": Entry("leoclr.cli.commands.method:new", "Create a package for a new method."),
+    "check": Entry("leoclr.cli.commands.method:check", "Check that a method keeps the promises of the seam."),
+}
+
+app = typer.Typer(help=_HELP, cls=group_of(COMMANDS), rich_markup_mode=None)
 
 
-@app.command("list", cls=LeoclrCommand)
 def list_methods(
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -44,7 +56,6 @@ def list_methods(
         print(f"{start}  {row['summary']}")
 
 
-@app.command("new", cls=LeoclrCommand)
 def new(
     name: Annotated[str, typer.Argument(help="Name of the method, for --backend.", show_default=False)],
     folder: Annotated[
@@ -71,7 +82,6 @@ def new(
     say(f"next:  pip install {'' if target.is_absolute() else './'}{where} && leoclr method check {name}")
 
 
-@app.command("check", cls=LeoclrCommand)
 def check(
     name: Annotated[str, typer.Argument(help="The method.", show_default=False)],
     json_output: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,

@@ -122,7 +122,9 @@ def reproduce(
         print_json(titles) if as_json else print("\n".join(f"{name:<{width}}{titles[name]}" for name in titles))
         return
     if not data and not dry_run and output is None:
-        _list_rows(recipe, methods or [], with_leoclr)
+        from leoclr.cli.recipes.listing import print_rows
+
+        print_rows(recipe, methods or [], with_leoclr)
         return
     given = [("--device", device), ("--workers", workers)]
     flags = tuple(str(word) for flag, value in given if value is not None for word in (flag, value))
@@ -142,20 +144,6 @@ def reproduce(
         tuple(methods or ()),
         with_leoclr,
     )
-
-
-def _list_rows(name: str, methods: list[str], with_leoclr: bool) -> None:
-    from leoclr.cli.recipes.definition import load_recipe, selected
-    from leoclr.cli.recipes.table import rows
-    from leoclr.cli.terminal import say
-
-    recipe = load_recipe(name)
-    shown = selected(recipe, methods, with_leoclr) if methods or with_leoclr else recipe
-    print(f"{recipe.title} ({recipe.source})\n\n{rows(shown)}")
-    for note in recipe.notes:
-        print(f"note: {note}")
-    needed = " ".join(f"--data {one}=SHARDS" for one in recipe.data)
-    say(f"to run it: leoclr reproduce {name} {needed}")
 
 
 def augmentations(

@@ -36,7 +36,7 @@ from leoclr.datasets.photo_like import photo_like
 
 _CPU = torch.device("cpu")
 _BATCH, _SIDE, _WIDTH = 8, 16, 16
-_SECONDS = 300
+_SECONDS = 600
 _TOLERANCE = 1e-7  # of numbers in float64 that two processes add in another order
 _EXPORT_TOLERANCE = 1e-5
 _Check = Callable[[Settings, Path], str]

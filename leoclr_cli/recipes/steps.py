@@ -193,7 +193,7 @@ class Pretrain:
 
     def done(self) -> bool:
         sessions = self.sessions()
-        return bool(sessions) and sessions[-1]["stopped_by"] == 0
+        return bool(sessions) and sessions[-1].get("stopped_by") == 0
 
     def begun(self) -> bool:
         return self.record.exists() or (self.folder / "metrics.jsonl").exists()

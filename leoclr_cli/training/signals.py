@@ -9,11 +9,19 @@ import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
 
+from accelerate import Accelerator
+
 from leoclr.cli.terminal import say
 
 DEAF_SECONDS = 60.0  # to wait for other processes or a device
 SLOW_SECONDS = 600.0  # for a step of one process on a CPU, which ends some time
 _CLOSING = 0
+
+
+def patience(accelerator: Accelerator) -> float:
+    """Seconds that a step may take after a request to stop, before the process is taken for stuck."""
+    alone = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
+    return SLOW_SECONDS if alone else DEAF_SECONDS
 
 
 class GracefulStop:

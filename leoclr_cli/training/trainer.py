@@ -44,7 +44,7 @@ from leoclr.cli.training.progress_line import ProgressLine, StepReading
 from leoclr.cli.training.rescue import NotFinite, saved_on_failure
 from leoclr.cli.training.result import TrainResult
 from leoclr.cli.training.save_clock import SaveClock
-from leoclr.cli.training.signals import DEAF_SECONDS, SLOW_SECONDS, GracefulStop
+from leoclr.cli.training.signals import GracefulStop, patience
 from leoclr.cli.training.state import RunState
 from leoclr.cli.training.step import RunLength, StepResult, TrainStep
 from leoclr.cli.training.throughput import Clock
@@ -82,8 +82,7 @@ def train(
             if accelerator.is_main_process:
                 stack.enter_context(RunLock(output))  # after all that the settings and the data can be refused for
             trainer.start(resume, preset, command)
-            alone = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
-            stop = GracefulStop(asked_to_stop, SLOW_SECONDS if alone else DEAF_SECONDS)
+            stop = GracefulStop(asked_to_stop, patience(accelerator))
             return trainer.fit(stack.enter_context(stop), on_metrics)
     except RuntimeError as error:
         raise explained(error) or error from None
@@ -121,31 +120,30 @@ class Trainer:
 
     def start(self, resume: bool, preset: str | None, command: list[str]) -> None:
         """Load the newest checkpoint, or describe the new run; refuse what would mix two runs in one folder."""
+        settings = self.settings
         newest, damaged = newest_sound(self.run.checkpoints)
         if newest is not None and not resume:
-            again = f"leoclr train --resume {shlex.quote(str(self.run.path))}"
-            raise RunError(f"{self.run.path} holds a run already; go on with `{again}`, or choose another --output")
+            again = f"`leoclr train --resume {shlex.quote(str(self.run.path))}`"
+            raise RunError(f"{self.run.path} holds a run already; go on with {again}, or choose another --output")
         if newest is None and damaged:
             raise RunError(f"{damaged[0]}; no checkpoint of {self.run.path} is sound, so choose another --output")
         if newest is not None:
             self._load(newest.load())
         else:
-            weights = start_from_weights(self.method, self.settings.encoder, self.settings.data.image_size)
+            weights = start_from_weights(self.method, settings.encoder, settings.data.image_size)
         if self.main:
-            warnings = warnings_about(self.settings, self.index, self.facts)
-            for line in (*damaged, *warnings, *self.remarks, *self.data.val_remarks()):
+            self.remarks += warnings_about(settings, self.index, self.facts)
+            for line in (*damaged, *self.remarks, *self.data.val_remarks()):
                 warn(line)
             if newest is None and resume:
                 warn(f"{self.run.path} has no checkpoint yet: the run starts from its beginning")
             if newest is None:
-                about = description(
-                    self.settings, self.index, self.data.val_specs, preset, command, self.device, self.ranks
-                )
+                about = description(settings, self.index, self.data.val_specs, preset, command, self.device, self.ranks)
                 self.run.write(about | {"weights": weights})
             else:
-                self.run.moved(self.settings.data.train, self.data.val_specs)
-                if before := self.run.extended(self.settings.train.epochs, self.step):
-                    say(extension_line(before, self.settings.train.epochs, self.step))
+                self.run.moved(settings.data.train, self.data.val_specs)
+                if before := self.run.extended(settings.train.epochs, self.step):
+                    say(extension_line(before, settings.train.epochs, self.step))
             self._announce()
         self.accelerator.wait_for_everyone()
 
@@ -220,9 +218,9 @@ class Trainer:
         """Write a checkpoint (first process only) and remove old ones."""
         tensors = self.state.tensors()
         if self.main:
-            epoch, bad = self.step / self.plan.steps_per_epoch, self.bad.lines()
+            epoch = self.step / self.plan.steps_per_epoch
             with self.run.still_there():
-                more = {"steps": self.steps, "epoch": epoch, "bad_images": bad}
+                more = {"steps": self.steps, "epoch": epoch, "bad_images": self.bad.lines()}
                 self.state.save(self.run.checkpoints, self.step, tensors, **more)
                 prune(self.run.checkpoints, self.step, self.settings.run.keep, self._keeps)
         self.saves.saved(self.step)
@@ -277,8 +275,8 @@ class Trainer:
 
     def _knn_is_due(self) -> bool:
         epoch, rest = divmod(self.step, self.plan.steps_per_epoch)
-        due = self.step == self.steps or epoch % self.settings.run.knn_epochs == 0
-        return self.knn is not None and rest == 0 and due
+        every = self.settings.run.knn_epochs
+        return self.knn is not None and rest == 0 and (self.step == self.steps or epoch % every == 0)
 
     def _keeps(self, step: int) -> bool:
         """Whether the checkpoint of a step is one that is kept for good."""

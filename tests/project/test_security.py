@@ -190,7 +190,7 @@ def _hostile_names(guarded: Guarded, folder: Path, data: Path, config: Path) -> 
     labels = folder / "labels.tar"
     with tarfile.open(labels, "w") as shard:
         add(shard, "a.cls", b"pipe:touch evidence")
-    assert "class number" in guarded.refuses("train", "--config", config, "--data", labels)
+    assert "hold no images" in guarded.refuses("train", "--config", config, "--data", labels)
     yaml = folder / "evil.yaml"
     for text in (
         "train: !!python/object/apply:os.system ['touch evidence']",

@@ -250,7 +250,7 @@ def test_lists_are_split_outside_braces(text: str, items: tuple[str, ...]) -> No
         ("optimizer.lr", "fast", "--lr: must be a valid number, got 'fast'"),
         ("train.epochs", "3.5", "--set train.epochs: must be a valid integer, got '3.5'"),
         ("train.channels_last", "maybe", "--set train.channels_last: must be a valid boolean, got 'maybe'"),
-        ("views", "leoclrr", "--set views: must be 'byol', 'leoclr', "),
+        ("views", "leoclrr", "--set views: must be 'byol', 'clsa', 'leoclr', "),
         ("optimizer.lrr", "1", "--set optimizer.lrr: unknown key; did you mean optimizer.lr?"),
         (
             "train",

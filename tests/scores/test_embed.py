@@ -139,7 +139,7 @@ def test_interrupted_work_is_taken_up_to_the_same_bytes(
     with monkeypatch.context() as patched:
         patched.setattr(feature_pieces.PieceFolder, "add", killed)
         code, _, err = embed("--data", data, "-o", "parts.npy", "--batch-size", 4)
-    assert code == 130 and "48 images are done" in err and not (tmp_path / "parts.npy").exists()
+    assert code == 130 and "48 images done" in err and not (tmp_path / "parts.npy").exists()
 
     code, _, err = embed("--data", data, "-o", "parts.npy", "--batch-size", 4)
     assert code == 0 and "48 of 100 images are done already" in err

@@ -266,7 +266,7 @@ def test_an_answer_that_is_longer_than_it_says_ends_the_read(monkeypatch: pytest
 
 
 def test_a_file_without_a_tag_is_another_one_in_another_process() -> None:
-    code = "from leoclr.datasets import http_storage; print(http_storage._NO_TAG)"
+    code = "from leoclr.datasets.storage import http; print(http._NO_TAG)"
     tags = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout for _ in range(2)}
     assert len(tags) == 2 and all(len(tag) > 20 for tag in tags)
 

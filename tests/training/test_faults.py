@@ -256,10 +256,10 @@ def test_a_killed_launcher_leaves_no_ranks(make_shards: MakeShards, tmp_path: Pa
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 8 MB: three checkpoints of this model."""
+    """A file system of 32 MB: three checkpoints of this model."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(folder)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode != 0:
         pytest.skip("mounting a tmpfs takes root")
     yield folder
