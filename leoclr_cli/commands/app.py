@@ -16,7 +16,7 @@ from leoclr.cli.terminal import warn
 from leoclr.datasets.errors import SettingsError
 
 COMMANDS = {
-    "quickstart": Entry("leoclr.cli.commands.quickstart:quickstart", "See all of it work in a few minutes."),
+    "quickstart": Entry("leoclr.cli.commands.quickstart:quickstart", "Try everything in a few minutes."),
     "shard": Entry("leoclr.cli.commands.shard:shard", "Pack images into shards."),
     "index": Entry("leoclr.cli.commands.index:index", "Index shards that other tools wrote."),
     "check": Entry("leoclr.cli.commands.check:check", "Verify shards against their index."),
