@@ -293,8 +293,5 @@ def _report(plan: RecipePlan, name: str, as_json: bool) -> None:
     write_atomic(plan.folder / "table.md", as_markdown(plan.recipe, results).encode())
     with atomic_path(plan.folder / "table.png") as path:
         as_picture(plan.recipe, results).save(path, "PNG")
-    if as_json:
-        print_json(table)
-    else:
-        print(as_text(plan.recipe, results))
+    print_json(table) if as_json else print(as_text(plan.recipe, results))
     say(f"written to {plan.folder}: table.md, table.json, table.png, results/")

@@ -32,6 +32,11 @@ class KnnMonitor:
     preprocessing: Preprocessing
     workers: int
     protocol: str
+    every: int = 1
+
+    def due(self, epoch: int) -> bool:
+        """Whether an epoch that is over is one to score after."""
+        return epoch % self.every == 0
 
     @staticmethod
     def of(settings: Settings, train: Index, val: Index | None) -> KnnMonitor | None:
@@ -59,6 +64,7 @@ class KnnMonitor:
             settings.run.workers,
             f"k={min(_NEIGHBOURS, len(bank))}, tau={_TEMPERATURE}, {len(queries):,} queries, {len(bank):,} in the "
             f"bank, {source}",
+            settings.run.knn_epochs,
         )
 
     def report(self, epoch: int, backbone: Backbone, device: torch.device) -> dict[str, float]:

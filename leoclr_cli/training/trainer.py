@@ -112,8 +112,8 @@ class Trainer:
         self.optimizer = self.take_step.optimizer
         self.state = RunState(settings, self.index, self.method, self.optimizer, accelerator)
         self.knn = KnnMonitor.of(settings, self.index, self.data.val)
-        self.step, self.saves = 0, SaveClock(0, settings.run.checkpoint_minutes, self.plan.steps_per_epoch)
-        self.meter = Meter(accelerator)
+        self.step, self.meter = 0, Meter(accelerator)
+        self.saves = SaveClock(0, settings.run.checkpoint_minutes, self.plan.steps_per_epoch)
         self.samples = torch.empty(0, dtype=torch.long)  # of the newest step
         self.bad = self._bad_images(())
 
@@ -274,8 +274,7 @@ class Trainer:
 
     def _knn_is_due(self) -> bool:
         epoch, rest = divmod(self.step, self.plan.steps_per_epoch)
-        every = self.settings.run.knn_epochs
-        return self.knn is not None and rest == 0 and (self.step == self.steps or epoch % every == 0)
+        return self.knn is not None and not rest and (self.step == self.steps or self.knn.due(epoch))
 
     def _keeps(self, step: int) -> bool:
         """Whether the checkpoint of a step is one that is kept for good."""
