@@ -102,7 +102,7 @@ def reproduce(
     """Run an experiment of the paper and compare its results with the paper's.
 
     A recipe is a list of `leoclr train` and `leoclr eval` commands. Repeat the command to continue after Ctrl-C. The
-    folder holds runs, records and the table. Without --data, the methods of a recipe and their known figures are listed.
+    folder holds runs, records and the table. Without --data, the methods of a recipe and known figures are listed.
 
     \b
     Examples:
