@@ -101,9 +101,8 @@ def reproduce(
 ) -> None:
     """Run an experiment of the paper and compare its results with the paper's.
 
-    A recipe is a list of `leoclr train` and `leoclr eval` commands. Finished steps are not repeated: after Ctrl-C,
-    repeat the command to continue. The folder holds runs, records, and in the end table.md, table.json and table.png.
-    Without --data, the rows of a recipe are listed: its methods, how each is trained, and the known figures.
+    A recipe is a list of `leoclr train` and `leoclr eval` commands. Repeat the command to continue after Ctrl-C. The
+    folder holds runs, records and the table. Without --data, the methods of a recipe and known figures are listed.
 
     \b
     Examples:

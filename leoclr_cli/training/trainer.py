@@ -1,8 +1,7 @@
 """The training run: prepare data and method, run the steps, save and resume.
 
-What a step computes depends on the settings and on the number of the step alone: data order, augmentation, the shuffle
-of keys and dropout are drawn from (seed, step). A checkpoint therefore holds tensors and a step number, but no random
-generator and no position in a stream, and a resumed run equals an uninterrupted one.
+A step depends on the settings and its number alone: data order, augmentation, shuffles and dropout are drawn from
+(seed, step). Checkpoints therefore need no random generator and no stream position to resume a run exactly.
 """
 
 from __future__ import annotations
