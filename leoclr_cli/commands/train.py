@@ -144,7 +144,7 @@ def _run_folder(resolved: Resolved, output: Path | None, resume: Path | None, ba
     if resume is not None and base is not None:
         if output is not None and output.resolve() != resume.resolve():
             raise SettingsError(f"--resume {resume} goes on in that folder; leave out --output {output}")
-        changed = differences(base, resolved.settings)
+        changed = differences(base, resolved.settings, may_extend=True)
         if changed:
             raise RunError(
                 f"{resume} was started with other settings ({'; '.join(changed)}); resume without them, "

@@ -179,12 +179,12 @@ def _shorten_warmup(layers: _Layers) -> None:
         layers.values[key] = epochs / 2
 
 
-def differences(before: Settings, after: Settings) -> list[str]:
+def differences(before: Settings, after: Settings, may_extend: bool = False) -> list[str]:
     """The settings that give other weights, as lines such as "optimizer.lr: 0.03 -> 0.06".
 
     Left out are the section `run`, which changes no weights, and the places where the data lies: moved data is the
     same data, which its digest tells. So is an auto that stands for what the run before has settled, and so are more
-    epochs, which extend a run.
+    epochs where those `may_extend` the run.
     """
 
     def differs(key: str) -> bool:
@@ -192,7 +192,7 @@ def differences(before: Settings, after: Settings) -> list[str]:
             return False
         if key in _SETTLED_AT_THE_START and get(after, key) == "auto":
             return False
-        if key == "train.epochs" and after.train.epochs > before.train.epochs:
+        if may_extend and key == "train.epochs" and after.train.epochs > before.train.epochs:
             return False
         return bool(get(before, key) != get(after, key))
 

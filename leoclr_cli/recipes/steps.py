@@ -209,8 +209,9 @@ class Pretrain:
     def run(self) -> None:
         self.record.parent.mkdir(parents=True, exist_ok=True)
         code, output = _start(self.command())
-        if output.strip():
-            session = {**json.loads(output), "commit": _commit(), "cores": os.cpu_count()}
+        result = json.loads(output) if output.strip() else {}
+        if "error" not in result and result:  # a start that was refused is no session
+            session = {**result, "commit": _commit(), "cores": os.cpu_count()}
             content = {"sessions": [*self.sessions(), session]}
             write_atomic(self.record, json.dumps(content, indent=2).encode())
         _refuse_failure(code, self.command())

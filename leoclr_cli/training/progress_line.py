@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from leoclr.cli.terminal import say
@@ -61,7 +62,10 @@ class ProgressLine:
             return
         self._printed = now
         if self._terminal:
-            self._draw(reading)
+            try:
+                self._draw(reading)
+            except (OSError, ValueError):  # the terminal has gone; the run has not
+                self._visible, self._live = False, None
         else:
             say(
                 "  ".join(
@@ -75,9 +79,10 @@ class ProgressLine:
 
     def close(self) -> None:
         """Take the bar away, so that other messages and bars do not run into it; `show` brings it back."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        live, self._live = self._live, None
+        if live is not None:
+            with suppress(OSError, ValueError):  # where the terminal has gone
+                live.stop()
 
     def _epoch(self, reading: StepReading) -> str:
         epochs = self._steps // self._steps_per_epoch

@@ -271,6 +271,7 @@ def test_ctrl_c_stops_a_step_and_the_same_command_goes_on(recipe: Path, data: Pa
     assert not step.done() and step.command() == ("train", "--resume", str(run), "--json")
 
 
+@pytest.mark.slow
 def test_a_step_that_fails_ends_in_its_own_line_and_one_more(
     recipe: Path, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -333,6 +334,7 @@ def test_a_change_leaves_apart_what_the_recipe_compares(
     assert [unit.changes() for unit in plan.units()] == [("moco.temperature=0.3",), ()]
 
 
+@pytest.mark.slow
 def test_a_step_that_was_not_begun_may_be_mended(
     recipe: Path, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
