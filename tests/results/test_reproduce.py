@@ -253,6 +253,7 @@ def test_forward_passes_are_counted_with_backward_as_two(backend: str, views: st
     assert forward_passes(Settings(backend=backend, views=views)) == passes
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_a_step_and_the_same_command_goes_on(recipe: Path, data: Path, tmp_path: Path) -> None:
     words = ["--data", str(data), "--output", str(tmp_path / "out"), "--scale", "500", "--seeds", "1"]
     command = [sys.executable, "-m", "leoclr.cli", "reproduce", str(recipe), *words]

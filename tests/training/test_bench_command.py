@@ -61,6 +61,7 @@ def test_no_learning_rate_ends_it() -> None:
     assert json.loads(bench("--json", "--set", "optimizer.lr=1e30"))["model"]["images_per_second"] > 0
 
 
+@pytest.mark.slow
 def test_groups_of_batch_norm_are_filled_or_the_data_is_called_too_small(make_shards: Callable[..., Path]) -> None:
     many = ["--backend", "moco", "--set", "moco.bn_splits=32", "--set", "data.image_size=96", "--json"]
     assert json.loads(bench("--data", str(make_shards((64,))), *many))["settings"]["batch"] == 64

@@ -185,6 +185,7 @@ def test_a_terminal_that_closes_saves_and_stops(make_shards: MakeShards, tmp_pat
     assert newest_checkpoint(run / "checkpoints")[0] is not None
 
 
+@pytest.mark.slow
 def test_a_log_without_a_reader_ends_no_run(make_shards: MakeShards, tmp_path: Path, config: Path) -> None:
     process = start("train", "--config", config, "--data", make_shards((20, 9)), "--epochs", "30", "--output",
                     tmp_path / "run", "--set", "run.knn_epochs=1")  # fmt: skip
@@ -340,6 +341,7 @@ def one_line(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     return lines[0]
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_run_in_it_is_refused_and_one_that_vanishes_is_named(
     make_shards: MakeShards, tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -76,6 +76,7 @@ def test_data_is_split_as_promised(first: tuple[Path, Result]) -> None:
     assert not {train.key(i).split("/")[1] for i in range(1297)} & {test.key(i).split("/")[1] for i in range(500)}
 
 
+@pytest.mark.slow
 def test_typed_again_it_takes_up_what_is_there(first: tuple[Path, Result]) -> None:
     folder = first[0]
     kept = [*folder.glob("digits/*/*/*.png"), *folder.glob("shards/*/*")]
@@ -115,6 +116,7 @@ def refusal(folder: Path, arguments: Sequence[str], kind: type[Exception]) -> st
     return str(result.exception)
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_in_the_same_folder(first: tuple[Path, Result]) -> None:
     message = refusal(first[0], ["--epochs", "2"], RunError)
 
