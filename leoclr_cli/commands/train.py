@@ -22,7 +22,7 @@ from leoclr.cli.config.settings import Settings
 from leoclr.cli.exporting.formats import usual_format
 from leoclr.cli.run.model_names import is_named
 from leoclr.cli.terminal import print_json, say, suggest, warn
-from leoclr.cli.training.progress_line import duration
+from leoclr.cli.training.progress_line import duration, rate_in_words
 from leoclr.datasets.errors import DataError, RunError, SettingsError
 from leoclr.datasets.wording import counted
 
@@ -184,7 +184,7 @@ def _report(result: dict[str, Any], encoder: EncoderSettings, json_output: bool)
     else:
         say(
             f"done in {duration(result['seconds'])}: {counted(result['step'], 'step')}, loss {result['loss']:.4f}, "
-            f"{result['images_per_second']:,.0f} images/s"
+            f"{rate_in_words(result['images_per_second'])} images/s"
         )
     say(f"checkpoint: {result['checkpoint']}")
     score = ("eval", "linear", run) if result["labelled"] else ("report", run)  # which shows neighbours without labels

@@ -22,12 +22,10 @@ class ExportOptions(NamedTuple):
     Attributes:
         license: Identifier for the model card, such as "cc-by-4.0"; None leaves it open.
         views: Whether the model card shows views of training images.
-        preprocessing: Whether an ONNX graph takes raw pixels.
     """
 
     license: str | None = None
     views: bool = True
-    preprocessing: bool = False
 
 
 DEFAULTS = ExportOptions()

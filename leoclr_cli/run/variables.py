@@ -2,8 +2,7 @@
 
 The results of a run depend on its settings only. Variables of Accelerate, torch, oneDNN, MKL, NumPy, OpenCV, cuBLAS and
 cuDNN that would change results are removed before these libraries are loaded, with a warning that names them. The
-number of threads stays: it belongs to the machine and is recorded in run.json, and resuming with another number causes
-a warning.
+number of threads stays: it belongs to the machine and is recorded in run.json.
 
 Variables of distributed launchers must be complete and consistent, or they are refused by name.
 """

@@ -95,7 +95,7 @@ class ProgressLine:
         facts = [f"loss {reading.loss:.4f}", f"{duration(left)} left"]
         if self._knn is not None:
             facts.append(f"k-NN {self._knn:.1%}")
-        return [*facts, f"{reading.rate:,.0f} images/s", f"waiting for data {reading.waiting:.0%}"]
+        return [*facts, f"{rate_in_words(reading.rate)} images/s", f"waiting for data {reading.waiting:.0%}"]
 
     def _draw(self, reading: StepReading) -> None:
         from rich.console import Console
@@ -124,6 +124,11 @@ def _is_terminal() -> bool:
         return sys.stderr.isatty()
     except (AttributeError, ValueError):  # standard error is closed
         return False
+
+
+def rate_in_words(rate: float) -> str:
+    """Images per second: whole ones, and two digits below ten."""
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 def duration(seconds: float) -> str:

@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
-from leoclr.cli.training.progress_line import ProgressLine, StepReading, duration
+from leoclr.cli.training.progress_line import ProgressLine, StepReading, duration, rate_in_words
 
 
 def drawn(width: int, knn: float | None = 0.4567) -> list[str]:
@@ -61,3 +61,8 @@ def test_a_log_gets_plain_lines_and_the_last_one(capsys: pytest.CaptureFixture[s
 )
 def test_durations_in_words(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+@pytest.mark.parametrize(("rate", "words"), [(0.163, "0.16"), (9.4, "9.4"), (16.2, "16"), (5123.4, "5,123")])
+def test_slow_rates_keep_two_digits(rate: float, words: str) -> None:
+    assert rate_in_words(rate) == words
