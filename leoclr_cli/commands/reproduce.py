@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from leoclr.cli.commands.lazy import Entry, group_of
+from leoclr.cli.options import with_fields
 from leoclr.cli.terminal import print_json, say
 from leoclr.datasets.errors import RunError, SettingsError
 
@@ -80,22 +82,35 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the remaining com
 AsJson = Annotated[bool, typer.Option("--json", help="Print the table as JSON.")]
 
 
+@dataclass(frozen=True)
+class Request:
+    """The options of both commands."""
+
+    data: Data = None
+    output: Output = None
+    scale: Scale = 1.0
+    seeds: Seeds = None
+    changes: Changes = None
+    device: Device = None
+    precision: Precision = None
+    workers: Workers = None
+    num_processes: Processes = 1
+    any_data: AnyData = False
+    dry_run: DryRun = False
+    as_json: AsJson = False
+
+    def program_flags(self) -> tuple[str, ...]:
+        """What is handed on to every command of a recipe."""
+        given = [("--device", self.device), ("--workers", self.workers)]
+        return tuple(str(word) for flag, value in given if value is not None for word in (flag, value))
+
+
+@with_fields(Request)
 def reproduce(
+    request: Request,
     recipe: Annotated[
         str | None, typer.Argument(metavar="RECIPE", help="table1 to table7, figure4, ...; default: list all recipes.")
     ] = None,
-    data: Data = None,
-    output: Output = None,
-    scale: Scale = 1.0,
-    seeds: Seeds = None,
-    changes: Changes = None,
-    device: Device = None,
-    precision: Precision = None,
-    workers: Workers = None,
-    num_processes: Processes = 1,
-    any_data: AnyData = False,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
     methods: Methods = None,
     with_leoclr: WithLeoclr = False,
 ) -> None:
@@ -118,49 +133,22 @@ def reproduce(
     if recipe is None:
         titles = {name: load_recipe(name).title for name in names()}
         width = max(map(len, titles)) + 2
-        print_json(titles) if as_json else print("\n".join(f"{name:<{width}}{titles[name]}" for name in titles))
+        print_json(titles) if request.as_json else print("\n".join(f"{name:<{width}}{titles[name]}" for name in titles))
         return
-    if not data and not dry_run and output is None:
+    if not request.data and not request.dry_run and request.output is None:
         from leoclr.cli.recipes.listing import print_rows
 
         print_rows(recipe, methods or [], with_leoclr)
         return
-    given = [("--device", device), ("--workers", workers)]
-    flags = tuple(str(word) for flag, value in given if value is not None for word in (flag, value))
-    _carry_out(
-        recipe,
-        data or [],
-        output,
-        scale,
-        seeds,
-        tuple(changes or ()),
-        precision,
-        num_processes,
-        flags,
-        any_data,
-        dry_run,
-        as_json,
-        tuple(methods or ()),
-        with_leoclr,
-    )
+    _carry_out(recipe, request, tuple(methods or ()), with_leoclr)
 
 
+@with_fields(Request)
 def augmentations(
-    data: Data = None,
-    output: Output = None,
-    scale: Scale = 1.0,
-    seeds: Seeds = None,
-    changes: Changes = None,
-    device: Device = None,
-    precision: Precision = None,
-    workers: Workers = None,
-    num_processes: Processes = 1,
+    request: Request,
     on: Annotated[
         Literal["imagenet", "cifar10"], typer.Option("--on", help="The recipe's data and encoder.")
     ] = "imagenet",
-    any_data: AnyData = False,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
 ) -> None:
     """Pre-train each method with augmentations removed one after another, and draw the loss of accuracy.
 
@@ -172,56 +160,40 @@ def augmentations(
       leoclr ablate augmentations --on cifar10 --data shards/cifar10 --scale 0.25 --seeds 1
     """
     name = "figure4" if on == "imagenet" else f"figure4-{on}"
-    options = (device, precision, workers, num_processes, any_data, dry_run, as_json)
-    reproduce(name, data, output, scale, seeds, changes, *options)
+    _carry_out(name, request)
 
 
-def _carry_out(
-    name: str,
-    data: list[str],
-    output: Path | None,
-    scale: float,
-    seeds: int | None,
-    changes: tuple[str, ...],
-    precision: str | None,
-    processes: int,
-    flags: tuple[str, ...],
-    any_data: bool,
-    dry_run: bool,
-    as_json: bool,
-    methods: tuple[str, ...] = (),
-    with_leoclr: bool = False,
-) -> None:
+def _carry_out(name: str, request: Request, methods: tuple[str, ...] = (), with_leoclr: bool = False) -> None:
     from leoclr.cli.recipes.checks import check_data, check_names, check_settings
     from leoclr.cli.recipes.definition import load_recipe, selected
     from leoclr.cli.recipes.known_data import check_known
     from leoclr.cli.recipes.steps import RecipePlan, data_by_name
 
-    if scale <= 0:
-        raise SettingsError(f"--scale {scale:g}: expected a number above 0")
+    if request.scale <= 0:
+        raise SettingsError(f"--scale {request.scale:g}: expected a number above 0")
     recipe = selected(load_recipe(name), methods, with_leoclr)
     short = Path(name).stem
     plan = RecipePlan(
         recipe=recipe,
-        folder=output or Path("reproduce") / short,
-        data=data_by_name(recipe, data),
-        scale=scale,
-        seeds=recipe.seeds if seeds is None else tuple(range(seeds)),
-        changes=changes,
-        precision=precision,
-        processes=processes,
-        flags=flags,
+        folder=request.output or Path("reproduce") / short,
+        data=data_by_name(recipe, request.data or []),
+        scale=request.scale,
+        seeds=recipe.seeds if request.seeds is None else tuple(range(request.seeds)),
+        changes=tuple(request.changes or ()),
+        precision=request.precision,
+        processes=request.num_processes,
+        flags=request.program_flags(),
     )
     check_names(plan)
     check_settings(plan)
     check_data(plan)
-    if not any_data:
+    if not request.any_data:
         check_known(plan)
     units = list(plan.units())
     steps = [step for unit in units for step in unit.steps()]
-    if dry_run:
+    if request.dry_run:
         left = [shlex.join(("leoclr", *step.command())) for step in steps if not step.done()]
-        print_json({"commands": left}) if as_json else print("".join(f"{line}\n" for line in left), end="")
+        print_json({"commands": left}) if request.as_json else print("".join(f"{line}\n" for line in left), end="")
         return
     _same_as_before(plan, short)
     try:
@@ -230,10 +202,10 @@ def _carry_out(
                 say(f"[{number}/{len(steps)}] {shlex.join(('leoclr', *step.command()))}")
                 step.run()
     except KeyboardInterrupt:
-        _report(plan, short, as_json)
+        _report(plan, short, request.as_json)
         say("stopped; the same command goes on from here")
         raise typer.Exit(130) from None
-    _report(plan, short, as_json)
+    _report(plan, short, request.as_json)
 
 
 def _same_as_before(plan: RecipePlan, name: str) -> None:
