@@ -14,7 +14,14 @@ from leoclr.datasets.images.executors import one_view
 from leoclr.datasets.randomness import uniforms
 from leoclr.datasets.views import ViewPolicy
 
-_CROP_COLOURS: tuple[Colour, ...] = ((0, 114, 178), (213, 94, 0))  # blue, vermilion: apart for the colour-blind too
+_CROP_COLOURS: tuple[Colour, ...] = (  # of Okabe and Ito: apart for the colour-blind too
+    (0, 114, 178),  # blue
+    (213, 94, 0),  # vermilion
+    (0, 158, 115),  # green
+    (204, 121, 167),  # purple
+    (230, 159, 0),  # orange
+    (86, 180, 233),  # sky blue
+)
 _WHOLE = {"squash": "squashed to a square", "pad": "padded to a square", "center": "centre square"}
 
 
