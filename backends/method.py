@@ -14,7 +14,7 @@ in any other way is not replayed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -30,7 +30,7 @@ from leoclr.backends.networks.batchnorm import (
     sync_batch_norm,
 )
 from leoclr.backends.networks.encoder import Encoder
-from leoclr.backends.settings import BatchNormSettings, Pairs, RunFacts
+from leoclr.backends.settings import BatchNormSettings, Pairs
 from leoclr.backends.settings import anchors_of as anchors_of
 from leoclr.backends.settings import positives_of as positives_of
 
@@ -260,13 +260,3 @@ def mean_std(embeddings: Iterable[Tensor]) -> Tensor:
     sqrt(dim). About 1 for directions that fill the sphere, 0 at collapse."""
     spreads = [F.normalize(each, dim=1).std(dim=0, correction=0).mean() * each.shape[1] ** 0.5 for each in embeddings]
     return torch.stack(spreads).mean()
-
-
-def run_facts(facts: Facts, micro: int, accumulation: int) -> RunFacts:
-    """The part of the facts that settings are checked against."""
-    return RunFacts(facts.policy_views, facts.pairs, facts.images, micro, facts.ranks, accumulation)
-
-
-def in_rank_order(method: Method) -> Iterator[tuple[str, Tensor]]:
-    """The buffers of a method that differ between ranks."""
-    return ((name, method.get_buffer(name)) for name in method.per_rank)

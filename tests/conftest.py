@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -17,14 +18,32 @@ from PIL import Image
 
 from leoclr.cli.config.resolve import resolve
 from leoclr.cli.config.settings import Settings
+from leoclr.cli.run.variables import drop_what_changes_results
 from leoclr.datasets.shards.scan import build_index
 
 if not torch.cuda.is_available():  # the GPU's kernels run on the processor; to be said before Triton is imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+drop_what_changes_results(os.environ)  # a machine's own variables would add a line to what commands print
+
 MakeShards = Callable[..., Path]
 MakeTinted = Callable[..., Path]
 TinySettings = Callable[..., Settings]
+TinyConfig = Callable[..., Path]
+
+# The run of seconds that the tests train.
+TINY: dict[str, object] = {
+    "data.batch_size": 8,
+    "data.image_size": 16,
+    "encoder.backbone": "resnet18",
+    "encoder.stem": "cifar",
+    "encoder.width": 16,
+    "moco.queue": 16,
+    "moco.bn_splits": 2,
+    "run.workers": 0,
+    "run.device": "cpu",
+    "run.trackers": [],
+}
 
 
 def png(number: int, side: int = 16) -> bytes:
@@ -78,24 +97,26 @@ def make_shards(tmp_path: Path) -> MakeShards:
 
 @pytest.fixture
 def tiny_settings() -> TinySettings:
-    """`tiny_settings(data, **changes)`: a run of seconds, on the CPU, with `section__key="value"` changed."""
-    flags = {
-        "data.batch_size": "8",
-        "data.image_size": "16",
-        "encoder.backbone": "resnet18",
-        "encoder.stem": "cifar",
-        "encoder.width": "16",
-        "moco.queue": "16",
-        "moco.bn_splits": "2",
-        "run.workers": "0",
-        "run.device": "cpu",
-        "run.trackers": "",
-        "run.checkpoint_epochs": "1",
-    }
+    """`tiny_settings(data, **changes)`: `TINY` with a checkpoint each epoch and `section__key="value"` changed."""
+    flags = {name: "" if value == [] else str(value) for name, value in TINY.items()} | {"run.checkpoint_epochs": "1"}
 
     def make(data: Path, **changes: str) -> Settings:
         changed = {name.replace("__", "."): value for name, value in changes.items()}
         return resolve(None, None, {}, flags | {"data.train": str(data)} | changed).settings
+
+    return make
+
+
+@pytest.fixture
+def tiny_config(tmp_path: Path) -> TinyConfig:
+    """`tiny_config(**changes)` writes a settings file of `TINY`, a log line for each step, and `section__key=value`
+    changed."""
+
+    def make(**changes: object) -> Path:
+        values = TINY | {"run.log_steps": 1} | {name.replace("__", "."): value for name, value in changes.items()}
+        path = tmp_path / "tiny.toml"
+        path.write_text("\n".join(f"{name} = {json.dumps(value)}" for name, value in values.items()))
+        return path
 
     return make
 

@@ -240,6 +240,11 @@ class RunSettings(Strict):
     )
     checkpoint_epochs: Count = Field(default=0, description="Epochs between checkpoints that are always kept; 0: none.")
     keep: PositiveCount = Field(default=2, description="Number of newest checkpoints to keep.")
+    keep_weights_only: bool = Field(
+        default=False,
+        description="After the last step, reduce the checkpoints to the encoder's weights, which scores and exports "
+        "read. The run cannot be extended then.",
+    )
     knn_epochs: Count = Field(default=10, description="Epochs between k-NN scores, if labelled data is given; 0: none.")
     log_steps: PositiveCount = Field(default=20, description="Steps between lines of metrics.jsonl.")
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(

@@ -20,27 +20,7 @@ from pathlib import Path
 import pytest
 
 MakeShards = Callable[..., Path]
-
-TINY = """
-[data]
-batch_size = 4
-image_size = 16
-max_bad_samples = 0.5
-[encoder]
-backbone = "resnet18"
-stem = "cifar"
-width = 16
-projector_dim = 8
-[moco]
-queue = 8
-bn_splits = 2
-[train]
-epochs = 1
-[run]
-workers = 0
-device = "cpu"
-trackers = []
-"""
+TinyConfig = Callable[..., Path]
 
 # Lines on stdin: a JSON list of arguments each. Lines on stdout: the exit code, and what the command said.
 PROGRAM = """
@@ -134,10 +114,12 @@ def add(shard: tarfile.TarFile, name: str, content: bytes) -> None:
     shard.addfile(member, io.BytesIO(content))
 
 
-def test_no_input_starts_a_process_opens_a_socket_or_is_unpickled(make_shards: MakeShards, tmp_path: Path) -> None:
+def test_no_input_starts_a_process_opens_a_socket_or_is_unpickled(
+    make_shards: MakeShards, tiny_config: TinyConfig, tmp_path: Path
+) -> None:
     evidence = tmp_path / "evidence"
-    data, config = make_shards((12,)), tmp_path / "tiny.toml"
-    config.write_text(TINY)
+    data = make_shards((12,))
+    config = tiny_config(data__batch_size=4, data__max_bad_samples=0.5, moco__queue=8, train__epochs=1)
     with tarfile.open(data / "data-000000.tar", "a") as shard:  # hostile members beside good ones
         add(shard, "evil1.pyd", pickle.dumps(Evil(evidence)))
         add(shard, "evil2.pickle", pickle.dumps(Evil(evidence)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from PIL import Image, ImageDraw
 from torchvision.models.detection import FasterRCNN
 
 from leoclr.backends.networks.backbones import build_backbone
-from leoclr.cli.commands.app import main
 from leoclr.datasets.errors import EvaluationError
 from leoclr.datasets.voc import BoxedImages, read_voc
 from leoclr.evals.detection import detector as detection
@@ -183,21 +183,12 @@ def test_a_detector_learns(splits: tuple[BoxedImages, BoxedImages]) -> None:
 
 
 @pytest.fixture
-def leoclr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """`leoclr eval detection weights.pth ...` on a micro encoder; gives exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def leoclr(command_line: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`leoclr eval detection weights.pth ...` on a micro encoder."""
     monkeypatch.setattr("leoclr.cli.scoring.detection_score.SMALL", MICRO)
     torch.manual_seed(1)
     torch.save(build_backbone("resnet18", "imagenet", 4).state_dict(), tmp_path / "weights.pth")
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as exit:
-            main(["eval", "detection", "weights.pth", "--workers", "0", "--preset", "small", *map(str, arguments)])
-        captured = capsys.readouterr()
-        return int(str(exit.value.code)), captured.out, captured.err
-
-    return call
+    return partial(command_line, "eval", "detection", "weights.pth", "--workers", 0, "--preset", "small")
 
 
 def test_the_command_reports_and_remembers(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from leoclr.backends.networks.backbones import build_backbone
-from leoclr.cli.commands.app import main
 from leoclr.cli.run.encoders import load_encoder
 from leoclr.datasets.files import ignore
 from leoclr.datasets.shards.locate import open_data
@@ -37,17 +37,8 @@ def weights(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def embed(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """`leoclr embed weights.pth ...` in `tmp_path`; gives exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as exit:
-            main(["embed", str(weights), "--image-size", "16", "--workers", "0", *map(str, arguments)])
-        captured = capsys.readouterr()
-        return int(str(exit.value.code)), captured.out, captured.err
-
-    return call
+def embed(command_line: Run, weights: Path) -> Run:
+    return partial(command_line, "embed", weights, "--image-size", 16, "--workers", 0)
 
 
 def expected_features(weights: Path, data: Path) -> NDArray[np.float32]:

@@ -10,6 +10,7 @@ import sys
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ import torch
 from PIL import Image
 
 from leoclr.backends.networks.backbones import Backbone, build_backbone
-from leoclr.cli.commands.app import main
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.checkpoint import save_checkpoint
 from leoclr.cli.run.folder import RunFolder
@@ -81,18 +81,8 @@ def run(tmp_path: Path, data: Path) -> Path:
 
 
 @pytest.fixture
-def leoclr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command line in `tmp_path`; gives exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as exit:
-            main(["eval", *(str(argument) for argument in arguments)])
-        captured = capsys.readouterr()
-        return int(str(exit.value.code)), captured.out, captured.err
-
-    return call
+def leoclr(command_line: Run) -> Run:
+    return partial(command_line, "eval")
 
 
 def record(folder: Path, kind: str) -> dict[str, Any]:

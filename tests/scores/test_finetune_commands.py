@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from PIL import Image
 from scipy.io import savemat
 
 from leoclr.backends.networks.backbones import build_backbone
-from leoclr.cli.commands.app import main
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.checkpoint import save_checkpoint
 from leoclr.cli.run.folder import RunFolder
@@ -67,17 +67,8 @@ def make_run(tmp_path: Path, data: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def leoclr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as exit:
-            main(["eval", *(str(argument) for argument in arguments)])
-        captured = capsys.readouterr()
-        return int(str(exit.value.code)), captured.out, captured.err
-
-    return call
+def leoclr(command_line: Run) -> Run:
+    return partial(command_line, "eval")
 
 
 def record(folder: Path, kind: str) -> dict[str, Any]:

@@ -21,15 +21,8 @@ COLUMNS = ["classifier", "key", "label", "prediction", "right", "score"]
 
 
 @pytest.fixture
-def leoclr(
-    tmp_path: Path,
-    make_tinted: Callable[..., Path],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Run:
+def leoclr(command_line: Run, make_tinted: Callable[..., Path]) -> Run:
     """`leoclr eval COMMAND SEED ...` for an encoder of random weights by the seed, on 60 and 40 images."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     make_tinted("train", [number % 3 for number in range(60)], seed=1)
     make_tinted("test", [number % 3 for number in range(40)], seed=2)
 
@@ -37,10 +30,7 @@ def leoclr(
         torch.manual_seed(seed)
         torch.save(build_backbone("resnet18", "cifar", 16).state_dict(), "weights.pth")
         data = ("--train-data", "train", "--data", "test", "--image-size", 16, "--workers", 0)
-        with pytest.raises(SystemExit) as exit:
-            main(["eval", command, "weights.pth", *map(str, (*data, *arguments))])
-        captured = capsys.readouterr()
-        return int(str(exit.value.code)), captured.out, captured.err
+        return command_line("eval", command, "weights.pth", *data, *arguments)
 
     return call
 

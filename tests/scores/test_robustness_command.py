@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from leoclr.backends.networks.backbones import build_backbone
-from leoclr.cli.commands.app import main
 from leoclr.cli.scoring.robustness_comparison import _names
 from leoclr.evals.robustness import CURVE_SHARES
 
@@ -32,25 +31,11 @@ def encoders(tmp_path: Path) -> list[Path]:
 
 
 @pytest.fixture
-def robustness(
-    tmp_path: Path,
-    make_shards: Callable[..., Path],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Run:
-    """`leoclr eval robustness ...` on 60 training and 40 test images; gives exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def robustness(command_line: Run, make_shards: Callable[..., Path]) -> Run:
+    """`leoclr eval robustness ...` on 60 training and 40 test images."""
     train, test = make_shards((60,), name="train"), make_shards((40,), name="test")
     common = ["--train-data", train, "--data", test, "--image-size", SIZE, "--probe", "knn", "--workers", 0]
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as exit:
-            main(["eval", "robustness", *map(str, [*arguments, *common])])
-        captured = capsys.readouterr()
-        return int(str(exit.value.code)), captured.out, captured.err
-
-    return call
+    return lambda *arguments: command_line("eval", "robustness", *arguments, *common)
 
 
 def results(record: dict[str, Any]) -> dict[str, dict[str, float]]:

@@ -42,32 +42,12 @@ from leoclr.datasets.errors import DataError
 from leoclr.datasets.loading import workers
 
 MakeShards = Callable[..., Path]
-
-TINY = """
-[data]
-batch_size = 8
-image_size = 16
-[encoder]
-backbone = "resnet18"
-stem = "cifar"
-width = 16
-projector_dim = 8
-[moco]
-queue = 16
-bn_splits = 2
-[run]
-workers = 1
-device = "cpu"
-trackers = []
-log_steps = 1
-"""
+TinyConfig = Callable[..., Path]
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Path:
-    path = tmp_path / "tiny.toml"
-    path.write_text(TINY)
-    return path
+def config(tiny_config: TinyConfig) -> Path:
+    return tiny_config(run__workers=1)
 
 
 def start(*arguments: str | Path, new_group: bool = False, **environment: str) -> subprocess.Popen[str]:

@@ -27,30 +27,14 @@ from leoclr.datasets.shards.remote import working_set
 from leoclr.datasets.storage.block_cache import BlockCache
 
 MakeShards = Callable[..., Path]
+TinyConfig = Callable[..., Path]
 Serve = Callable[[Path], str]
-TINY = """
-[data]
-batch_size = 8
-image_size = 16
-[encoder]
-backbone = "resnet18"
-stem = "cifar"
-width = 16
-projector_dim = 8
-[moco]
-queue = 16
-bn_splits = 2
-[optimizer]
-lr = 0.05
-[train]
-epochs = 2
-[run]
-workers = 0
-device = "cpu"
-trackers = []
-log_steps = 1
-"""
 SHARDS = "data-{000000..000002}.tar"
+
+
+@pytest.fixture
+def config(tiny_config: TinyConfig) -> Path:
+    return tiny_config(optimizer__lr=0.05, train__epochs=2)
 
 
 @pytest.fixture
@@ -90,13 +74,16 @@ def all_bytes(folder: Path) -> bytes:
 
 
 def test_a_run_over_http_is_the_run_over_files_bit_for_bit_and_keeps_secrets(
-    shards: Path, tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    shards: Path,
+    tmp_path: Path,
+    config: Path,
+    serve: Serve,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     url = serve(tmp_path)
     monkeypatch.setenv("LEOCLR_HTTP_AUTH", f"{url}=?sig=hunter2")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home-cache"))
-    config = tmp_path / "tiny.toml"
-    config.write_text(TINY)
     assert train(config, "--data", shards, "--output", tmp_path / "local") == 0
     tell(url, "faults", [{"do": "cut"}, {"status": 503}, {"do": "reset"}])
     remote = ("--data", f"{url}/data/{SHARDS}", "--output", tmp_path / "remote", "--workers", "2")
@@ -227,10 +214,8 @@ def test_files_and_addresses_mix(shards: Path, cache: BlockCache, serve: Serve) 
     ],
 )
 def test_an_address_that_will_not_do_is_refused_in_one_line_that_shows_no_secret(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], data: str, message: str
+    tmp_path: Path, config: Path, capfd: pytest.CaptureFixture[str], data: str, message: str
 ) -> None:
-    config = tmp_path / "tiny.toml"
-    config.write_text(TINY)
     assert train(config, "--data", data, "--output", tmp_path / "run") == 2
     err = capfd.readouterr().err
     assert re.search(message, err) and err.count("\n") == 1 and "hunter2" not in err

@@ -19,34 +19,12 @@ from leoclr.cli.commands.app import main
 from leoclr.cli.run.checkpoint import newest_checkpoint
 
 MakeShards = Callable[..., Path]
-
-TINY = """
-[data]
-batch_size = 8
-image_size = 16
-[encoder]
-backbone = "resnet18"
-stem = "cifar"
-width = 16
-projector_dim = 8
-[moco]
-queue = 16
-bn_splits = 2
-[optimizer]
-lr = 0.05
-[run]
-workers = 0
-device = "cpu"
-trackers = []
-log_steps = 1
-"""
+TinyConfig = Callable[..., Path]
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Path:
-    path = tmp_path / "tiny.toml"
-    path.write_text(TINY)
-    return path
+def config(tiny_config: TinyConfig) -> Path:
+    return tiny_config(optimizer__lr=0.05)
 
 
 def command(*arguments: str | Path) -> list[str]:
