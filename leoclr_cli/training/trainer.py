@@ -183,7 +183,7 @@ class Trainer:
                     if self._knn_is_due():
                         line.close()
                         with clock.paused():
-                            values |= self._score()
+                            values |= self._score(stop)
                         scored = values.get("knn", scored)
                         line.scored(scored)
                     log.write(self.step, values)
@@ -266,11 +266,12 @@ class Trainer:
             "bad_images": float(len(self.bad)),
         }
 
-    def _score(self) -> dict[str, float]:
-        """k-NN accuracy as `knn`, on the first process while the others wait. A failed score only warns."""
+    def _score(self, stop: GracefulStop) -> dict[str, float]:
+        """k-NN accuracy as `knn`, on the first process while the others wait. A failed score only warns, and one that
+        a request to stop comes across is left."""
         assert self.knn is not None
         backbone, epoch = next(iter(self.method.backbones().values())), self.step // self.plan.steps_per_epoch
-        found = self.knn.report(epoch, backbone, self.device) if self.main else {}
+        found = self.knn.report(epoch, backbone, self.device, stop.now) if self.main else {}
         self.accelerator.wait_for_everyone()
         return found
 
