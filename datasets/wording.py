@@ -14,6 +14,15 @@ def counted(number: int, singular: str, plural: str = "") -> str:
     return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
 
 
+def in_bytes(number: float) -> str:
+    """`12 kB`, `1.5 GB`: powers of 1000, two digits or more."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            break
+        number, unit = number / 1000, {"B": "kB", "kB": "MB", "MB": "GB", "GB": "TB"}[unit]
+    return f"{number:.0f} {unit}" if number >= 10 or unit == "B" else f"{number:.1f} {unit}"
+
+
 def aligned(lines: Sequence[Sequence[str]]) -> str:
     """Cells in columns as wide as their widest, the first to the left and the others to the right."""
     widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]

@@ -26,6 +26,7 @@ from leoclr.datasets.loading.handover import Bytes, HandedOver
 _TIMEOUT_SECONDS = 600  # until a loader process counts as hung
 _LOOK_SECONDS = 1  # between two looks at whether all live
 _PATIENCE_SECONDS = 5  # for a batch, once somebody has asked to stop
+_ASK_THE_PARENT = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
 _REASONS = (errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # exit codes of a worker that cannot hand over
 
 
@@ -75,7 +76,7 @@ def load_batches(
         others = set(multiprocessing.active_children())
         before = signal.getsignal(signal.SIGCHLD)
         # A worker inherits the mask, so that no signal can kill it before it has learnt to leave that to the parent.
-        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, _ASK_THE_PARENT)
         try:
             iterator = iter(loader)
         finally:
@@ -148,10 +149,10 @@ def _unchanged(batch: Item) -> Item:
 
 
 def _start_worker(number: int) -> None:
-    """Ctrl-C and its end reach every process of a terminal, and SIGTERM those of a job (`timeout`, systemd, Slurm).
-    Only the parent acts on them, and to finish its step it still needs batches."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    """Ctrl-C and its end reach every process of a terminal, SIGTERM and SIGUSR1 those of a job (`timeout`, systemd,
+    Slurm). Only the parent acts on them, and to finish its step it still needs batches."""
+    for number in _ASK_THE_PARENT - {signal.SIGTERM}:
+        signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         threading.Thread(target=_end_when_the_parent_asks, daemon=True).start()
     else:

@@ -45,6 +45,12 @@ def export(
     no_views: Annotated[
         bool, typer.Option("--no-views", help="Omit views of training images from the model card (hf).")
     ] = False,
+    with_preprocessing: Annotated[
+        bool,
+        typer.Option(
+            "--with-preprocessing", help="Let the graph (onnx) take raw pixels, and resize, crop and normalise them."
+        ),
+    ] = False,
     push: Annotated[
         str | None, typer.Option("--push", metavar="OWNER/NAME", help="Upload the folder (hf) to the Hugging Face hub.")
     ] = None,
@@ -63,7 +69,7 @@ def export(
       leoclr export --format hf -o my-encoder
       leoclr export --format hf --push me/my-encoder --license apache-2.0
       leoclr export --format torchvision
-      leoclr export runs/first --format onnx -o encoder.onnx
+      leoclr export runs/first --format onnx --with-preprocessing -o encoder.onnx
       leoclr export moco_v2_800ep_pretrain.pth.tar --format safetensors
     """
     from leoclr.cli.exporting.export import export_encoder
@@ -73,6 +79,8 @@ def export(
 
     if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license):
         raise SettingsError(f"--license {license}: must be an identifier such as apache-2.0, cc-by-4.0 or other")
+    if with_preprocessing and format is not ExportFormat.onnx:
+        raise SettingsError("--with-preprocessing is part of an ONNX graph: add --format onnx")
     if push is not None:
         if not format.is_folder:
             raise SettingsError("--push uploads a folder: add --format hf")
@@ -80,12 +88,12 @@ def export(
             raise SettingsError(f"--push {push}: must be OWNER/NAME")
         require_hub()
     encoder = load_encoder(checkpoint, backbone)
-    path = output or default_path(encoder.name, encoder.run, format)
-    report = export_encoder(encoder, format, path, ExportOptions(license, not no_views))
+    path = output or default_path(encoder.name, encoder.run, format, with_preprocessing)
+    report = export_encoder(encoder, format, path, ExportOptions(license, not no_views, with_preprocessing))
     if as_json and push is None:
         console.print_json(_as_json(encoder, report))
     elif not as_json:
-        _print_text(encoder, report)
+        _print_text(encoder, report, with_preprocessing)
     if push is not None:
         commit = push_folder(report.path, report.files, push, public)
         console.print_json(_as_json(encoder, report) | {"commit": commit}) if as_json else print(
@@ -93,10 +101,10 @@ def export(
         )
 
 
-def default_path(backbone: str, run: Path | None, format: ExportFormat) -> Path:
+def default_path(backbone: str, run: Path | None, format: ExportFormat, takes_pixels: bool = False) -> Path:
     """Where the file goes when the user does not say: in the run, or in the working directory where there is none."""
     name = backbone.removeprefix("timm:").replace("/", "_")
-    return (run or Path(".")) / "export" / f"{name}{format.suffix}"
+    return (run or Path(".")) / "export" / f"{name}{'.pixels' if takes_pixels else ''}{format.suffix}"
 
 
 def _as_json(encoder: LoadedEncoder, report: ExportReport) -> dict[str, object]:
@@ -121,7 +129,7 @@ def _as_json(encoder: LoadedEncoder, report: ExportReport) -> dict[str, object]:
     }
 
 
-def _print_text(encoder: LoadedEncoder, report: ExportReport) -> None:
+def _print_text(encoder: LoadedEncoder, report: ExportReport, takes_pixels: bool) -> None:
     size, megabytes = encoder.image_size, report.bytes / 1e6
     rows = {
         "wrote": f"{report.path} ({megabytes:.1f} MB)",
@@ -132,7 +140,11 @@ def _print_text(encoder: LoadedEncoder, report: ExportReport) -> None:
         "largest difference": f"{report.largest_difference:.1e} between this file's features and the original's",
     }
     if report.preprocessing_difference is not None:
-        rows["preprocessing"] = f"{report.preprocessing_difference:.1e} between the library's pixels and the original's"
+        rows["preprocessing"] = (
+            f"{report.preprocessing_difference:.1e} between its normalised pixels and the original's"
+        )
+    if takes_pixels:
+        rows["input"] = "n x height x width x 3, RGB bytes of any height and width"
     for name, value in rows.items():
         print(f"{name:<18}  {value}")
     print()

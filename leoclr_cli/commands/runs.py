@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from leoclr.datasets.errors import RunError
-from leoclr.datasets.wording import aligned, counted
+from leoclr.datasets.wording import aligned, counted, in_bytes
 
 if TYPE_CHECKING:
     from leoclr.cli.run.listing import ListedRun
@@ -75,7 +75,7 @@ def _removed(found: Sequence[ListedRun], yes: bool, quiet: bool) -> list[Path]:
         if quiet or not sys.stdin.isatty():
             raise RunError(f"{counted(len(found), 'run')} would be removed: say so with --yes")
         say(_table(found))
-        size = _size(sum(run.bytes for run in found))
+        size = in_bytes(sum(run.bytes for run in found))
         if not typer.confirm(f"remove {counted(len(found), 'run')}, {size}?", err=True):
             return []
     return [run.path for run in found if _remove(run.path)]
@@ -105,16 +105,8 @@ def _table(found: Sequence[ListedRun]) -> str:
         steps = "" if run.steps is None else f" of {run.steps:,}"
         loss = "" if run.loss is None else f"{run.loss:.3f}"
         knn = "" if run.knn is None else f"{run.knn:.1%}"
-        rows.append([str(run.path), run.state, f"{run.step:,}{steps}", loss, knn, _size(run.bytes), _age(run.age)])
+        rows.append([str(run.path), run.state, f"{run.step:,}{steps}", loss, knn, in_bytes(run.bytes), _age(run.age)])
     return aligned(rows)
-
-
-def _size(number: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000:
-            break
-        number, unit = number / 1000, {"B": "kB", "kB": "MB", "MB": "GB", "GB": "TB"}[unit]
-    return f"{number:.0f} {unit}" if number >= 10 or unit == "B" else f"{number:.1f} {unit}"
 
 
 def _age(seconds: float) -> str:

@@ -70,9 +70,10 @@ class DataSettings(Strict):
 
     train: tuple[Source, ...] = Field(
         default=(),
-        description="Shards: brace ranges, globs, folders or index files; also https:// and s3:// addresses.",
+        description="Shards: brace ranges, globs, folders or index files; also https:// and s3:// addresses. Or a "
+        "folder of images, which is packed into the user's cache.",
     )
-    val: tuple[Source, ...] = Field(default=(), description="Labelled shards for the k-NN score during training.")
+    val: tuple[Source, ...] = Field(default=(), description="Labelled data for the k-NN score during training.")
     batch_size: PositiveCount = Field(default=256, description="Images in an optimizer step, over all processes.")
     image_size: PositiveCount = Field(default=224, description="Side of every view, in pixels.")
     resident: Literal["auto", "yes", "no"] = Field(
@@ -240,6 +241,11 @@ class RunSettings(Strict):
     )
     checkpoint_epochs: Count = Field(default=0, description="Epochs between checkpoints that are always kept; 0: none.")
     keep: PositiveCount = Field(default=2, description="Number of newest checkpoints to keep.")
+    keep_weights_only: bool = Field(
+        default=False,
+        description="After the last step, reduce the checkpoints to the encoder's weights, which scores and exports "
+        "read. The run cannot be extended then.",
+    )
     knn_epochs: Count = Field(default=10, description="Epochs between k-NN scores, if labelled data is given; 0: none.")
     log_steps: PositiveCount = Field(default=20, description="Steps between lines of metrics.jsonl.")
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(

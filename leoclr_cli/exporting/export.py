@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from leoclr.cli.exporting.formats import ExportFormat
-from leoclr.cli.exporting.target import DEFAULTS, ExportOptions, Network, Transform
+from leoclr.cli.exporting.target import DEFAULTS, ExportOptions, Network, Target, Transform
 from leoclr.cli.exporting.targets import TARGETS
 from leoclr.cli.run.encoders import LoadedEncoder
 from leoclr.datasets.errors import CheckpointError
@@ -33,8 +32,8 @@ class ExportReport:
     Attributes:
         files: Of the folder, or the file alone.
         largest_difference: Between the file's features and the encoder's, absolute, on the same random input.
-        preprocessing_difference: Between pixels that the reading library's own preprocessing gives and the encoder's,
-            absolute, after normalisation; None where the library brings no preprocessing.
+        preprocessing_difference: Between pixels that the preprocessing of the file or of its library gives and the
+            encoder's, absolute, after normalisation; None where they bring none.
         usage: Lines of Python that open the file as `path`.
     """
 
@@ -68,7 +67,7 @@ def export_encoder(
         with _staged(path, format) as temporary:
             target.write(temporary)
             names = [file.name for file in sorted(temporary.iterdir())] if format.is_folder else []
-            difference, largest = _largest_difference(encoder, target.open(temporary))
+            difference, largest = _largest_difference(target, target.open(temporary))
             accepted = TOLERANCE * max(1.0, largest)
             if not difference <= accepted:  # also when it is NaN
                 raise CheckpointError(
@@ -101,13 +100,13 @@ def _staged(path: Path, format: ExportFormat) -> AbstractContextManager[Path]:
 
 
 @torch.no_grad()
-def _largest_difference(encoder: LoadedEncoder, exported: Network) -> tuple[float, float]:
-    """Between features of the two, and the largest feature."""
-    original = copy.deepcopy(encoder.backbone).cpu().eval()
+def _largest_difference(target: Target, exported: Network) -> tuple[float, float]:
+    """Between what the encoder and the file compute, and the largest value."""
+    original, size = target.reference(), target.encoder.image_size
     generator = torch.Generator().manual_seed(0)
     differences, sizes = [], []
     for batch in _BATCHES:
-        images = torch.randn(batch, 3, encoder.image_size, encoder.image_size, generator=generator)
+        images = torch.randn(batch, 3, size, size, generator=generator)
         features = original(images)
         differences.append((features - exported(images)).abs().max())
         sizes.append(features.abs().max())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -22,10 +23,12 @@ class ExportOptions(NamedTuple):
     Attributes:
         license: Identifier for the model card, such as "cc-by-4.0"; None leaves it open.
         views: Whether the model card shows views of training images.
+        preprocessing: Whether an ONNX graph takes raw pixels and resizes, crops and normalises them itself.
     """
 
     license: str | None = None
     views: bool = True
+    preprocessing: bool = False
 
 
 DEFAULTS = ExportOptions()
@@ -47,12 +50,16 @@ class Target(ABC):
 
     @abstractmethod
     def open(self, path: Path) -> Network:
-        """Images to features, computed by the library that the file is for, from the file alone."""
+        """Images to features, a row each, computed by the library that the file is for, from the file alone."""
+
+    def reference(self) -> Network:
+        """What `open` gives, computed by the encoder itself."""
+        return copy.deepcopy(self.encoder.backbone).cpu().eval()
 
     @abstractmethod
     def usage(self, path: Path) -> tuple[str, ...]:
         """Lines of Python that do the same."""
 
     def preprocessing(self, path: Path) -> Transform | None:
-        """The preprocessing of the library that the file is for; None where it brings none of its own."""
+        """The preprocessing of the file or of the library that it is for; None where they bring none."""
         return None

@@ -32,8 +32,8 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
     """Run `leoclr ARGUMENTS` in several processes and wait for all.
 
     When one of them fails the others are ended: gently, then by force after ten seconds. Ctrl-C reaches them from the
-    terminal, SIGTERM and SIGHUP are passed on; either way each finishes its step and the first one saves. On Linux this
-    happens when this process is killed.
+    terminal, SIGTERM, SIGHUP and SIGUSR1 are passed on; either way each finishes its step and the first one saves. On
+    Linux this happens when this process is killed.
 
     Returns:
         The exit code: that of the process that failed first, or 0.
@@ -62,6 +62,7 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
     handlers: dict[signal.Signals, Callable[[int, FrameType | None], None] | signal.Handlers] = {
         signal.SIGTERM: pass_on,
         signal.SIGHUP: pass_on,
+        signal.SIGUSR1: pass_on,
         signal.SIGINT: signal.SIG_IGN,
     }
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup's wish

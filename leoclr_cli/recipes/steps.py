@@ -23,7 +23,7 @@ from leoclr.cli.recipes.definition import Column, Recipe
 from leoclr.datasets.errors import RunError, SettingsError
 from leoclr.datasets.files import write_atomic
 
-_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _DATA_FLAGS = {"transfer": ("--data", "--test-data"), "detection": ("--data", "--test-data")}  # of `leoclr eval`
 
 

@@ -137,7 +137,7 @@ def newest_sound(folder: Path) -> tuple[Sound | None, list[str]]:
     The first is None where there is no sound checkpoint.
     """
     passed_over: list[str] = []
-    for _, path in reversed(_step_folders(folder)):
+    for _, path in reversed(step_folders(folder)):
         try:
             return verify(path), passed_over
         except CheckpointError as error:
@@ -161,7 +161,7 @@ def prune(folder: Path, newest: int, keep: int, protect: Callable[[int], bool]) 
     Raises:
         CheckpointError: One cannot be removed.
     """
-    for step, path in [found for found in _step_folders(folder) if found[0] <= newest][:-keep]:
+    for step, path in [found for found in step_folders(folder) if found[0] <= newest][:-keep]:
         if not protect(step):
             doomed = path.with_name(f"{PARTIAL}{path.name}")
             try:
@@ -216,7 +216,7 @@ def _is_sound(path: Path) -> bool:
     return True
 
 
-def _step_folders(folder: Path) -> list[tuple[int, Path]]:
+def step_folders(folder: Path) -> list[tuple[int, Path]]:
     """(step, path) of everything named like a checkpoint, oldest first."""
     if not folder.is_dir():
         return []

@@ -83,7 +83,7 @@ def agree(accelerator: Accelerator, step: int, signal_number: int, save_is_due: 
     if accelerator.device.type == "cuda" and step % _AGREE_STEPS_CUDA:
         return 0, False
     asked = torch.tensor([[signal_number, int(save_is_due)]], device=accelerator.device)
-    found = accelerator.gather(asked).max(dim=0).values.tolist()  # SIGTERM, 15, before SIGINT, 2
+    found = accelerator.gather(asked).max(dim=0).values.tolist()  # SIGTERM, 15, before SIGUSR1, 10, and SIGINT, 2
     return found[0], bool(found[1])
 
 

@@ -32,11 +32,11 @@ from leoclr.cli.run.foreign_weights import (
 from leoclr.cli.run.layouts import summary
 from leoclr.cli.run.model_names import is_named
 from leoclr.cli.run.named_weights import described, fetch, read_config, read_weights
+from leoclr.cli.run.weights_only import USUAL_PLACE, weights_group
 from leoclr.cli.terminal import say
 from leoclr.datasets.errors import CheckpointError
 from leoclr.evals.features.preprocessing import ResizeRule, standard_rule
 
-_USUAL_PLACE = "encoder.backbone"  # of the backbone in checkpoints that do not say
 _HEADER = "leoclr"
 Triple = tuple[float, float, float]
 
@@ -163,7 +163,8 @@ def read_encoder(path: Path) -> LoadedEncoder:
 
 
 def _from_checkpoint(sound: Sound) -> LoadedEncoder:
-    path, checkpoint = sound.path, sound.load(groups=("model",))
+    group = weights_group(sound)
+    path, checkpoint = sound.path, sound.load(groups=(group,))
     try:
         recorded = checkpoint.state["settings"]  # the method itself need not be installed
         encoder = EncoderSettings.model_validate(recorded["encoder"])
@@ -171,8 +172,8 @@ def _from_checkpoint(sound: Sound) -> LoadedEncoder:
         augmentation = AugmentationSettings.model_validate(recorded["augmentation"])
     except (KeyError, TypeError, ValidationError) as error:
         raise CheckpointError(f"{path / 'state.json'} holds no settings of this version: {_reason(error)}") from error
-    model = checkpoint.tensors["model"]
-    prefix = f"{checkpoint.state.get('encoder', _USUAL_PLACE)}."
+    model = checkpoint.tensors[group]
+    prefix = f"{checkpoint.state.get('encoder', USUAL_PLACE)}."
     tensors = {name.removeprefix(prefix): model[name] for name in model if name.startswith(prefix)}
     architecture = Architecture(encoder.backbone, encoder.stem, encoder.width)
     preprocessing = Input(data.image_size, augmentation.mean, augmentation.std)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from leoclr.backends.networks.backbones import Backbone
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.terminal import say, warn
-from leoclr.datasets.errors import DataError, LeoclrError
+from leoclr.datasets.errors import DataError, LeoclrError, RunError
 from leoclr.datasets.randomness import Permutation
 from leoclr.datasets.shards.index import NO_LABEL, Index
 from leoclr.evals.features.extract import extract_features
@@ -67,22 +68,36 @@ class KnnMonitor:
             settings.run.knn_epochs,
         )
 
-    def report(self, epoch: int, backbone: Backbone, device: torch.device) -> dict[str, float]:
-        """The score after an epoch as `knn`, told to the person; a score that fails is a warning and no score."""
+    def report(
+        self, epoch: int, backbone: Backbone, device: torch.device, asked_to_stop: Callable[[], int] = lambda: 0
+    ) -> dict[str, float]:
+        """The score after an epoch as `knn`, told to the person; a score that fails, or that is given up on a request
+        to stop, is a warning and no score."""
+
+        def advance(images: int) -> None:
+            if asked_to_stop():
+                raise RunError("the run is asked to stop")
+
         try:
-            found = self.score(backbone, device)
+            found = self.score(backbone, device, advance)
         except Exception as error:  # whatever it is, memory included: the weights are as they were
             warn(f"epoch {epoch}: no k-NN score: {self.explain(error, device)}")
             return {}
         say(f"epoch {epoch}: k-NN top-1 {found:.2%} ({self.protocol})")
         return {"knn": found}
 
-    def score(self, backbone: Backbone, device: torch.device) -> float:
-        """Top-1 accuracy in [0, 1]."""
+    def score(self, backbone: Backbone, device: torch.device, advance: Callable[[int], None]) -> float:
+        """Top-1 accuracy in [0, 1]; `advance` is called as by `extract_features`."""
         found = [
             extract_features(
-                backbone, index, self.preprocessing, device=device, workers=self.workers, max_bad_share=1.0
-            )  # the run has its own limit for images that cannot be decoded
+                backbone,
+                index,
+                self.preprocessing,
+                device=device,
+                workers=self.workers,
+                max_bad_share=1.0,  # the run has its own limit for images that cannot be decoded
+                advance=advance,
+            )
             for index in (self.bank, self.queries)
         ]
         if empty := [one for one in found if not len(one.numbers)]:

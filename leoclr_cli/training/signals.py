@@ -1,4 +1,4 @@
-"""Stop requests: Ctrl-C, SIGTERM and a closed terminal stop after the step; a second Ctrl-C exits at once."""
+"""Stop requests: Ctrl-C, SIGTERM, SIGUSR1 and a closed terminal stop after the step; a second Ctrl-C exits at once."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from leoclr.cli.terminal import say
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # the last as schedulers warn of the end
 DEAF_SECONDS = 60.0  # to wait for other processes or a device
 SLOW_SECONDS = 600.0  # for a step of one process on a CPU, which ends some time
 _CLOSING = 0
@@ -60,7 +61,7 @@ class GracefulStop:
     def __enter__(self) -> GracefulStop:
         if threading.current_thread() is not threading.main_thread():
             return self
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in STOPS:
             if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
                 continue  # nohup's wish
             self._previous[number] = signal.signal(number, self._handle)

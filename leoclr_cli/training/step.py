@@ -79,7 +79,8 @@ class TrainStep:
             or settings.optimizer.clip > 0
             or any(group.frozen is not None for group in method.groups)
         )
-        self._statistics, self._unfinished = list(_batch_norm_statistics(method)), False
+        self._statistics = list(_batch_norm_statistics(method))
+        self._unfinished = self._updating = False
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*broadcast_buffers.*", FutureWarning)  # renamed in torch 2.14
             self.model, self._prepared = accelerator.prepare(method, self.optimizer)
@@ -97,7 +98,7 @@ class TrainStep:
         schedule(self.optimizer, self.method, now, rate, optimizer.lr)
         self.seed(now)
         result = (self.replay or self.body)(pixels, now)
-        self._unfinished = False
+        self._unfinished = self._updating = False
         return result
 
     def seed(self, now: Progress) -> None:
@@ -112,9 +113,16 @@ class TrainStep:
             result = self._phase(pixels, now._replace(phase=phase))
         return result
 
+    @property
+    def undoable(self) -> bool:
+        """Whether the state is that of the newest finished step, or `undo` makes it so. It is not after a step that
+        failed while it updated the weights: which of them are new is not known, and the old ones are gone."""
+        return not self._updating
+
     @torch.no_grad()
     def undo(self) -> None:
         """Take back what a step that failed in its forward or backward pass has changed: BatchNorm's statistics."""
+        assert self.undoable
         if not self._unfinished:
             return
         for buffers, kept in self._statistics:
@@ -137,6 +145,7 @@ class TrainStep:
             raise FloatingPointError
         if self._changes_gradients:
             self._change_gradients(now)
+        self._updating = True
         self._prepared.step()
         self._prepared.zero_grad(set_to_none=True)
         self.method.after_update(now)

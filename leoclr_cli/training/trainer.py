@@ -27,10 +27,11 @@ from leoclr.cli.preflight.checks import (
 )
 from leoclr.cli.preflight.initial_weights import start_from_weights
 from leoclr.cli.preflight.memory import check_memory
-from leoclr.cli.run.checkpoint import Checkpoint, newest_sound, prune, step_folder
+from leoclr.cli.run.checkpoint import Sound, newest_sound
 from leoclr.cli.run.devices import accelerated, agree, explained
 from leoclr.cli.run.folder import RunFolder
 from leoclr.cli.run.lock import RunLock
+from leoclr.cli.run.weights_only import is_weights_only, refusal
 from leoclr.cli.terminal import say, warn
 from leoclr.cli.training import build
 from leoclr.cli.training.bad_images import BadImages
@@ -42,7 +43,7 @@ from leoclr.cli.training.metrics import Listener, MetricsLog, require_trackers, 
 from leoclr.cli.training.progress_line import ProgressLine, StepReading
 from leoclr.cli.training.rescue import NotFinite, saved_on_failure
 from leoclr.cli.training.result import TrainResult
-from leoclr.cli.training.save_clock import SaveClock
+from leoclr.cli.training.saver import Saver
 from leoclr.cli.training.signals import GracefulStop, patience
 from leoclr.cli.training.state import RunState
 from leoclr.cli.training.step import RunLength, StepResult, TrainStep
@@ -111,9 +112,9 @@ class Trainer:
             use_graph(self.take_step, say)
         self.optimizer = self.take_step.optimizer
         self.state = RunState(settings, self.index, self.method, self.optimizer, accelerator)
+        self.saver = Saver(run, self.state, settings.run, self.steps, self.plan.steps_per_epoch, self.main)
         self.knn = KnnMonitor.of(settings, self.index, self.data.val)
         self.step, self.meter = 0, Meter(accelerator)
-        self.saves = SaveClock(0, settings.run.checkpoint_minutes, self.plan.steps_per_epoch)
         self.samples = torch.empty(0, dtype=torch.long)  # of the newest step
         self.bad = self._bad_images(())
 
@@ -127,7 +128,7 @@ class Trainer:
         if newest is None and damaged:
             raise RunError(f"{damaged[0]}; no checkpoint of {self.run.path} is sound, so choose another --output")
         if newest is not None:
-            self._load(newest.load())
+            self._load(newest)
         else:
             weights = start_from_weights(self.method, settings.encoder, settings.data.image_size)
         if self.main:
@@ -149,7 +150,7 @@ class Trainer:
     def fit(self, stop: GracefulStop, on_metrics: Listener | None = None) -> TrainResult:
         """Loop over the steps that are left, then save. Where a step cannot be had or made, what is done is saved."""
         began = time.monotonic()
-        self.saves = SaveClock(self.step, self.settings.run.checkpoint_minutes, self.plan.steps_per_epoch)
+        self.saver.begin(self.step)
         stopped = 0
         clock, pace = Clock(self.step, self.plan.batch_size), Pace(self.device)
         line = ProgressLine(self.step, self.steps, self.plan.steps_per_epoch, self.main)
@@ -159,10 +160,10 @@ class Trainer:
         with contextlib.closing(self._log(on_metrics)) as log, contextlib.closing(line), failures:
             loader = self.data.batches(self.step, self.steps, lambda: bool(stop.now()))
             while self.step < self.steps:
-                stopped, due = agree(self.accelerator, self.step, stop.now(), self.saves.due(self.step))
+                stopped, due = agree(self.accelerator, self.step, stop.now(), self.saver.due(self.step))
                 if stopped:
                     break
-                if self.step > self.saves.step and (due or self._keeps(self.step)):
+                if self.step > self.saver.step and (due or self.saver.keeps(self.step)):
                     self._settle()
                     with clock.paused():
                         self.save()
@@ -182,13 +183,15 @@ class Trainer:
                     if self._knn_is_due():
                         line.close()
                         with clock.paused():
-                            values |= self._score()
+                            values |= self._score(stop)
                         scored = values.get("knn", scored)
                         line.scored(scored)
                     log.write(self.step, values)
             self._settle()
             images_per_second = clock.mean(self.step)
-            checkpoint = self.save()
+            if not self.step or self.step > self.saver.step:  # a run that is complete already is left as it is
+                self.save()
+            checkpoint = self.saver.finish()
             self.accelerator.wait_for_everyone()  # else a launcher takes those that are done for a sign to end the rest
         return TrainResult(
             run=str(self.run.path),
@@ -205,7 +208,8 @@ class Trainer:
         )
 
     def _worth_saving(self) -> bool:
-        return self.main and self.step > self.saves.step and not self.method.per_rank and self.meter.sound()
+        new = self.main and self.step > self.saver.step and self.take_step.undoable
+        return new and not self.method.per_rank and self.meter.sound()
 
     def _save_finished(self) -> int:
         """Save the newest finished step as it was, without what a step that failed half-way has changed."""
@@ -213,20 +217,18 @@ class Trainer:
         self.save()
         return self.step
 
-    def save(self) -> Path:
-        """Write a checkpoint (first process only) and remove old ones."""
-        tensors = self.state.tensors()
-        if self.main:
-            epoch = self.step / self.plan.steps_per_epoch
-            with self.run.still_there():
-                more = {"steps": self.steps, "epoch": epoch, "bad_images": self.bad.lines()}
-                self.state.save(self.run.checkpoints, self.step, tensors, **more)
-                prune(self.run.checkpoints, self.step, self.settings.run.keep, self._keeps)
-        self.saves.saved(self.step)
-        return step_folder(self.run.checkpoints, self.step)
+    def save(self) -> None:
+        """Write a checkpoint and remove old ones."""
+        self.saver.save(self.step, self.bad.lines())
 
-    def _load(self, checkpoint: Checkpoint) -> None:
-        self.state.load(checkpoint)
+    def _load(self, newest: Sound) -> None:
+        """Go on after a checkpoint. One that is reduced to weights will do where no step is left to make."""
+        reduced = is_weights_only(newest)
+        if reduced and newest.step < self.steps:
+            raise refusal(self.run.path)
+        checkpoint = newest.load(groups=() if reduced else None)
+        if not reduced:
+            self.state.load(checkpoint)
         self.step = checkpoint.step
         self.bad = self._bad_images(checkpoint.state["bad_images"])
 
@@ -264,22 +266,18 @@ class Trainer:
             "bad_images": float(len(self.bad)),
         }
 
-    def _score(self) -> dict[str, float]:
-        """k-NN accuracy as `knn`, on the first process while the others wait. A failed score only warns."""
+    def _score(self, stop: GracefulStop) -> dict[str, float]:
+        """k-NN accuracy as `knn`, on the first process while the others wait. A failed score only warns, and one that
+        a request to stop comes across is left."""
         assert self.knn is not None
         backbone, epoch = next(iter(self.method.backbones().values())), self.step // self.plan.steps_per_epoch
-        found = self.knn.report(epoch, backbone, self.device) if self.main else {}
+        found = self.knn.report(epoch, backbone, self.device, stop.now) if self.main else {}
         self.accelerator.wait_for_everyone()
         return found
 
     def _knn_is_due(self) -> bool:
         epoch, rest = divmod(self.step, self.plan.steps_per_epoch)
         return self.knn is not None and not rest and (self.step == self.steps or self.knn.due(epoch))
-
-    def _keeps(self, step: int) -> bool:
-        """Whether the checkpoint of a step is one that is kept for good."""
-        every = self.settings.run.checkpoint_epochs * self.plan.steps_per_epoch
-        return every > 0 and step % every == 0
 
     def _bad_images(self, known: tuple[str, ...] | list[str]) -> BadImages:
         most = self.settings.data.max_bad_samples

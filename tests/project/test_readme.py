@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import typer
+import yaml
 from typer.testing import CliRunner
 
 from leoclr.cli.commands.app import app
@@ -76,6 +77,9 @@ def written_commands() -> list[str]:
         for block in blocks(page):
             if block.language == "sh":
                 lines += command_lines(block.text)
+            elif block.language in ("bash", "yaml"):  # scripts of schedulers, with a command to a line
+                found = [text for line in block.text.splitlines() for text in re.findall(r"(leoclr [a-z].*)", line)]
+                lines += [words for text in found for words in command_lines(text)]
     return sorted({shlex.join(words) for words in lines})
 
 
@@ -100,7 +104,7 @@ def test_commands_are_understood(line: str) -> None:
 )
 def test_marked_examples_run(page: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(photos.parent)
-    for name, value in SMALL.items():
+    for name, value in (SMALL | {"XDG_CACHE_HOME": str(photos.parent / "cache")}).items():
         monkeypatch.setenv(name, value)
     if page.stem == "extending":
         run("leoclr shard photos shards")
@@ -119,6 +123,21 @@ def test_marked_blocks_are_commands_or_python(page: Path) -> None:
             lines = [line for line in block.text.replace("\\\n", " ").splitlines() if line.strip()]
             assert block.language in ("sh", "python")
             assert block.language == "python" or len(lines) == len(list(command_lines(block.text)))
+
+
+def test_scripts_of_schedulers_are_shell_and_yaml(tmp_path: Path) -> None:
+    scripts = []
+    for block in blocks(ROOT / "docs" / "clusters.md"):
+        assert block.language in ("bash", "yaml")
+        if block.language == "yaml":
+            task = yaml.safe_load(block.text)
+            containers = task["spec"]["template"]["spec"]["containers"] if "spec" in task else []
+            scripts += [*(text for one in containers for text in one["args"]), task.get("run", "")]
+        else:
+            scripts.append(block.text)
+    for script in scripts:
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    assert sum("leoclr train --resume" in script for script in scripts) == 3
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.stem)

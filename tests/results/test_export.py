@@ -7,15 +7,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from unittest.mock import MagicMock, patch
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 import torchvision
 import typer
+from PIL import Image
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from leoclr.backends.networks.backbones import build_backbone
@@ -24,13 +27,15 @@ from leoclr.cli.commands.parsing import LeoclrCommand
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.exporting.export import TOLERANCE, export_encoder
 from leoclr.cli.exporting.formats import ExportFormat
+from leoclr.cli.exporting.onnx_preprocessing import preprocessing_graph
 from leoclr.cli.exporting.state_dicts import Safetensors
 from leoclr.cli.exporting.target import Network
 from leoclr.cli.run.checkpoint import save_checkpoint
 from leoclr.cli.run.encoders import LoadedEncoder, load_encoder
 from leoclr.cli.run.folder import RunFolder
 from leoclr.datasets.errors import CheckpointError, SettingsError
-from leoclr.evals.features.preprocessing import standard_rule
+from leoclr.datasets.images.normalise import normalise
+from leoclr.evals.features.preprocessing import standard_rule, standard_view
 
 app = typer.Typer()
 app.command(cls=LeoclrCommand)(export)
@@ -57,13 +62,17 @@ def cifar_encoder(tmp_path_factory: pytest.TempPathFactory) -> LoadedEncoder:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run of a small ResNet."""
+    return make_run(tmp_path)
+
+
+def make_run(folder: Path, image_size: int = 32) -> Path:
     encoder = {"backbone": "resnet18", "stem": "cifar", "width": 8}
-    settings = Settings.model_validate({"data": {"image_size": 32}, "encoder": encoder}).model_dump(mode="json")
-    folder = RunFolder(tmp_path / "runs" / "first")
-    folder.write({"settings": settings, "started": "2026-01-02T10:00:00+00:00"})
+    settings = Settings.model_validate({"data": {"image_size": image_size}, "encoder": encoder}).model_dump(mode="json")
+    run = RunFolder(folder / "runs" / "first")
+    run.write({"settings": settings, "started": "2026-01-02T10:00:00+00:00"})
     model = {f"encoder.backbone.{key}": value for key, value in trained_weights("resnet18", "cifar", 8).items()}
-    save_checkpoint(folder.checkpoints, 7, {"model": model}, {"settings": settings})
-    return folder.path
+    save_checkpoint(run.checkpoints, 7, {"model": model}, {"settings": settings})
+    return run.path
 
 
 PASTED = """
@@ -260,12 +269,61 @@ def test_a_file_says_how_images_are_resized(run: Path, tmp_path: Path) -> None:
     assert load_encoder(path).resize == standard_rule(32)
 
 
-def test_the_command_prints_nothing_but_json_when_asked(run: Path, tmp_path: Path) -> None:
-    path = tmp_path / "encoder.onnx"
-    arguments = [str(run), "--format", "onnx", "-o", str(path), "--json"]
-    result = json.loads(CliRunner().invoke(app, arguments, catch_exceptions=False).stdout)
-    assert result["path"] == str(path)
-    assert result["bytes"] == path.stat().st_size
-    assert result["largest_difference"] <= TOLERANCE
-    assert (result["backbone"], result["width"], result["feature_dim"], result["image_size"]) == ("resnet18", 8, 64, 32)
-    assert result["digest"] == load_encoder(run).digest
+@pytest.fixture(scope="module")
+def graph_of_pixels(tmp_path_factory: pytest.TempPathFactory) -> tuple[LoadedEncoder, dict[str, Any]]:
+    """An encoder of 96 px, and what `leoclr export --with-preprocessing --json` says of its graph."""
+    folder = tmp_path_factory.mktemp("pixels")
+    path = make_run(folder, image_size=96)
+    arguments = [str(path), "--format", "onnx", "--with-preprocessing", "--json"]
+    report: dict[str, Any] = json.loads(CliRunner().invoke(app, arguments, catch_exceptions=False).stdout)
+    assert report["path"] == str(path / "export" / "resnet18.pixels.onnx")
+    return load_encoder(path), report
+
+
+def photo(width: int, height: int, seed: int = 0) -> Image.Image:
+    coarse = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize(("size", "resized"), [((110, 150), False), ((151, 110), False), ((320, 240), True)])
+def test_a_graph_of_pixels_gives_the_features_and_the_feature_map_of_the_run(
+    graph_of_pixels: tuple[LoadedEncoder, dict[str, Any]], size: tuple[int, int], resized: bool
+) -> None:
+    encoder, report = graph_of_pixels
+    photos = [photo(*size, seed) for seed in range(3)]
+    session = onnxruntime.InferenceSession(report["path"], providers=["CPUExecutionProvider"])
+    found = session.run(["features", "feature_map"], {"pixels": np.stack([np.asarray(one) for one in photos])})
+    view = standard_view(96)
+    own = torch.from_numpy(np.stack([view(one, 0) for one in photos])).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        maps = nn.Sequential(*[*encoder.backbone.children()][:-2])(normalise(own, encoder.mean, encoder.std))
+    features = maps.mean(dim=(2, 3)).numpy()
+    assert found[0].shape == (3, 64) and found[1].shape == maps.shape == (3, 64, 12, 12)
+    tolerance = 0.02 * features.std() if resized else TOLERANCE  # a resized pixel may differ by one level of 255
+    np.testing.assert_allclose(found[0], features, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(found[1], maps.numpy(), rtol=0, atol=5 * tolerance)
+    assert report["largest_difference"] <= TOLERANCE * maps.max() and report["preprocessing_difference"] < 0.018
+
+
+@pytest.mark.parametrize("image_size", [32, 96])
+def test_a_graph_resizes_as_pillow_to_one_level_in_a_thousandth_of_the_pixels(image_size: int) -> None:
+    rule, view = standard_rule(image_size), standard_view(image_size)
+    model = preprocessing_graph(rule, (0.0, 0.0, 0.0), (1 / 255,) * 3, ir=8, opset=18)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for size in ((320, 241), (97, 61), (40, 23), (900, 50), (110, 113), (image_size, image_size)):
+        picture = photo(*size)
+        (found,) = session.run(None, {"pixels": np.asarray(picture)[None]})
+        differences = np.abs(found[0].transpose(1, 2, 0) - view(picture, 0).astype(np.float32)).round(3)
+        assert differences.max() <= 1 and np.mean(differences > 0) < 1e-3, size
+
+
+def test_only_an_onnx_graph_takes_pixels(run: Path) -> None:
+    with pytest.raises(SettingsError, match="--with-preprocessing is part of an ONNX graph: add --format onnx"):
+        CliRunner().invoke(app, [str(run), "--format", "timm", "--with-preprocessing"], catch_exceptions=False)
+
+
+def test_the_command_prints_nothing_but_json_when_asked(graph_of_pixels: tuple[LoadedEncoder, dict[str, Any]]) -> None:
+    encoder, result = graph_of_pixels
+    assert result["bytes"] == Path(result["path"]).stat().st_size
+    assert (result["backbone"], result["width"], result["feature_dim"], result["image_size"]) == ("resnet18", 8, 64, 96)
+    assert result["digest"] == encoder.digest

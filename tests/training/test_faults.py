@@ -129,11 +129,14 @@ def assert_goes_on(run: Path) -> None:
 
 @pytest.mark.usefixtures("shared_memory")
 @pytest.mark.parametrize(
-    "processes",
-    [pytest.param((), id="one"), pytest.param(("--num-processes", "2"), id="two", marks=pytest.mark.slow)],
+    ("number", "processes"),
+    [
+        pytest.param(signal.SIGUSR1, (), id="one"),
+        pytest.param(signal.SIGTERM, ("--num-processes", "2"), id="two", marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_to_the_whole_job_saves_and_stops(
-    make_shards: MakeShards, tmp_path: Path, config: Path, processes: tuple[str, ...]
+    make_shards: MakeShards, tmp_path: Path, config: Path, number: signal.Signals, processes: tuple[str, ...]
 ) -> None:
     """As `timeout`, systemd and Slurm end one: every process is told, the loaders too."""
     run = tmp_path / "run"
@@ -141,9 +144,9 @@ def test_a_signal_to_the_whole_job_saves_and_stops(
     process = start("train", "--config", config, *arguments, *processes, new_group=True)
     wait_for_steps(run, 3, process)
     everyone = children_of(process)
-    os.killpg(process.pid, signal.SIGTERM)
+    os.killpg(process.pid, number)
     code, errors = finish(process)
-    assert code == 128 + signal.SIGTERM and not errors_of(errors)
+    assert code == 128 + number and not errors_of(errors)
     assert newest_checkpoint(run / "checkpoints")[0] is not None
     assert_gone(everyone)
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from leoclr.cli.commands.app import main
@@ -71,7 +72,7 @@ def one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.slow
-def test_sigterm_on_two_processes_saves_and_one_process_goes_on(
+def test_a_signal_to_one_of_two_processes_saves_and_one_process_goes_on(
     make_shards: MakeShards, tmp_path: Path, config: Path
 ) -> None:
     data, folder = make_shards((20, 9)), tmp_path / "run"
@@ -79,9 +80,10 @@ def test_sigterm_on_two_processes_saves_and_one_process_goes_on(
         "train", "--config", config, "--data", data, "--epochs", "200", "--output", folder, "--num-processes", "2"
     )
     wait_for_steps(folder, 3, process)
-    process.send_signal(signal.SIGTERM)
+    (second,) = [rank for rank in psutil.Process(process.pid).children() if rank.environ()["RANK"] == "1"]
+    second.send_signal(signal.SIGUSR1)
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert process.returncode == 128 + signal.SIGUSR1, errors
     assert f"leoclr train --resume {folder}" in errors
     description = json.loads((folder / "run.json").read_text())
     assert description["environment"]["processes"] == 2

@@ -20,6 +20,7 @@ from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from leoclr.cli.run.folder import RunFolder
 from leoclr.cli.training import trainer as training
+from leoclr.cli.training.knn_monitor import KnnMonitor
 from leoclr.cli.training.optimizers import learning_rate
 from leoclr.cli.training.result import TrainResult
 from leoclr.cli.training.signals import GracefulStop
@@ -139,6 +140,26 @@ def test_the_last_knn_score_is_told_wherever_a_run_stops(
     scores = [line.get("knn") for line in metrics(tmp_path / "run")]
     assert stopped.step == 3 and scores[2] is None
     assert stopped.knn is not None and stopped.knn == scores[1]
+
+
+def test_a_request_to_stop_gives_up_a_score(
+    make_shards: MakeShards,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    settings: MakeSettings,
+) -> None:
+    score = KnnMonitor.score
+
+    def score_then_signal(self: KnnMonitor, *arguments: Any) -> float:
+        signal.raise_signal(signal.SIGUSR1)
+        return score(self, *arguments)
+
+    monkeypatch.setattr(KnnMonitor, "score", score_then_signal)
+    chosen = settings(make_shards((16,)), data__val=str(make_shards((8,), "held-out")), run__knn_epochs="1")
+    stopped = train(chosen, tmp_path / "run")
+    assert (stopped.step, stopped.stopped_by, stopped.knn) == (2, signal.SIGUSR1, None)
+    assert "epoch 1: no k-NN score: the run is asked to stop" in capsys.readouterr().err
 
 
 def test_the_logged_loss_is_the_mean_of_all_steps_also_of_those_before_a_save(

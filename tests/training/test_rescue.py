@@ -1,0 +1,75 @@
+"""What a run saves when a step fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from leoclr.backends.methods.moco import MoCo
+from leoclr.cli.config.settings import Settings
+from leoclr.cli.run.checkpoint import newest_sound
+from leoclr.cli.training.trainer import train as run_training
+
+MakeShards = Callable[..., Path]
+MakeSettings = Callable[..., Settings]
+
+
+@pytest.fixture
+def train(make_shards: MakeShards, tiny_settings: MakeSettings, tmp_path: Path) -> Callable[..., Path]:
+    """`train(name, resume=False, **changes)`: a run of three steps an epoch in the folder `name`."""
+    data = make_shards((24,))
+    settings = partial(tiny_settings, data, run__checkpoint_epochs="0", train__epochs="2")
+
+    def run(name: str, resume: bool = False, **changes: str) -> Path:
+        run_training(settings(**changes), tmp_path / name, None, ["test"], resume)
+        return tmp_path / name
+
+    return run
+
+
+def in_step(number: int, function: Callable[..., Any], fail: str) -> Callable[..., Any]:
+    """The function, which is called once a step, failing before or after its work in one of the steps."""
+    calls = iter(range(1 << 30))
+
+    def failing(*arguments: Any, **named: Any) -> Any:
+        turn = next(calls)
+        if turn == number and fail == "before":
+            raise RuntimeError("broken")
+        result = function(*arguments, **named)
+        if turn == number and fail == "after":
+            raise RuntimeError("broken")
+        return result
+
+    return failing
+
+
+def test_a_step_that_fails_in_its_forward_pass_is_taken_back(
+    train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(MoCo, "forward", in_step(4, MoCo.forward, "after"))
+        with pytest.raises(RuntimeError, match="broken"):
+            train("broken")
+    broken = newest_sound(train("broken", resume=True) / "checkpoints")[0]
+    whole = newest_sound(train("whole") / "checkpoints")[0]
+    assert broken is not None and whole is not None
+    for name in ("model", "optimizer"):
+        one, other = broken.load().tensors[name], whole.load().tensors[name]
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("part", ["optimizer", "momentum encoder"])
+def test_a_step_that_fails_in_its_update_is_not_saved(
+    train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, part: str
+) -> None:
+    owner, name = (torch.optim.SGD, "step") if part == "optimizer" else (MoCo, "after_update")
+    monkeypatch.setattr(owner, name, in_step(4, getattr(owner, name), "after"))
+    with pytest.raises(RuntimeError, match="broken"):
+        train("run")
+    newest, _ = newest_sound(tmp_path / "run" / "checkpoints")
+    assert newest is not None and newest.step == 3  # of the end of the first epoch, not the half of the fifth step
