@@ -225,8 +225,9 @@ def in_one_pass(encoder: Any, views: Mapping[str, Tensor]) -> bool:
     return on_gpu and encoder.training and can_separate_statistics(encoder)
 
 
-def share_batch_norm(method: Method, settings: BatchNormSettings, facts: Facts) -> None:
-    """Let the BatchNorm layers of a method take their statistics over all processes, where the settings say so."""
+def share_batch_norm(method: nn.Module, settings: BatchNormSettings, facts: Facts) -> None:
+    """Let the BatchNorm layers of a method, or of a part of it, take their statistics over all processes, where the
+    settings say so."""
     if settings.sync_batchnorm and facts.device_type == "cuda" and facts.ranks > 1:
         sync_batch_norm(method)  # in place: only layers are replaced
     else:

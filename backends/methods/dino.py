@@ -113,17 +113,24 @@ class DINO(Method):
 
     def forward(self, views: Mapping[str, Tensor], pairs: Pairs, now: Progress) -> Output:
         with torch.no_grad():
-            logits = {name: self.teacher_outputs(self.teacher(views[name])) for name in positives_of(pairs)}
+            logits = {
+                name: self.teacher_outputs(self.encode(self.teacher, views[name])) for name in positives_of(pairs)
+            }
             self._waiting.append(torch.stack([each.mean(dim=0) for each in logits.values()]).mean(dim=0))
             temperature = self.teacher_temperature(now)
             targets = {name: F.softmax((each - self.centre) / temperature, dim=1) for name, each in logits.items()}
-        embeddings = {name: self.encoder(views[name]) for name in anchors_of(pairs)}
+        embeddings = {name: self.encode(self.encoder, views[name]) for name in anchors_of(pairs)}
         predictions = {
             name: F.log_softmax(self.outputs(each) / self.settings.temperature, dim=1)
             for name, each in embeddings.items()
         }
-        losses = [-(targets[positive] * predictions[anchor]).sum(dim=1).mean() for anchor, positive in pairs]
+        losses = [cross_entropy(targets[positive], predictions[anchor]) for anchor, positive in pairs]
         return Output(torch.stack(losses).mean(), embeddings[pairs[0][0]].detach(), _health(list(targets.values())))
+
+    def encode(self, encoder: Encoder, images: Tensor) -> Tensor:
+        """The embeddings of a view, by the student or the teacher."""
+        embeddings: Tensor = encoder(images)
+        return embeddings
 
     @torch.no_grad()
     def before_update(self, now: Progress) -> None:
@@ -135,15 +142,26 @@ class DINO(Method):
 
     @torch.no_grad()
     def after_update(self, now: Progress) -> None:
-        mean = gather(torch.stack(self._waiting).mean(dim=0, keepdim=True)).mean(dim=0)
-        self._waiting.clear()
-        self.centre.lerp_(mean.to(self.centre.dtype), 1 - self.settings.centre_momentum)
+        move_centre(self.centre, self._waiting, self.settings.centre_momentum)
         momentum = self.momentum(now)
         momentum_update(self.teacher, self.encoder, momentum)
         momentum_update(self.teacher_outputs, self.outputs, momentum)
 
     def backbones(self) -> dict[str, Backbone]:
         return {"encoder.backbone": self.encoder.backbone, "teacher.backbone": self.teacher.backbone}
+
+
+def cross_entropy(targets: Tensor, log_predictions: Tensor) -> Tensor:
+    """`-sum_k target_k log prediction_k`, the mean over the batch."""
+    return -(targets * log_predictions).sum(dim=-1).mean()
+
+
+@torch.no_grad()
+def move_centre(centre: Tensor, waiting: list[Tensor], momentum: float) -> None:
+    """Move a centre towards the mean of the logits of a step, over all processes, whose means wait in a list."""
+    mean = gather(torch.stack(waiting).mean(dim=0, keepdim=True)).mean(dim=0)
+    waiting.clear()
+    centre.lerp_(mean.to(centre.dtype), 1 - momentum)
 
 
 class _Outputs(nn.Linear):

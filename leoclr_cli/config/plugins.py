@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from importlib.machinery import ModuleSpec
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -60,8 +59,7 @@ class Plugin:
 
     def source(self) -> Path | None:
         """The file that it stands in; None where there is none to read."""
-        found = _spec(self.entry.module)
-        return Path(found.origin) if found is not None and found.origin and found.origin.endswith(".py") else None
+        return _python_file(self.entry.module)
 
     def summary(self) -> str:
         """What it is, in a line: a policy's own words, or the first line of the method's file."""
@@ -177,11 +175,12 @@ def _policy(name: str) -> type[PolicySettings] | ViewPolicy:
     raise SettingsError(f"the view policy {name} must be a ViewPolicy or a subclass of PolicySettings")
 
 
-def _spec(module: str) -> ModuleSpec | None:
+def _python_file(module: str) -> Path | None:
     try:
-        return find_spec(module)
+        found = find_spec(module)
     except (ImportError, ValueError):
         return None
+    return Path(found.origin) if found is not None and found.origin and found.origin.endswith(".py") else None
 
 
 def _without_torch(found: Plugin, name: str) -> Any:
@@ -190,14 +189,26 @@ def _without_torch(found: Plugin, name: str) -> Any:
     source = found.source()
     if source is None:
         return getattr(import_module(found.entry.module), name)
+    return _read(found.entry.module, source, name)
+
+
+def _read(module: str, source: Path, name: str) -> Any:
+    """What a file calls `name`. What it imports from files that import torch, such as the settings that its own ones
+    extend, is read in the same way."""
     tree = ast.parse(source.read_text("utf-8"), str(source))
-    needed = _needed(tree, name)
+    needed, names = _needed(tree, name)
+    made = ModuleType(f"{_READ}.{module}.{name}")
+    made.__file__ = str(source)
+    sys.modules[made.__name__] = made  # pydantic looks names up there
+    for node in [node for node in needed if isinstance(node, ast.ImportFrom)]:
+        other = _python_file(node.module) if node.module and _is_heavy(node.module) else None
+        if node.module and other is not None:
+            needed.remove(node)
+            wanted = {alias.asname or alias.name: alias.name for alias in node.names}
+            made.__dict__.update({own: _read(node.module, other, wanted[own]) for own in wanted.keys() & names})
     tree.body = [node for node in tree.body if node in needed or _is_future(node)]
-    module = ModuleType(f"{_READ}.{found.entry.module}.{name}")
-    module.__file__ = str(source)
-    sys.modules[module.__name__] = module  # pydantic looks names up there
-    exec(compile(tree, str(source), "exec"), module.__dict__)  # a part of the installed file, as an import runs it
-    return getattr(module, name)
+    exec(compile(tree, str(source), "exec"), made.__dict__)  # a part of the installed file, as an import runs it
+    return getattr(made, name)
 
 
 def _imports_torch(found: Plugin) -> bool:
@@ -208,24 +219,30 @@ def _imports_torch(found: Plugin) -> bool:
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
         for name in names:
-            if name.partition(".")[0] in _HEAVY or (name.startswith("leoclr.backends.") and name not in _LIGHT):
+            if name.partition(".")[0] in _HEAVY or _is_heavy(name):
                 return True
     return False
 
 
-def _needed(tree: ast.Module, name: str) -> list[ast.stmt]:
-    """The statements at the top of a file that a name depends on, its own included."""
+def _is_heavy(module: str) -> bool:
+    """Whether a module of leoclr imports torch."""
+    return module.startswith("leoclr.backends.") and module not in _LIGHT
+
+
+def _needed(tree: ast.Module, name: str) -> tuple[list[ast.stmt], set[str]]:
+    """The statements at the top of a file that a name depends on, its own included, and the names in them."""
     makes: dict[str, ast.stmt] = {}
     for statement in tree.body:
         makes |= dict.fromkeys(_bound(statement), statement)
     needed: list[ast.stmt] = []
-    wanted = [name]
+    wanted, seen = [name], {name}
     while wanted:
         node = makes.get(wanted.pop())
         if node is not None and node not in needed:
             needed.append(node)
             wanted += [inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name) and _is_read(inner)]
-    return needed
+            seen.update(wanted)
+    return needed, seen
 
 
 def _bound(node: ast.stmt) -> Iterator[str]:

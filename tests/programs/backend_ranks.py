@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -15,10 +16,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from leoclr.backends.method import Facts, Method, Progress
-from leoclr.backends.methods import barlow_twins, byol, dino, moco, simclr, simsiam, swav, vicreg
+from leoclr.backends.methods import barlow_twins, byol, dino, moco, scfs, simclr, simsiam, swav, vicreg
 from leoclr.backends.methods.moco import MoCo
 from leoclr.backends.methods.simclr import SimCLR
 from leoclr.backends.networks.backbones import Backbone
@@ -30,7 +32,9 @@ DEVICE = torch.device(os.environ.get("LEOCLR_TEST_DEVICE", "cpu"))
 
 def tiny_backbone(batch_norm: bool) -> Backbone:
     norm: nn.Module = nn.BatchNorm2d(6) if batch_norm else nn.Identity()
-    network = nn.Sequential(nn.Conv2d(3, 6, 3), norm, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    stage = nn.Sequential(nn.Conv2d(3, 6, 3), norm, nn.ReLU())
+    layers = {"layer4": stage, "pool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten()}
+    network = nn.Sequential(OrderedDict(layers))
     backbone = cast(Backbone, network)
     backbone.feature_dim = 6
     return backbone
@@ -49,6 +53,7 @@ def two_steps(kind: str, views: str, batch_norm: bool) -> dict[str, Tensor]:
     return steps_of(backend, views)
 
 
+CENTRES = ("centre", "stage_centre")
 SMALL: dict[str, Any] = {"hidden": 7, "dim": 5}
 OTHERS: dict[str, Callable[[Facts], Method]] = {  # without BatchNorm between processes, which CPUs have not
     "byol": lambda facts: byol.BYOL(byol.Settings(**SMALL, momentum=0.9), facts),
@@ -57,6 +62,9 @@ OTHERS: dict[str, Callable[[Facts], Method]] = {  # without BatchNorm between pr
     "vicreg": lambda facts: vicreg.VICReg(vicreg.Settings(**SMALL), facts),
     "swav": lambda facts: swav.SwAV(swav.Settings(**SMALL, prototypes=6, queue=BATCH, queue_epochs=0.0), facts),
     "dino": lambda facts: dino.DINO(dino.Settings(**SMALL, outputs=6), facts),
+    "scfs": lambda facts: scfs.SCFS(
+        scfs.Settings(**SMALL, outputs=6, stages=(4,), stage_bottleneck=3, stage_hidden=4, stage_dim=5), facts
+    ),
 }
 
 
@@ -66,7 +74,7 @@ def steps_of_another(kind: str, views: str) -> dict[str, Tensor]:
     facts = Facts(lambda: tiny_backbone(False), pairs=pairs, batch_size=BATCH, ranks=dist.get_world_size())
     method: Method = OTHERS[kind](facts).double().to(DEVICE)
     for part in method.modules():
-        if isinstance(part, nn.BatchNorm1d):
+        if isinstance(part, _BatchNorm):
             part.eval()
     return steps_of(method, views)
 
@@ -100,7 +108,7 @@ def steps_of(backend: Method, views: str) -> dict[str, Tensor]:
     if isinstance(backend, MoCo):
         results["queue"] = backend.queue.keys.clone()
         results |= {f"key.{name}": value.detach().clone() for name, value in backend.key_encoder.named_parameters()}
-    results |= {name: value.clone() for name, value in backend.named_buffers() if name == "centre"}
+    results |= {name: value.clone() for name, value in backend.named_buffers() if name in CENTRES}
     return results
 
 

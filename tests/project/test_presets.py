@@ -123,8 +123,8 @@ def test_every_value_of_a_recipe_has_its_source(preset: str, backend: str) -> No
             assert line.partition("# ")[2], line
 
 
-def test_the_recipes_that_were_published_are_there() -> None:
-    methods = {"byol", "simsiam", "barlow-twins", "vicreg", "swav", "dino"}
+def test_every_method_has_a_recipe_of_its_own() -> None:
+    methods = set(plugins(METHODS)) - {"moco", "simclr"}  # whose values are the presets' own
     assert all(methods <= set(recipe_names(preset)) for preset in ("cifar10", "stl10", "imagenet"))
     expected = {"byol": ("lars", 1.0, "byol"), "simsiam": ("sgd", 0.5, "pairwise-symmetric")}
     for backend, values in expected.items():

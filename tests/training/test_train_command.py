@@ -80,6 +80,7 @@ if os.environ.get("RANK") == "1":
 """
 
 
+@pytest.mark.slow
 def test_a_slow_process_is_named_and_a_signal_to_it_saves_and_one_process_goes_on(
     make_shards: MakeShards, tmp_path: Path, config: Path
 ) -> None:
@@ -111,6 +112,7 @@ def test_a_slow_process_is_named_and_a_signal_to_it_saves_and_one_process_goes_o
     assert steps == list(range(1, len(steps) + 1))
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_leaves_at_once_and_the_checkpoints_are_whole(
     make_shards: MakeShards, tmp_path: Path, config: Path
 ) -> None:
@@ -145,6 +147,7 @@ def kill_and_resume(data: Path, config: Path, tmp_path: Path, kills: int) -> Non
     assert last_checkpoint(killed) == last_checkpoint(whole)
 
 
+@pytest.mark.slow(ci=True)
 def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(
     make_shards: MakeShards, tmp_path: Path, config: Path
 ) -> None:
