@@ -154,7 +154,7 @@ def duration(seconds: float) -> str:
 
 
 def straggler(values: Mapping[str, float]) -> str | None:
-    """What to tell a person of the values of `throughput.slowest`: a process that holds up the others, if there is one."""
+    """Words for the values of `throughput.slowest` where a process holds up the others."""
     if values.get("slowest_rank_seconds", 0.0) <= _SLOW * values.get("other_ranks_seconds", 0.0):
         return None
     return (
