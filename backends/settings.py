@@ -76,6 +76,11 @@ class MethodSettings(Strict):
         """Forward passes of the encoder for an image in a step; a backward pass counts as two."""
         return 3 * len(facts.views)
 
+    def chance(self, facts: RunFacts) -> float | None:
+        """The loss of embeddings that are all alike, if there is such a figure. A run that stays there has learnt
+        nothing."""
+        return None
+
 
 class BatchNormSettings(MethodSettings):
     """Of a method with BatchNorm behind its linear layers, whose projector has settings of its own."""
