@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from leoclr.cli.terminal import say
+from leoclr.cli.training.throughput import straggler
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,12 +25,19 @@ class StepReading(NamedTuple):
     Attributes:
         rate: Images per second of late, over all processes.
         waiting: Share of the time spent waiting for data.
+        straggler: The process that holds up the others, in words, if there is one.
     """
 
     step: int
     loss: float
     rate: float
     waiting: float
+    straggler: str | None = None
+
+    @classmethod
+    def of(cls, step: int, values: Mapping[str, float]) -> StepReading:
+        """The reading in a line of metrics."""
+        return cls(step, values["loss"], values["images_per_second"], values["waiting"], straggler(values))
 
 
 class ProgressLine:
@@ -93,6 +102,8 @@ class ProgressLine:
         taken = max(1, reading.step - self._start)
         left = (time.monotonic() - self._began) / taken * (self._steps - reading.step)
         facts = [f"loss {reading.loss:.4f}", f"{duration(left)} left"]
+        if reading.straggler:
+            facts.append(reading.straggler)
         if self._knn is not None:
             facts.append(f"k-NN {self._knn:.1%}")
         return [*facts, f"{rate_in_words(reading.rate)} images/s", f"waiting for data {reading.waiting:.0%}"]
