@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from leoclr.cli.commands.flags import resolved as resolve
-from leoclr.cli.commands.flags import with_settings
+from leoclr.cli.commands.base.flags import resolved as resolve
+from leoclr.cli.commands.base.flags import with_settings
 from leoclr.cli.config.fields import from_text, replaced
 from leoclr.cli.config.flags import Given
 from leoclr.cli.config.plugins import METHODS, plugins

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from leoclr.cli import terminal as console
-from leoclr.cli.commands.flags import settings_of, with_settings
+from leoclr.cli.commands.base.flags import settings_of, with_settings
 from leoclr.cli.config.flags import Given
 from leoclr.cli.config.preset_files import AUTO
 from leoclr.datasets.errors import BadImage, DataError, RunError, SettingsError

@@ -9,7 +9,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from leoclr.cli.terminal import say
-from leoclr.cli.training.throughput import straggler
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
 _PLAIN_SECONDS = 10.0
 _BAR_SECONDS = 0.1
 _NARROWEST_BAR, _WIDEST_BAR = 8, 40
+_SLOW = 1.25  # times the time of the other processes
 
 
 class StepReading(NamedTuple):
@@ -151,3 +151,13 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def straggler(values: Mapping[str, float]) -> str | None:
+    """Words for the values of `throughput.slowest` where a process holds up the others."""
+    if values.get("slowest_rank_seconds", 0.0) <= _SLOW * values.get("other_ranks_seconds", 0.0):
+        return None
+    return (
+        f"process {values['slowest_rank']:.0f} is slow: {values['slowest_rank_seconds']:.2g} s a step, others "
+        f"{values['other_ranks_seconds']:.2g} s"
+    )

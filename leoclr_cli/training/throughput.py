@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from statistics import median
 
@@ -11,8 +11,6 @@ import torch
 from accelerate import Accelerator
 
 from leoclr.backends.waits import Waits
-
-_SLOW = 1.25  # times the others' time
 
 
 class Clock:
@@ -73,13 +71,3 @@ def slowest(own_seconds: float, accelerator: Accelerator) -> dict[str, float]:
         "slowest_rank_seconds": found.pop(rank),
         "other_ranks_seconds": median(found),
     }
-
-
-def straggler(values: Mapping[str, float]) -> str | None:
-    """What to tell a person of the values of `slowest`: a process that holds up the others, if there is one."""
-    if values.get("slowest_rank_seconds", 0.0) <= _SLOW * values.get("other_ranks_seconds", 0.0):
-        return None
-    return (
-        f"process {values['slowest_rank']:.0f} is slow: {values['slowest_rank_seconds']:.2g} s a step, others "
-        f"{values['other_ranks_seconds']:.2g} s"
-    )

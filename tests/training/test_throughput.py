@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from leoclr.backends.waits import Waits, begin, end, waiting
-from leoclr.cli.training.throughput import Clock, straggler
+from leoclr.cli.training.progress_line import straggler
+from leoclr.cli.training.throughput import Clock
 
 
 @pytest.fixture
