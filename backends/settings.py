@@ -81,6 +81,11 @@ class MethodSettings(Strict):
         nothing."""
         return None
 
+    def batch_norm_groups(self, facts: RunFacts, on_gpus: bool) -> int:
+        """Parts of a step's images that BatchNorm normalises apart from each other, in networks that have it."""
+        synchronised = on_gpus and getattr(self, "sync_batchnorm", False)
+        return (1 if synchronised else facts.ranks) * facts.accumulation
+
 
 class BatchNormSettings(MethodSettings):
     """Of a method with BatchNorm behind its linear layers, whose projector has settings of its own."""

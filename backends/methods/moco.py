@@ -85,6 +85,9 @@ class Settings(MethodSettings):
                 "among its own negatives; --set moco.queue=... to about a tenth of the data set"
             )
 
+    def batch_norm_groups(self, facts: RunFacts, on_gpus: bool) -> int:
+        return max(1, self.bn_splits // facts.ranks) * facts.ranks * facts.accumulation
+
     def forward_passes(self, facts: RunFacts) -> int:
         return 3 * len(anchors_of(facts.pairs)) + len(positives_of(facts.pairs))
 

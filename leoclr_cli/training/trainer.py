@@ -232,7 +232,7 @@ class Trainer:
             raise refusal(self.run.path)
         checkpoint = newest.load(groups=() if reduced else None)
         if not reduced:
-            self.state.load(checkpoint)
+            self.remarks += self.state.load(checkpoint)
         self.step = checkpoint.step
         self.bad = self._bad_images(checkpoint.state["bad_images"])
 
