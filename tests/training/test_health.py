@@ -14,7 +14,7 @@ from leoclr.backends.losses import info_nce, nt_xent
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.preflight.checks import facts_of
 from leoclr.cli.training import trainer as training
-from leoclr.cli.training.health import Alarm
+from leoclr.cli.training.monitoring.health import Alarm
 from leoclr.datasets.errors import RunError
 
 MakeShards = Callable[..., Path]
