@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from leoclr.backends.waits import waiting
+
 
 def ranks() -> int:
     """Number of processes that train together."""
@@ -24,7 +26,8 @@ def gather(tensor: Tensor) -> Tensor:
     if ranks() == 1:
         return tensor
     parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(ranks())]
-    dist.all_gather(parts, tensor.contiguous())
+    with waiting():
+        dist.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)
 
 
@@ -46,5 +49,6 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         gradient = gradients[0].contiguous()
-        dist.all_reduce(gradient)
+        with waiting():
+            dist.all_reduce(gradient)
         return gradient[rank() * ctx.batch :][: ctx.batch]

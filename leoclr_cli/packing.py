@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -45,6 +46,12 @@ class Selection:
     val: float | None = None
     dedupe: bool = False
     exclusions: Exclusions | None = None
+
+
+def shard_name(source: str) -> str:
+    """What shards are called unless told: as the folder or file, with letters, digits, `-` and `_`."""
+    stem = re.sub(r"\.(tar|tar\.gz|tgz|zip|parquet)$", "", Path(source).resolve().name, flags=re.IGNORECASE)
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-") or "images"
 
 
 def pack_source(

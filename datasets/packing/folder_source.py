@@ -68,10 +68,16 @@ class FolderSource:
             raise BadImage(f"the file cannot be read ({error.strerror})") from error
 
     def size(self, path: str) -> int | None:
+        stamp = self.stamp(path)
+        return None if stamp is None else stamp[0]
+
+    def stamp(self, path: str) -> tuple[int, int] | None:
+        """Length in bytes and time of modification in ns, by which a changed file is known; None where it has gone."""
         try:
-            return os.stat(self._place(path)).st_size
+            status = os.stat(self._place(path))
         except OSError:
             return None
+        return status.st_size, status.st_mtime_ns
 
     def _place(self, path: str) -> Path:
         return self._folder / self._stored_names.get(path, path)

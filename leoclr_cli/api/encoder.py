@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from leoclr.cli.image_folders import as_shards
 from leoclr.cli.run.encoders import LoadedEncoder
 from leoclr.datasets.errors import BadImage, DataError
 from leoclr.datasets.images.decode import IMAGE_SUFFIXES, decode_image, eight_bit_rgb
@@ -78,7 +79,7 @@ def embed_images(encoder: Encoder, images: Any, batch_size: int, workers: int) -
     preprocessing = Preprocessing(encoder._view, encoder.mean, encoder.std)
     found = extract_features(
         encoder,
-        open_data(places),
+        open_data(as_shards(places, announce=False)),
         preprocessing,
         batch_size=batch_size,
         device=encoder.device,

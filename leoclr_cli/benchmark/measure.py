@@ -22,6 +22,7 @@ from leoclr.cli.benchmark.summary import Alternative, Part, Rate, Report
 from leoclr.cli.config.augmentation import augmentation_spec
 from leoclr.cli.config.fields import from_text, get, replaced
 from leoclr.cli.config.settings import Settings
+from leoclr.cli.image_folders import as_shards
 from leoclr.cli.preflight.auto import DataFacts, settle
 from leoclr.cli.preflight.checks import facts_of
 from leoclr.cli.run.devices import accelerated, check_precision, choose_device
@@ -61,7 +62,7 @@ class Bench:
     def __init__(self, settings: Settings, seconds: float, folder: Path, advance: Advance) -> None:
         self._device = choose_device(settings.run.device)
         check_precision(settings.train.precision, self._device)
-        self._index = open_data(settings.data.train)
+        self._index = open_data(as_shards(settings.data.train))
         facts = DataFacts(len(self._index), first_size(self._index))
         chosen = settle(settings, self._device.type, facts, None)
         self._settings = replaced(chosen, {"data.batch_size": self._batch(chosen), "train.accumulation": 1})

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from leoclr.cli.commands.errors import exit_code
-from leoclr.cli.commands.lazy import Entry, group_of
+from leoclr.cli.commands.base.errors import exit_code
+from leoclr.cli.commands.base.lazy import Entry, group_of
 from leoclr.cli.run.variables import drop_what_changes_results
 from leoclr.cli.terminal import warn
 from leoclr.datasets.errors import SettingsError

@@ -207,8 +207,9 @@ def _to_train_on(out: Path, splits: Sequence[PackedSplit]) -> list[str]:
 
 def _shard_name(name: str | None, source: str) -> str:
     if name is None:
-        stem = re.sub(r"\.(tar|tar\.gz|tgz|zip|parquet)$", "", Path(source).resolve().name, flags=re.IGNORECASE)
-        return re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-") or "images"
+        from leoclr.cli.packing import shard_name
+
+        return shard_name(source)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise DataError(f"--name {name!r}: expected letters, digits, '-', '_' and '.', such as imagenet-256")
     return name

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from leoclr.cli import terminal as console
-from leoclr.cli.commands.flags import with_settings
+from leoclr.cli.commands.base.flags import with_settings
 from leoclr.cli.config.fields import get, keys_of
 from leoclr.cli.config.flags import Given
 from leoclr.cli.config.preset_files import describe_presets

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from leoclr.cli.commands.flags import with_settings
+from leoclr.cli.commands.base.flags import with_settings
 from leoclr.cli.config.fields import from_text, replaced
 from leoclr.cli.config.flags import Given
 from leoclr.cli.config.plugins import METHODS, plugins
@@ -41,17 +41,19 @@ def train(
         int, typer.Option("--num-processes", min=1, metavar="N", help="Processes on this machine, one per GPU.")
     ] = 1,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything and print the plan of the run; train and write nothing.")
+        bool,
+        typer.Option("--dry-run", help="Check everything and print the plan of the run; train nothing, write no run."),
     ] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Pre-train an encoder on shards.
+    """Pre-train an encoder on shards, or on a folder of images, which is packed into shards in the user's cache first.
 
     Other settings come from LEOCLR_ variables, the file, the preset or the defaults; `leoclr show-config` takes the
     same flags and prints all of them. Ctrl-C finishes the step and saves; --resume continues.
 
     \b
     Examples:
+      leoclr train --data photos/
       leoclr train --backend moco --views leoclr --data 'shards/imagenet-{000..999}.tar'
       leoclr train --preset cifar10 --data shards/cifar10 --output runs/leoclr
       leoclr train --preset cifar10 --views pairwise --data shards/cifar10 --epochs 100 --set moco.queue=8192
@@ -99,10 +101,11 @@ def train(
 
 def _beside(moved: str | Sequence[str], val: list[str]) -> list[str]:
     """Validation data beside the training data that is named anew, where the run's own has gone."""
+    from leoclr.cli.image_folders import as_shards
     from leoclr.datasets.shards.locate import check_specs, sibling_split
 
     try:
-        check_specs(val)
+        check_specs(as_shards(val, announce=False))
     except DataError:
         return list(sibling_split(from_text("data.train", moved)))
     return []
@@ -159,12 +162,15 @@ def _run_folder(resolved: Resolved, output: Path | None, resume: Path | None, ba
 
 
 def _refuse_bad_data(settings: Settings, resume: Path | None) -> None:
-    """What can be said about the data without torch is said before it is imported."""
+    """What can be said about the data without torch is said before it is imported. Folders of images are packed here,
+    before other processes are started, which would wait for it no longer than `run.timeout_minutes`."""
+    from leoclr.cli.image_folders import as_shards
     from leoclr.datasets.shards.locate import check_specs
 
+    announce = "RANK" not in os.environ
     for specs, flag in ((settings.data.train, "--data"), (settings.data.val or (), "--val-data")):
         try:
-            check_specs(specs)
+            check_specs(as_shards(specs, announce))
         except DataError as error:
             if resume is None:
                 raise

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from leoclr.cli import terminal as console
-from leoclr.cli.commands.flags import settings_of, with_settings
+from leoclr.cli.commands.base.flags import settings_of, with_settings
 from leoclr.cli.config.flags import Given
 from leoclr.datasets.errors import BadImage, DataError, RunError, SettingsError
 
@@ -22,7 +22,7 @@ _MAX_ROWS = 64  # 64 rows of the usual size make a picture of 16,000 lines
 @with_settings("--preset", "--config", "--views", "--seed", "--set")
 def views(
     given: Given,
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files, shards or their index.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files, a folder of images, or shards.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", dir_okay=False, metavar="FILE", help="PNG file to write.")
     ] = Path("views.png"),
@@ -86,6 +86,7 @@ def _read(sources: list[str], count: int, limit: int) -> tuple[list[str], list[I
 
 def _images_of(source: str, count: int) -> Iterator[tuple[str, Image.Image]]:
     """An image file, or the first `count` samples of shards."""
+    from leoclr.cli.image_folders import as_shards
     from leoclr.datasets.images.decode import IMAGE_SUFFIXES, decode_image
     from leoclr.datasets.shards.index import SUFFIX
     from leoclr.datasets.shards.locate import open_data, refuse_commands
@@ -93,7 +94,7 @@ def _images_of(source: str, count: int) -> Iterator[tuple[str, Image.Image]]:
 
     path = Path(source)
     if path.is_dir() or source.endswith((".tar", SUFFIX)):
-        index = open_data([source])
+        index = open_data(as_shards([source]))
         reader = SampleReader(index)
         for number in range(min(count, len(index))):
             yield index.key(number), reader.image(number)

@@ -70,9 +70,10 @@ class DataSettings(Strict):
 
     train: tuple[Source, ...] = Field(
         default=(),
-        description="Shards: brace ranges, globs, folders or index files; also https:// and s3:// addresses.",
+        description="Shards: brace ranges, globs, folders or index files; also https:// and s3:// addresses. Or a "
+        "folder of images, which is packed into the user's cache.",
     )
-    val: tuple[Source, ...] = Field(default=(), description="Labelled shards for the k-NN score during training.")
+    val: tuple[Source, ...] = Field(default=(), description="Labelled data for the k-NN score during training.")
     batch_size: PositiveCount = Field(default=256, description="Images in an optimizer step, over all processes.")
     image_size: PositiveCount = Field(default=224, description="Side of every view, in pixels.")
     resident: Literal["auto", "yes", "no"] = Field(

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from leoclr.cli.config.augmentation import augmentation_spec
 from leoclr.cli.config.settings import Settings
+from leoclr.cli.image_folders import as_shards
 from leoclr.cli.plotting.drawing import fit_image
 from leoclr.cli.plotting.pictures import neighbours_picture, views_picture
 from leoclr.cli.reporting.feature_map import FeatureMap, MapKind, places
@@ -97,7 +98,7 @@ def _open(run: ReportedRun, specs: object, name: str) -> Index | None:
         run.problems.append(f"run.json does not say where the {name} lies.")
         return None
     try:
-        return open_data(specs)
+        return open_data(as_shards(specs, announce=False))
     except LeoclrError as error:
         run.problems.append(f"The {name} cannot be opened: {error}")
         return None

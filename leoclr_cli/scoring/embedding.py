@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from leoclr.cli.image_folders import as_shards
 from leoclr.cli.run.devices import check_precision, choose_device
 from leoclr.cli.run.encoders import LoadedEncoder, load_encoder
 from leoclr.cli.run.folder import RunFolder
@@ -54,8 +55,9 @@ class Embedding:
         encoder = load_encoder(checkpoint, backbone)
         self._encoder = replace(encoder, image_size=image_size or encoder.image_size)
         self._source = tuple(data or _data_of_run(encoder))
+        shards = as_shards(self._source)
         with progress("reading shard headers", None, "bytes") as advance:
-            self._index = open_data(self._source, advance)
+            self._index = open_data(shards, advance)
         view = standard_view(self._encoder.image_size)
         self._preprocessing = Preprocessing(view, self._encoder.mean, self._encoder.std)
         self._plan = {

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from leoclr.cli.image_folders import as_shards
 from leoclr.cli.run.devices import check_precision, choose_device
 from leoclr.cli.run.encoders import LoadedEncoder, load_encoder
 from leoclr.cli.run.folder import RunFolder
@@ -236,7 +237,7 @@ def _labelled_data(encoder: LoadedEncoder, request: Request) -> LabelledData:
         if not test_source and run_data["val"]:
             test_source, protocol = tuple(run_data["val"]), "test data: the run's validation data"
     if not test_source:
-        test_source = sibling_split(train_source)
+        test_source = sibling_split(as_shards(train_source, announce=False))
         protocol = f"test data: {', '.join(test_source)}, beside the training data"
     train = _open(train_source)
     if test_source:
@@ -252,8 +253,9 @@ def _labelled_data(encoder: LoadedEncoder, request: Request) -> LabelledData:
 
 
 def _open(source: tuple[str, ...]) -> Index:
+    shards = as_shards(source)
     with progress("reading shard headers", None, "bytes") as advance:
-        return open_data(source, advance)
+        return open_data(shards, advance)
 
 
 def _cache_folder(encoder: LoadedEncoder) -> Path:

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from leoclr.cli.image_folders import as_shards
 from leoclr.cli.terminal import say
 from leoclr.datasets.errors import DataError, EvaluationError
 from leoclr.datasets.shards.locate import sibling_split
@@ -49,7 +50,7 @@ def transfer_data(specs: list[str], test_specs: list[str], root: Path, download:
         folder = root / "shards" / name
         _pack(name, folder, root, download)
         return TransferData(name, (str(folder / "train"),), (str(folder / "test"),), REPORTED[name])
-    test = tuple(test_specs) or sibling_split(specs)
+    test = tuple(test_specs) or sibling_split(as_shards(specs, announce=False))
     if not test:
         raise EvaluationError(f"{name}: there is no val or test folder beside the training data; name it: --test-data")
     return TransferData(data_set_name(name), tuple(specs), test, "top1")

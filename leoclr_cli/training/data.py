@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from leoclr.cli.config.augmentation import augmentation_spec
 from leoclr.cli.config.fields import replaced
 from leoclr.cli.config.settings import Settings
+from leoclr.cli.image_folders import as_shards
 from leoclr.cli.preflight.auto import DataFacts, settle
 from leoclr.cli.preflight.remote_cache import block_cache, cache_line, check_cache
 from leoclr.cli.terminal import progress
@@ -50,10 +51,12 @@ class TrainingData:
         data = settings.data
         self._device = accelerator.device
         with accelerator.main_process_first():
-            self.index = _open(data.train, settings)
+            train = as_shards(data.train, announce=False)
+            self.index = _open(train, settings)
             check_cache(settings, self.index)
-            self.val_specs = data.val or sibling_split(data.train)
-            self.val = _open(self.val_specs, settings) if self.val_specs else None
+            self.val_specs = data.val or sibling_split(data.train)  # of folders of images, found anew each time
+            val = as_shards(data.val, announce=False) or sibling_split(train)
+            self.val = _open(val, settings) if val else None
         rank, ranks = accelerator.process_index, accelerator.num_processes
         self.plan = Plan.of(self.index, data.batch_size, settings.train.seed, rank, ranks, data.shuffle_window)
         self.workers = worker_count(settings.run.workers, self._device.type)

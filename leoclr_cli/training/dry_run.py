@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from leoclr.cli.config.settings import Settings
+from leoclr.cli.image_folders import as_shards
 from leoclr.cli.preflight.checks import facts_of, refuse_problems, warnings_about
 from leoclr.cli.preflight.initial_weights import start_from_weights
 from leoclr.cli.preflight.memory import estimate, free_bytes, refuse_too_much
@@ -28,7 +29,8 @@ def plan_of(settings: Settings, processes: int) -> dict[str, Any]:
     Raises:
         LeoclrError: The data cannot be read, or the batch cannot be made from it.
     """
-    index = open_data(settings.data.train, cache=block_cache(settings.run))
+    shards = as_shards(settings.data.train, announce=False)
+    index = open_data(shards, cache=block_cache(settings.run))
     check_cache(settings, index)
     window, batch = settings.data.shuffle_window, settings.data.batch_size
     plan = Plan.of(index, batch, settings.train.seed, 0, processes, window)
@@ -45,6 +47,7 @@ def plan_of(settings: Settings, processes: int) -> dict[str, Any]:
     memory = estimate(method, settings, facts.micro, workers, together)
     remarks = refuse_too_much(memory, device, settings)
     return {
+        "packed": {spec: place for spec, place in zip(settings.data.train, shards, strict=True) if spec != place},
         "samples": len(index),
         "shards": len(index.shards),
         "bytes": sum(shard.bytes for shard in index.shards),
@@ -70,6 +73,7 @@ def as_text(plan: dict[str, Any]) -> str:
     )
     return "\n".join(
         (
+            *(f"packed    {spec}, as shards in {place}" for spec, place in plan["packed"].items()),
             f"data      {counted(plan['samples'], 'sample')} in {counted(plan['shards'], 'shard')}, "
             f"{plan['bytes'] / mib:,.1f} MiB, "
             f"digest {plan['data_digest'][:12]}",

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from leoclr.backends.waits import waiting
 from leoclr.cli.training.bad_images import BadImages, lines_of_all
 from leoclr.cli.training.health import Health
 from leoclr.cli.training.step import StepResult
@@ -55,4 +56,6 @@ class Meter:
 
     def _mean(self, values: list[Tensor]) -> float:
         """Over steps and processes."""
-        return float(self._accelerator.reduce(torch.stack(values).mean(), "mean"))
+        mean = torch.stack(values).mean()
+        with waiting():
+            return float(self._accelerator.reduce(mean, "mean"))

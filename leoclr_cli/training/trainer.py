@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from leoclr.backends.waits import Waits
 from leoclr.cli.config.fields import get, keys_of
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.preflight.checks import (
@@ -47,7 +48,7 @@ from leoclr.cli.training.saver import Saver
 from leoclr.cli.training.signals import GracefulStop, patience
 from leoclr.cli.training.state import RunState
 from leoclr.cli.training.step import RunLength, StepResult, TrainStep
-from leoclr.cli.training.throughput import Clock
+from leoclr.cli.training.throughput import Clock, slowest
 from leoclr.datasets.errors import RunError
 from leoclr.datasets.loading.device_feed import Pace
 from leoclr.datasets.loading.loader import Batch
@@ -152,12 +153,13 @@ class Trainer:
         began = time.monotonic()
         self.saver.begin(self.step)
         stopped = 0
-        clock, pace = Clock(self.step, self.plan.batch_size), Pace(self.device)
+        clock, pace = Clock(self.step, self.plan.batch_size, Waits(self.device)), Pace(self.device)
         line = ProgressLine(self.step, self.steps, self.plan.steps_per_epoch, self.main)
         values: dict[str, float] = {}
         scored: float | None = None
         failures = saved_on_failure(self.run.path, self._worth_saving, self._save_finished)
-        with contextlib.closing(self._log(on_metrics)) as log, contextlib.closing(line), failures:
+        listening = clock.waits.listening()
+        with contextlib.closing(self._log(on_metrics)) as log, contextlib.closing(line), failures, listening:
             loader = self.data.batches(self.step, self.steps, lambda: bool(stop.now()))
             while self.step < self.steps:
                 stopped, due = agree(self.accelerator, self.step, stop.now(), self.saver.due(self.step))
@@ -179,7 +181,7 @@ class Trainer:
                 self.step += 1
                 if self.step % self.plan.steps_per_epoch == 0 or self.step % self.settings.run.log_steps == 0:
                     values = self._measures(clock)
-                    line.show(StepReading(self.step, values["loss"], values["images_per_second"], values["waiting"]))
+                    line.show(StepReading.of(self.step, values))
                     if self._knn_is_due():
                         line.close()
                         with clock.paused():
@@ -254,8 +256,8 @@ class Trainer:
         )
 
     def _measures(self, clock: Clock) -> dict[str, float]:
+        images_per_second, waiting, own_seconds = clock.read(self.step)
         loss = self._settle()
-        images_per_second, waiting = clock.read(self.step)
         return {
             "epoch": self.step / self.plan.steps_per_epoch,
             "loss": loss,
@@ -264,6 +266,7 @@ class Trainer:
             "images_per_second": images_per_second,
             "waiting": waiting,
             "bad_images": float(len(self.bad)),
+            **slowest(own_seconds, self.accelerator),
         }
 
     def _score(self, stop: GracefulStop) -> dict[str, float]:

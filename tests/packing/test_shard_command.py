@@ -19,8 +19,8 @@ import webdataset
 from PIL import Image
 from typer.testing import CliRunner
 
+from leoclr.cli.commands.base.parsing import LeoclrCommand
 from leoclr.cli.commands.index import index
-from leoclr.cli.commands.parsing import LeoclrCommand
 from leoclr.cli.commands.shard import shard
 from leoclr.datasets.errors import DataError, LeoclrError, SettingsError
 from leoclr.datasets.shards.index import Index

@@ -104,7 +104,7 @@ def test_commands_are_understood(line: str) -> None:
 )
 def test_marked_examples_run(page: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(photos.parent)
-    for name, value in SMALL.items():
+    for name, value in (SMALL | {"XDG_CACHE_HOME": str(photos.parent / "cache")}).items():
         monkeypatch.setenv(name, value)
     if page.stem == "extending":
         run("leoclr shard photos shards")

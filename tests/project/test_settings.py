@@ -14,7 +14,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from leoclr.cli.commands.parsing import LeoclrCommand
+from leoclr.cli.commands.base.parsing import LeoclrCommand
 from leoclr.cli.commands.show_config import show_config
 from leoclr.cli.config.fields import FIELDS, get, keys_of, nested, split_list
 from leoclr.cli.config.resolve import Resolved, differences, resolve

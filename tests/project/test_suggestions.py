@@ -137,6 +137,6 @@ def test_a_report_without_scores_says_how_to_come_to_one(
 
 
 def test_without_a_run_the_way_to_one_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    pictures("photos", ("cat", "dog"), 12)
+    Path("photos").mkdir()
     assert run("leoclr train --data photos") == 2
     assert suggested(capsys.readouterr().err) == ["leoclr shard photos OUT"]
