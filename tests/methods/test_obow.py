@@ -148,7 +148,7 @@ def test_bags_are_float32_under_autocast(staged_facts: Facts) -> None:
 
 
 def test_the_side_of_the_teacher_costs_one_pass() -> None:
-    costs = {name: (POLICIES | {"obow": OBoWViews().policy()})[name].pairs for name in ("leoclr", "pairwise", "obow")}
+    costs = {name: ({**POLICIES, "obow": OBoWViews().policy()})[name].pairs for name in ("leoclr", "pairwise", "obow")}
     facts = {name: RunFacts((), pairs, images=100, micro=4) for name, pairs in costs.items()}
     found = {name: obow_module.Settings().forward_passes(each) for name, each in facts.items()}
     assert found == {"leoclr": 7, "pairwise": 4, "obow": 22}

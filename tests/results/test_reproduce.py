@@ -111,7 +111,7 @@ def test_table_1_lists_every_row_with_what_is_known_of_it(capsys: pytest.Capture
     lines = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines() if "  " in line}
     assert lines["LeOCLR"].split() == ["LeOCLR", "moco", "leoclr", "76.20"]
     assert "swav  " in lines["SwAV"] and "multicrop" in lines["SwAV"] and "75.3 (authors" in lines["SwAV"]
-    assert lines["HCSC"].split()[1:3] == ["-", "-"] and len(lines) >= 19
+    assert lines["HEXA"].split()[1:3] == ["-", "-"] and len(lines) >= 19
 
 
 def test_a_row_is_trained_with_its_own_views_and_with_the_original_as_anchor(
