@@ -123,7 +123,7 @@ def test_a_row_is_trained_with_its_own_views_and_with_the_original_as_anchor(
     assert [line.count("--views leoclr") for line in trainings] == [0, 1, 0, 1]
     assert ["--backend byol" in line for line in trainings] == [True, True, False, False]
     assert "--views pairwise" in trainings[2] and "--views pairwise" not in trainings[3]
-    for wrong, word in (("HCSC", "cannot be trained here"), ("BYOLL", "is no method of the recipe")):
+    for wrong, word in (("HEXA", "cannot be trained here"), ("BYOLL", "is no method of the recipe")):
         assert reproduce(*arguments, "--method", wrong) == 2
         assert f"--method {wrong}: {word}; there are MoCo-v2, " in capsys.readouterr().err
 
