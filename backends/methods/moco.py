@@ -7,6 +7,7 @@ With `pairwise` views it is MoCo-v2 (arXiv 2003.04297).
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -85,8 +86,14 @@ class Settings(MethodSettings):
                 f"among its own negatives; --set {self.section}.queue=... to about a tenth of the data set"
             )
 
+    def batch_norm_groups(self, facts: RunFacts, on_gpus: bool) -> int:
+        return max(1, self.bn_splits // facts.ranks) * facts.ranks * facts.accumulation
+
     def forward_passes(self, facts: RunFacts) -> int:
         return 3 * len(anchors_of(facts.pairs)) + len(positives_of(facts.pairs))
+
+    def chance(self, facts: RunFacts) -> float | None:
+        return math.log(1 + self.queue) * (len(facts.pairs) if self.reduction == "sum" else 1)
 
 
 class MoCo(PairMethod):

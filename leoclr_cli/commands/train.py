@@ -12,10 +12,12 @@ from typing import Annotated, Any
 
 import typer
 
+from leoclr.cli.commands.base.flags import resolved as resolve
 from leoclr.cli.commands.base.flags import with_settings
 from leoclr.cli.config.fields import from_text, replaced
 from leoclr.cli.config.flags import Given
 from leoclr.cli.config.plugins import METHODS, plugins
+from leoclr.cli.config.preset_files import AUTO
 from leoclr.cli.config.resolve import Resolved, differences
 from leoclr.cli.config.sections import EncoderSettings
 from leoclr.cli.config.settings import Settings
@@ -53,14 +55,14 @@ def train(
 
     \b
     Examples:
-      leoclr train --data photos/
+      leoclr train --preset auto --data photos/
       leoclr train --backend moco --views leoclr --data 'shards/imagenet-{000..999}.tar'
       leoclr train --preset cifar10 --data shards/cifar10 --output runs/leoclr
       leoclr train --preset cifar10 --views pairwise --data shards/cifar10 --epochs 100 --set moco.queue=8192
       leoclr train --resume runs/leoclr
     """
     base = _settings_of(resume, given) if resume is not None else None
-    resolved = given.resolve(base)
+    resolved = resolve(given, base, num_processes)
     run = _run_folder(resolved, output, resume, base)
     _refuse_bad_data(resolved.settings, resume)
     weights = resolved.settings.encoder.weights
@@ -87,6 +89,10 @@ def train(
     main = os.environ.get("RANK", "0") == "0"
     for line in resolved.warnings if main else ():
         warn(line)
+    if given.preset == AUTO and base is None:
+        from leoclr.cli.training.auto_settings import choice_line
+
+        say(choice_line(resolved.settings))
 
     from leoclr.cli.training.trainer import train as run_training
 
