@@ -160,9 +160,9 @@ class MoCo(PairMethod):
             return encode_views(self.key_encoder, views)
         batch = len(next(iter(views.values())))
         if ranks() > 1:
-            order = self._drawn(batch * ranks(), now)
+            order = self._shuffle_order(batch * ranks(), now)
             return {name: self._encode_shuffled(images, order) for name, images in views.items()}
-        order = step_input(lambda now: self._drawn(batch, now), now, self.queue.keys.device)
+        order = step_input(lambda now: self._shuffle_order(batch, now), now, self.queue.keys.device)
         shuffled = encode_views(self.key_encoder, {name: images[order] for name, images in views.items()})
         return {name: torch.empty_like(keys).index_copy_(0, order, keys) for name, keys in shuffled.items()}
 
@@ -173,7 +173,7 @@ class MoCo(PairMethod):
         own = torch.argsort(order)[rank() * len(images) :][: len(images)]
         return keys[sent(own, keys.device)]
 
-    def _drawn(self, images: int, now: Progress) -> Tensor:
+    def _shuffle_order(self, images: int, now: Progress) -> Tensor:
         """The shuffle of a step's images, on the CPU."""
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + now.step) % 2**64)
         return torch.randperm(images, generator=generator)
