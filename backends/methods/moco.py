@@ -7,6 +7,7 @@ With `pairwise` views it is MoCo-v2 (arXiv 2003.04297).
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -47,6 +48,7 @@ class Settings(MethodSettings):
     """MoCo and LeOCLR: momentum encoder and queue (`--backend moco`)."""
 
     default_views: ClassVar[str] = "leoclr"
+    section: ClassVar[str] = "moco"
     offers: ClassVar[tuple[str, ...]] = ("pairs", "similarities")
     small: ClassVar[Mapping[str, Any]] = {"queue": 16, "bn_splits": 2}
 
@@ -74,14 +76,14 @@ class Settings(MethodSettings):
         if facts.micro % splits or facts.micro // splits < 2:
             yield (
                 f"a batch of {facts.micro} images cannot be split into {splits} groups of two or more for BatchNorm; "
-                "change --batch-size, or --set moco.bn_splits=1"
+                f"change --batch-size, or --set {self.section}.bn_splits=1"
             )
 
     def warnings(self, facts: RunFacts) -> Iterator[str]:
         if self.queue > facts.images:
             yield (
                 f"the queue of {self.queue:,} keys is longer than the data set of {facts.images:,} images: an image is "
-                "among its own negatives; --set moco.queue=... to about a tenth of the data set"
+                f"among its own negatives; --set {self.section}.queue=... to about a tenth of the data set"
             )
 
     def batch_norm_groups(self, facts: RunFacts, on_gpus: bool) -> int:
@@ -89,6 +91,9 @@ class Settings(MethodSettings):
 
     def forward_passes(self, facts: RunFacts) -> int:
         return 3 * len(anchors_of(facts.pairs)) + len(positives_of(facts.pairs))
+
+    def chance(self, facts: RunFacts) -> float | None:
+        return math.log(1 + self.queue) * (len(facts.pairs) if self.reduction == "sum" else 1)
 
 
 class MoCo(PairMethod):
@@ -139,8 +144,12 @@ class MoCo(PairMethod):
         """Move the key encoder, then enqueue: no key is ever among the negatives of its own batch."""
         momentum_update(self.key_encoder, self.encoder, self.settings.momentum)
         for keys in self._waiting:
-            self.queue.enqueue(gather(keys))
+            self.enqueue(gather(keys))
         self._waiting.clear()
+
+    def enqueue(self, keys: Tensor) -> None:
+        """Take in the keys of all processes."""
+        self.queue.enqueue(keys)
 
     def backbones(self) -> dict[str, Backbone]:
         return {"encoder.backbone": self.encoder.backbone, "key_encoder.backbone": self.key_encoder.backbone}

@@ -11,8 +11,8 @@ from leoclr.cli.terminal import say, warn
 from leoclr.datasets.errors import CheckpointError, LeoclrError, RunError
 
 
-class NotFinite(RunError):
-    """The loss or a gradient is not finite: the weights may not be sound, and nothing is saved."""
+class Unsound(RunError):
+    """The weights are not worth keeping: a loss or a gradient is not finite, or the embeddings have collapsed."""
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def saved_on_failure(run: Path, worth_it: Callable[[], bool], save: Callable[[],
     try:
         yield
     except (LeoclrError, OSError, RuntimeError) as error:
-        if not isinstance(error, NotFinite | CheckpointError) and worth_it():
+        if not isinstance(error, Unsound | CheckpointError) and worth_it():
             try:
                 step = save()
             except LeoclrError as second:

@@ -38,11 +38,12 @@ from leoclr.cli.training import build
 from leoclr.cli.training.bad_images import BadImages
 from leoclr.cli.training.data import TrainingData
 from leoclr.cli.training.graph import use_graph
+from leoclr.cli.training.health import Alarm
 from leoclr.cli.training.knn_monitor import KnnMonitor
 from leoclr.cli.training.meter import Meter
 from leoclr.cli.training.metrics import Listener, MetricsLog, require_trackers, start_trackers
 from leoclr.cli.training.progress_line import ProgressLine, StepReading
-from leoclr.cli.training.rescue import NotFinite, saved_on_failure
+from leoclr.cli.training.rescue import Unsound, saved_on_failure
 from leoclr.cli.training.result import TrainResult
 from leoclr.cli.training.saver import Saver
 from leoclr.cli.training.signals import GracefulStop, patience
@@ -116,6 +117,7 @@ class Trainer:
         self.saver = Saver(run, self.state, settings.run, self.steps, self.plan.steps_per_epoch, self.main)
         self.knn = KnnMonitor.of(settings, self.index, self.data.val)
         self.step, self.meter = 0, Meter(accelerator)
+        self.alarm = Alarm(settings, self.facts, self.main)
         self.samples = torch.empty(0, dtype=torch.long)  # of the newest step
         self.bad = self._bad_images(())
 
@@ -150,9 +152,8 @@ class Trainer:
 
     def fit(self, stop: GracefulStop, on_metrics: Listener | None = None) -> TrainResult:
         """Loop over the steps that are left, then save. Where a step cannot be had or made, what is done is saved."""
-        began = time.monotonic()
+        began, stopped = time.monotonic(), 0
         self.saver.begin(self.step)
-        stopped = 0
         clock, pace = Clock(self.step, self.plan.batch_size, Waits(self.device)), Pace(self.device)
         line = ProgressLine(self.step, self.steps, self.plan.steps_per_epoch, self.main)
         values: dict[str, float] = {}
@@ -182,6 +183,7 @@ class Trainer:
                 if self.step % self.plan.steps_per_epoch == 0 or self.step % self.settings.run.log_steps == 0:
                     values = self._measures(clock)
                     line.show(StepReading.of(self.step, values))
+                    self.saver.hold(self.alarm.look(self.step, values))
                     if self._knn_is_due():
                         line.close()
                         with clock.paused():
@@ -248,21 +250,20 @@ class Trainer:
         except FloatingPointError:
             raise self._not_finite() from None
 
-    def _not_finite(self) -> NotFinite:
+    def _not_finite(self) -> Unsound:
         keys = ", ".join(self.index.key(int(number)) for number in self.samples[:8])
-        return NotFinite(
+        return Unsound(
             f"the loss or its gradient is not finite at step {self.step}; the last checkpoint is kept. "
             f"Try a smaller --lr or more warm-up; the batch began with {keys}"
         )
 
     def _measures(self, clock: Clock) -> dict[str, float]:
         images_per_second, waiting, own_seconds = clock.read(self.step)
-        loss = self._settle()
         return {
             "epoch": self.step / self.plan.steps_per_epoch,
-            "loss": loss,
+            "loss": self._settle(),
             "lr": float(self.optimizer.param_groups[0]["lr"]),
-            **self.meter.measures(self.step),
+            **self.meter.measures(),
             "images_per_second": images_per_second,
             "waiting": waiting,
             "bad_images": float(len(self.bad)),
@@ -283,8 +284,8 @@ class Trainer:
         return self.knn is not None and not rest and (self.step == self.steps or self.knn.due(epoch))
 
     def _bad_images(self, known: tuple[str, ...] | list[str]) -> BadImages:
-        most = self.settings.data.max_bad_samples
-        return BadImages(self.run.path / "bad-images.txt", len(self.index), most, known, self.main)
+        path, most = self.run.path / "bad-images.txt", self.settings.data.max_bad_samples
+        return BadImages(path, len(self.index), most, known, self.main)
 
     def _log(self, on_metrics: Listener | None) -> MetricsLog:
         """metrics.jsonl and the trackers; the first process's alone."""
@@ -293,8 +294,7 @@ class Trainer:
         return MetricsLog(self.run.metrics, self.accelerator, self.step, on_metrics)
 
     def _announce(self) -> None:
-        say(summary_line(self.settings, self.device.type, self.ranks))
-        for line in self.data.describe():
+        for line in (summary_line(self.settings, self.device.type, self.ranks), *self.data.describe()):
             say(line)
         if self.step:
             say(f"going on after step {self.step:,} of {self.steps:,}")

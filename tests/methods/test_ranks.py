@@ -51,7 +51,7 @@ def test_two_processes_compute_what_one_does(
 
 
 @pytest.mark.parametrize("views", ["leoclr", "pairwise-symmetric"])
-@pytest.mark.parametrize("kind", ["byol", "simsiam", "barlow-twins", "vicreg", "swav", "dino", "scfs"])
+@pytest.mark.parametrize("kind", ["byol", "simsiam", "barlow-twins", "vicreg", "swav", "dino", "scfs", "obow", "hcsc"])
 def test_terms_over_the_whole_batch_are_those_of_one_process(
     results: tuple[dict[str, Tensor], list[dict[str, Tensor]]], kind: str, views: str
 ) -> None:

@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from leoclr.backends.method import Facts, Method, Progress
-from leoclr.backends.methods import barlow_twins, byol, dino, moco, scfs, simclr, simsiam, swav, vicreg
+from leoclr.backends.methods import barlow_twins, byol, dino, hcsc, moco, obow, scfs, simclr, simsiam, swav, vicreg
 from leoclr.backends.methods.moco import MoCo
 from leoclr.backends.methods.simclr import SimCLR
 from leoclr.backends.networks.backbones import Backbone
@@ -53,7 +53,10 @@ def two_steps(kind: str, views: str, batch_norm: bool) -> dict[str, Tensor]:
     return steps_of(backend, views)
 
 
-CENTRES = ("centre", "stage_centre")
+STATE = (  # that methods end with, beside weights
+    *("centre", "stage_centre", "vocabularies.0.keys", "vocabularies.0.distance", "bank.keys"),
+    *("levels.0.centroids", "levels.0.concentration", "levels.0.parents"),
+)
 SMALL: dict[str, Any] = {"hidden": 7, "dim": 5}
 OTHERS: dict[str, Callable[[Facts], Method]] = {  # without BatchNorm between processes, which CPUs have not
     "byol": lambda facts: byol.BYOL(byol.Settings(**SMALL, momentum=0.9), facts),
@@ -62,6 +65,10 @@ OTHERS: dict[str, Callable[[Facts], Method]] = {  # without BatchNorm between pr
     "vicreg": lambda facts: vicreg.VICReg(vicreg.Settings(**SMALL), facts),
     "swav": lambda facts: swav.SwAV(swav.Settings(**SMALL, prototypes=6, queue=BATCH, queue_epochs=0.0), facts),
     "dino": lambda facts: dino.DINO(dino.Settings(**SMALL, outputs=6), facts),
+    "hcsc": lambda facts: hcsc.HCSC(
+        hcsc.Settings(queue=40, momentum=0.9, bn_splits=1, clusters=(4, 2), bank=16, enqueue="all"), facts
+    ),
+    "obow": lambda facts: obow.OBoW(obow.Settings(words=24, stages=(4,)), facts),
     "scfs": lambda facts: scfs.SCFS(
         scfs.Settings(**SMALL, outputs=6, stages=(4,), stage_bottleneck=3, stage_hidden=4, stage_dim=5), facts
     ),
@@ -71,7 +78,9 @@ OTHERS: dict[str, Callable[[Facts], Method]] = {  # without BatchNorm between pr
 def steps_of_another(kind: str, views: str) -> dict[str, Tensor]:
     torch.manual_seed(0)
     pairs = POLICIES[views].pairs
-    facts = Facts(lambda: tiny_backbone(False), pairs=pairs, batch_size=BATCH, ranks=dist.get_world_size())
+    facts = Facts(
+        lambda: tiny_backbone(False), pairs=pairs, batch_size=BATCH, images=BATCH, ranks=dist.get_world_size()
+    )
     method: Method = OTHERS[kind](facts).double().to(DEVICE)
     for part in method.modules():
         if isinstance(part, _BatchNorm):
@@ -108,7 +117,7 @@ def steps_of(backend: Method, views: str) -> dict[str, Tensor]:
     if isinstance(backend, MoCo):
         results["queue"] = backend.queue.keys.clone()
         results |= {f"key.{name}": value.detach().clone() for name, value in backend.key_encoder.named_parameters()}
-    results |= {name: value.clone() for name, value in backend.named_buffers() if name in CENTRES}
+    results |= {name: value.clone() for name, value in backend.named_buffers() if name in STATE}
     return results
 
 

@@ -426,7 +426,7 @@ def test_a_stray_argument_is_refused() -> None:
     [
         ("--epoch", "did you mean --epochs?"),
         ("--batch_size", "did you mean --batch-size?"),
-        ("--bn-splits", "did you mean --set moco.bn_splits=VALUE?"),
+        ("--bn-splits", "did you mean --set hcsc.bn_splits=VALUE or --set moco.bn_splits=VALUE?"),
         ("--optimizer.lr", "did you mean --set optimizer.lr=VALUE?"),
         ("--wieght-decay", "did you mean --set optimizer.weight_decay=VALUE?"),
     ],

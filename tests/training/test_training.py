@@ -323,26 +323,6 @@ def test_a_queue_longer_than_the_data_is_warned_of(
     assert "queue of 17 keys is longer than the data set of 16 images" in capsys.readouterr().err
 
 
-def test_a_collapse_is_warned_of_once(
-    make_shards: MakeShards,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    settings: MakeSettings,
-) -> None:
-    original = training.Trainer._train_step
-
-    def collapsed(self: training.Trainer, batch: Any) -> Any:
-        for parameter in self.method.get_submodule("encoder.projector").parameters():
-            parameter.data.fill_(0.1)
-        return original(self, batch)
-
-    monkeypatch.setattr(training.Trainer, "_train_step", collapsed)
-    train(settings(make_shards((16,))), tmp_path / "run")
-    assert capsys.readouterr().err.count("the embeddings have collapsed at step 1") == 1
-    assert metrics(tmp_path / "run")[0]["effective_rank"] < 1.1
-
-
 def test_bf16_is_computed_or_refused_never_emulated(
     make_shards: MakeShards, tmp_path: Path, settings: MakeSettings
 ) -> None:
