@@ -27,6 +27,7 @@ COMMANDS = {
     "method": Entry("leoclr.cli.commands.method:app", "List methods, create a new one, or check one."),
     "eval": Entry("leoclr.cli.commands.eval.group:app", "Score an encoder."),
     "runs": Entry("leoclr.cli.commands.runs:runs", "List runs and remove unneeded ones."),
+    "replay": Entry("leoclr.cli.commands.replay:replay", "Run a failed step again, with figures of every layer."),
     "report": Entry("leoclr.cli.commands.report:report", "Write an HTML report of one or several runs."),
     "embed": Entry("leoclr.cli.commands.embed:embed", "Write the features of images."),
     "duplicates": Entry("leoclr.cli.commands.duplicates:duplicates", "Find near copies among images."),

@@ -38,18 +38,18 @@ from leoclr.cli.training import build
 from leoclr.cli.training.bad_images import BadImages
 from leoclr.cli.training.data import TrainingData
 from leoclr.cli.training.graph import use_graph
-from leoclr.cli.training.health import Alarm
-from leoclr.cli.training.knn_monitor import KnnMonitor
-from leoclr.cli.training.meter import Meter
-from leoclr.cli.training.metrics import Listener, MetricsLog, require_trackers, start_trackers
-from leoclr.cli.training.progress_line import ProgressLine, StepReading
-from leoclr.cli.training.rescue import Unsound, saved_on_failure
+from leoclr.cli.training.monitoring.health import Alarm
+from leoclr.cli.training.monitoring.knn_monitor import KnnMonitor
+from leoclr.cli.training.monitoring.meter import Meter
+from leoclr.cli.training.monitoring.metrics import Listener, MetricsLog, require_trackers, start_trackers
+from leoclr.cli.training.monitoring.progress_line import ProgressLine, StepReading
+from leoclr.cli.training.monitoring.throughput import Clock, slowest
+from leoclr.cli.training.rescue import Unsound, not_finite, saved_on_failure
 from leoclr.cli.training.result import TrainResult
 from leoclr.cli.training.saver import Saver
 from leoclr.cli.training.signals import GracefulStop, patience
 from leoclr.cli.training.state import RunState
 from leoclr.cli.training.step import RunLength, StepResult, TrainStep
-from leoclr.cli.training.throughput import Clock, slowest
 from leoclr.datasets.errors import RunError
 from leoclr.datasets.loading.device_feed import Pace
 from leoclr.datasets.loading.loader import Batch
@@ -131,7 +131,7 @@ class Trainer:
         if newest is None and damaged:
             raise RunError(f"{damaged[0]}; no checkpoint of {self.run.path} is sound, so choose another --output")
         if newest is not None:
-            self._load(newest)
+            self.load(newest)
         else:
             weights = start_from_weights(self.method, settings.encoder, settings.data.image_size)
         if self.main:
@@ -225,7 +225,7 @@ class Trainer:
         """Write a checkpoint and remove old ones."""
         self.saver.save(self.step, self.bad.lines())
 
-    def _load(self, newest: Sound) -> None:
+    def load(self, newest: Sound) -> None:
         """Go on after a checkpoint. One that is reduced to weights will do where no step is left to make."""
         reduced = is_weights_only(newest)
         if reduced and newest.step < self.steps:
@@ -251,11 +251,7 @@ class Trainer:
             raise self._not_finite() from None
 
     def _not_finite(self) -> Unsound:
-        keys = ", ".join(self.index.key(int(number)) for number in self.samples[:8])
-        return Unsound(
-            f"the loss or its gradient is not finite at step {self.step}; the last checkpoint is kept. "
-            f"Try a smaller --lr or more warm-up; the batch began with {keys}"
-        )
+        return not_finite(self.run, self.step, [self.index.key(int(number)) for number in self.samples], self.main)
 
     def _measures(self, clock: Clock) -> dict[str, float]:
         images_per_second, waiting, own_seconds = clock.read(self.step)

@@ -412,7 +412,7 @@ def test_image_bombs_are_skipped_counted_and_limited_without_memory(
 
 def assert_stopped_as_not_finite(run: Path, errors: str) -> None:
     (line,) = errors_of(errors)
-    assert re.search(r"the loss or its gradient is not finite at step \d+; .*; the batch began with 000", line)
+    assert re.search(r"the loss or its gradient is not finite at step \d+; .* The batch began with 000", line)
     newest, damaged = newest_checkpoint(run / "checkpoints")
     assert newest is not None and not damaged
     assert all(torch.isfinite(tensor).all() for tensor in load_file(newest / "model.safetensors").values())

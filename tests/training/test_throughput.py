@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from leoclr.backends.waits import Waits, begin, end, waiting
-from leoclr.cli.training.progress_line import straggler
-from leoclr.cli.training.throughput import Clock
+from leoclr.cli.training.monitoring.progress_line import straggler
+from leoclr.cli.training.monitoring.throughput import Clock
 
 
 @pytest.fixture

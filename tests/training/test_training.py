@@ -23,7 +23,7 @@ from leoclr.cli.run.folder import RunFolder
 from leoclr.cli.run.versions import environment
 from leoclr.cli.training import state
 from leoclr.cli.training import trainer as training
-from leoclr.cli.training.knn_monitor import KnnMonitor
+from leoclr.cli.training.monitoring.knn_monitor import KnnMonitor
 from leoclr.cli.training.optimizers import learning_rate
 from leoclr.cli.training.result import TrainResult
 from leoclr.cli.training.signals import GracefulStop
@@ -491,7 +491,7 @@ def test_a_score_that_fails_only_warns(
     def fail(*arguments: Any, **options: Any) -> None:
         raise error
 
-    monkeypatch.setattr("leoclr.cli.training.knn_monitor.extract_features", fail)
+    monkeypatch.setattr("leoclr.cli.training.monitoring.knn_monitor.extract_features", fail)
     data, val = make_shards((16,)), make_shards((4,), name="val")
     chosen = settings(data, data__val=str(val), run__knn_epochs="1", train__epochs="1")
     assert train(chosen, tmp_path / "run").knn is None

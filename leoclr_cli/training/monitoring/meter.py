@@ -10,7 +10,7 @@ from torch import Tensor
 
 from leoclr.backends.waits import waiting
 from leoclr.cli.training.bad_images import BadImages, lines_of_all
-from leoclr.cli.training.health import measures
+from leoclr.cli.training.monitoring.health import measures
 from leoclr.cli.training.step import StepResult
 
 
