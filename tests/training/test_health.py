@@ -60,8 +60,11 @@ def test_collapse_may_only_be_told(
     assert [line.partition(":")[2][:9] for line in capsys.readouterr().err.splitlines()] == [" the embe", " collapse"]
 
 
-def test_terms_of_a_view_policy_are_not_taken_for_chance(tiny_settings: TinySettings, tmp_path: Path) -> None:
-    assert not alarm(tiny_settings(tmp_path, views="unmix")).look(20, values(loss=100.0))
+@pytest.mark.parametrize("changes", [{"views": "unmix"}, {"backend": "hcsc"}, {"backend": "byol"}])
+def test_a_loss_whose_value_at_chance_is_unknown_is_no_sign(
+    changes: dict[str, str], tiny_settings: TinySettings, tmp_path: Path
+) -> None:
+    assert not alarm(tiny_settings(tmp_path, **changes)).look(20, values(loss=100.0))
 
 
 def test_the_loss_at_chance_is_that_of_embeddings_all_alike(tiny_settings: TinySettings, tmp_path: Path) -> None:
