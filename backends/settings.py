@@ -76,6 +76,16 @@ class MethodSettings(Strict):
         """Forward passes of the encoder for an image in a step; a backward pass counts as two."""
         return 3 * len(facts.views)
 
+    def chance(self, facts: RunFacts) -> float | None:
+        """The loss of embeddings that are all alike, if there is such a figure. A run that stays there has learnt
+        nothing."""
+        return None
+
+    def batch_norm_groups(self, facts: RunFacts, on_gpus: bool) -> int:
+        """Parts of a step's images that BatchNorm normalises apart from each other, in networks that have it."""
+        synchronised = on_gpus and getattr(self, "sync_batchnorm", False)
+        return (1 if synchronised else facts.ranks) * facts.accumulation
+
 
 class BatchNormSettings(MethodSettings):
     """Of a method with BatchNorm behind its linear layers, whose projector has settings of its own."""

@@ -60,10 +60,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--slow"):
-        for item in items:
-            if item.get_closest_marker("slow"):
-                item.add_marker(pytest.mark.skip(reason="slow; --slow runs it"))
+    """Skip slow tests. With CI in the environment, those marked `slow(ci=True)` run all the same."""
+    if config.getoption("--slow"):
+        return
+    for item in items:
+        slow = item.get_closest_marker("slow")
+        if slow and not (slow.kwargs.get("ci") and os.environ.get("CI")):
+            item.add_marker(pytest.mark.skip(reason="slow; --slow runs it"))
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ With `pairwise` views it is MoCo-v2 (arXiv 2003.04297).
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -14,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from leoclr.backends.distributed import gather, rank, ranks
+from leoclr.backends.distributed import exchange, gather, rank, ranks
 from leoclr.backends.losses import info_nce
 from leoclr.backends.method import (
     Facts,
@@ -22,7 +23,6 @@ from leoclr.backends.method import (
     PairMethod,
     Progress,
     encode_views,
-    in_one_pass,
     momentum_update,
     reduce_pairs,
 )
@@ -40,13 +40,14 @@ from leoclr.backends.settings import (
     anchors_of,
     positives_of,
 )
-from leoclr.backends.step_inputs import step_input
+from leoclr.backends.step_inputs import sent, step_input
 
 
 class Settings(MethodSettings):
     """MoCo and LeOCLR: momentum encoder and queue (`--backend moco`)."""
 
     default_views: ClassVar[str] = "leoclr"
+    section: ClassVar[str] = "moco"
     offers: ClassVar[tuple[str, ...]] = ("pairs", "similarities")
     small: ClassVar[Mapping[str, Any]] = {"queue": 16, "bn_splits": 2}
 
@@ -74,18 +75,24 @@ class Settings(MethodSettings):
         if facts.micro % splits or facts.micro // splits < 2:
             yield (
                 f"a batch of {facts.micro} images cannot be split into {splits} groups of two or more for BatchNorm; "
-                "change --batch-size, or --set moco.bn_splits=1"
+                f"change --batch-size, or --set {self.section}.bn_splits=1"
             )
 
     def warnings(self, facts: RunFacts) -> Iterator[str]:
         if self.queue > facts.images:
             yield (
                 f"the queue of {self.queue:,} keys is longer than the data set of {facts.images:,} images: an image is "
-                "among its own negatives; --set moco.queue=... to about a tenth of the data set"
+                f"among its own negatives; --set {self.section}.queue=... to about a tenth of the data set"
             )
+
+    def batch_norm_groups(self, facts: RunFacts, on_gpus: bool) -> int:
+        return max(1, self.bn_splits // facts.ranks) * facts.ranks * facts.accumulation
 
     def forward_passes(self, facts: RunFacts) -> int:
         return 3 * len(anchors_of(facts.pairs)) + len(positives_of(facts.pairs))
+
+    def chance(self, facts: RunFacts) -> float | None:
+        return math.log(1 + self.queue) * (len(facts.pairs) if self.reduction == "sum" else 1)
 
 
 class MoCo(PairMethod):
@@ -136,8 +143,12 @@ class MoCo(PairMethod):
         """Move the key encoder, then enqueue: no key is ever among the negatives of its own batch."""
         momentum_update(self.key_encoder, self.encoder, self.settings.momentum)
         for keys in self._waiting:
-            self.queue.enqueue(gather(keys))
+            self.enqueue(gather(keys))
         self._waiting.clear()
+
+    def enqueue(self, keys: Tensor) -> None:
+        """Take in the keys of all processes."""
+        self.queue.enqueue(keys)
 
     def backbones(self) -> dict[str, Backbone]:
         return {"encoder.backbone": self.encoder.backbone, "key_encoder.backbone": self.key_encoder.backbone}
@@ -147,24 +158,22 @@ class MoCo(PairMethod):
         """Keys of some views, sg(f_k(X))."""
         if not self.shuffles:
             return encode_views(self.key_encoder, views)
-        if ranks() > 1 or not in_one_pass(self.key_encoder, views):
-            return {name: self._encode_shuffled(images, now) for name, images in views.items()}
-        order = self._order(len(next(iter(views.values()))), now)
+        batch = len(next(iter(views.values())))
+        if ranks() > 1:
+            order = self._shuffle_order(batch * ranks(), now)
+            return {name: self._encode_shuffled(images, order) for name, images in views.items()}
+        order = step_input(lambda now: self._shuffle_order(batch, now), now, self.queue.keys.device)
         shuffled = encode_views(self.key_encoder, {name: images[order] for name, images in views.items()})
         return {name: torch.empty_like(keys).index_copy_(0, order, keys) for name, keys in shuffled.items()}
 
-    def _encode_shuffled(self, images: Tensor, now: Progress) -> Tensor:
+    def _encode_shuffled(self, images: Tensor, order: Tensor) -> Tensor:
         """The images are shuffled over all groups and ranks first, so that query and key of an image do not share
         BatchNorm statistics (shuffling BN, MoCo section 3.3)."""
-        everything, batch = gather(images), len(images)
-        order = self._order(len(everything), now)
-        mine = order[rank() * batch :][:batch]
-        keys = gather(self.key_encoder(everything[mine]))
-        return keys[torch.argsort(order)][rank() * batch :][:batch]
+        keys = gather(self.key_encoder(exchange(images, order)))
+        own = torch.argsort(order)[rank() * len(images) :][: len(images)]
+        return keys[sent(own, keys.device)]
 
-    def _order(self, images: int, now: Progress) -> Tensor:
-        def draw(now: Progress) -> Tensor:
-            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + now.step) % 2**64)
-            return torch.randperm(images, generator=generator)
-
-        return step_input(draw, now, self.queue.keys.device)
+    def _shuffle_order(self, images: int, now: Progress) -> Tensor:
+        """The shuffle of a step's images, on the CPU."""
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + now.step) % 2**64)
+        return torch.randperm(images, generator=generator)

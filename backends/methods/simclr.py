@@ -6,6 +6,7 @@ never to each other. With `pairwise` views it is SimCLR (arXiv 2002.05709).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Literal, cast
 
@@ -45,6 +46,10 @@ class Settings(MethodSettings):
     def warnings(self, facts: RunFacts) -> Iterator[str]:
         if facts.accumulation > 1:
             yield f"with accumulation, SimCLR's negatives come from micro-batches of {facts.micro} images only"
+
+    def chance(self, facts: RunFacts) -> float | None:
+        terms = len(facts.pairs) if self.reduction == "sum" else 1
+        return terms * math.log(2 * facts.micro * facts.ranks - 1)
 
 
 class SimCLR(PairMethod):

@@ -100,6 +100,11 @@ def decode_pixels(data: bytes, spare: Callable[[int, int], float] | None = None)
     return _guarded(data, decode)
 
 
+def image_size(data: bytes) -> tuple[int, int]:
+    """(width, height) by the header, before any rotation that it asks for. Raises BadImage."""
+    return _guarded(data, lambda opened: opened.size)
+
+
 def depends_on_levels(data: bytes) -> bool:
     """Whether `decode_image` would look at `levels`: an image of more than 8 bits a sample. Raises BadImage."""
     return _guarded(data, lambda opened: has_levels(opened, data))

@@ -151,6 +151,10 @@ class Index:
             return None
         return int(np.isin(self._contents(), other._contents()).sum())
 
+    def outlines(self) -> NDArray[np.uint64]:
+        """A number for each sample, the same for equal bytes: the length, with the checksum where that tells."""
+        return self._contents() if self._tells_images_apart() else self.length.astype(np.uint64)
+
     def _tells_images_apart(self) -> bool:
         return bool(self.crc.all()) and all(shard.checksum != "crc32" for shard in self.shards)
 

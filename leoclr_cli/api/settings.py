@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from leoclr.cli.config.resolve import resolve
+from leoclr.cli.config.flags import Given
+from leoclr.cli.config.preset_files import AUTO
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.terminal import warn
 from leoclr.datasets.errors import SettingsError
@@ -23,7 +24,12 @@ def settled(settings: Settings | Mapping[str, Any], preset: str | None) -> Setti
             raise SettingsError("preset: the settings are complete; give a preset with a mapping of what differs")
         return settings
     values = {key: _text(value) for key, value in _flat(settings)}
-    resolved = resolve(preset, None, {}, values, flag_names={key: key for key in values})
+    given = Given(values, {key: key for key in values}, preset, environment={})
+    if preset == AUTO:
+        from leoclr.cli.training.auto_settings import with_choices
+
+        given = with_choices(given)
+    resolved = given.resolve()
     for line in resolved.warnings:
         warn(line)
     return resolved.settings

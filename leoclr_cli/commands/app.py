@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from leoclr.cli.commands.errors import exit_code
-from leoclr.cli.commands.lazy import Entry, group_of
+from leoclr.cli.commands.base.errors import exit_code
+from leoclr.cli.commands.base.lazy import Entry, group_of
 from leoclr.cli.run.variables import drop_what_changes_results
 from leoclr.cli.terminal import warn
 from leoclr.datasets.errors import SettingsError
@@ -27,8 +27,10 @@ COMMANDS = {
     "method": Entry("leoclr.cli.commands.method:app", "List methods, create a new one, or check one."),
     "eval": Entry("leoclr.cli.commands.eval.group:app", "Score an encoder."),
     "runs": Entry("leoclr.cli.commands.runs:runs", "List runs and remove unneeded ones."),
+    "replay": Entry("leoclr.cli.commands.replay:replay", "Run a failed step again, with figures of every layer."),
     "report": Entry("leoclr.cli.commands.report:report", "Write an HTML report of one or several runs."),
     "embed": Entry("leoclr.cli.commands.embed:embed", "Write the features of images."),
+    "duplicates": Entry("leoclr.cli.commands.duplicates:duplicates", "Find near copies among images."),
     "reproduce": Entry("leoclr.cli.commands.reproduce:reproduce", "Run an experiment of the paper."),
     "ablate": Entry("leoclr.cli.commands.reproduce:ablate_app", "Repeat pre-training without single components."),
     "export": Entry("leoclr.cli.commands.export:export", "Export the encoder for another program."),
@@ -57,8 +59,8 @@ def leoclr(
     \b
     Examples:
       leoclr quickstart                          try everything in a few minutes
-      leoclr shard photos/ shards/               pack a folder of images
-      leoclr train --data shards/                pre-train an encoder
+      leoclr shard photos/ shards/               pack a folder of images for good
+      leoclr train --preset auto --data photos/  pre-train an encoder on a folder of images
       leoclr eval linear                         score the newest run
       leoclr export --format torchvision         export the weights
     """

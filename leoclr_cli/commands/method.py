@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from leoclr.cli.commands.lazy import Entry, group_of
+from leoclr.cli.commands.base.lazy import Entry, group_of
 from leoclr.cli.terminal import print_json, say
 
 _HELP = """List, create and check methods (--backend); list view policies (--views).

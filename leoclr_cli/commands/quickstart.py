@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from leoclr.cli.commands.flags import settings_of, with_settings
+from leoclr.cli.commands.base.flags import settings_of, with_settings
 from leoclr.cli.config.flags import Given
 from leoclr.cli.terminal import print_json
 

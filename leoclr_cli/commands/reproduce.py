@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from leoclr.cli.commands.lazy import Entry, group_of
+from leoclr.cli.commands.base.lazy import Entry, group_of
 from leoclr.cli.options import with_fields
 from leoclr.cli.terminal import print_json, say
 from leoclr.datasets.errors import RunError, SettingsError

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from leoclr.datasets.packing.pack import PackedSplit
 
 _MEGABYTE = 1_000_000
-_USUAL_BATCH = 256
 _NAMED_SKIPPED = 10  # unreadable images that are named on the terminal; --json names all
 
 
@@ -147,6 +146,7 @@ def shard(
     if quality is not None and format is None and shortest_side is None:
         raise DataError("--quality needs --format or --shortest-side: without them images keep their bytes")
 
+    from leoclr.cli.config.preset_files import AUTO, preset_names
     from leoclr.cli.packing import Selection, pack_source
     from leoclr.datasets.packing.encoding import Encoding
     from leoclr.datasets.packing.exclusions import read_exclusions
@@ -177,7 +177,8 @@ def shard(
     else:
         _print_table(splits)
     _say_skipped(splits)
-    console.suggest(("train", *_to_train_on(out, splits)))
+    preset = source if source in preset_names() else AUTO
+    console.suggest(("train", "--preset", preset, "--data", _to_train_on(out, splits)))
 
 
 def _levels(text: str | None) -> tuple[float, float] | None:
@@ -193,16 +194,11 @@ def _levels(text: str | None) -> tuple[float, float] | None:
     return low, high
 
 
-def _to_train_on(out: Path, splits: Sequence[PackedSplit]) -> list[str]:
-    """Flags of `leoclr train` for what was packed. Fewer images than the usual batch need a smaller one."""
-    packed = {split.split: split for split in splits}
-    name, split = next((name, packed[name]) for name in ("train", "unlabeled", *packed) if name in packed)
-    flags = ["--data", str(out if name == "train" else out / name)]
-    if split.images >= _USUAL_BATCH:
-        return flags
-    batch = 1 << (split.images.bit_length() - 1) if split.images else 1
-    few = ["--set", "moco.bn_splits=1"] if batch < 16 else []  # else its eight groups would be of one image each
-    return [*flags, "--batch-size", str(batch), *few]
+def _to_train_on(out: Path, splits: Sequence[PackedSplit]) -> str:
+    """The data that `leoclr train` should take of what was packed."""
+    packed = {split.split for split in splits}
+    name = next((name for name in ("train", "unlabeled") if name in packed), splits[0].split)
+    return str(out if name == "train" else out / name)
 
 
 def _shard_name(name: str | None, source: str) -> str:

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from leoclr.cli import terminal as console
-from leoclr.cli.commands.flags import with_settings
+from leoclr.cli.commands.base.flags import resolved as resolve
+from leoclr.cli.commands.base.flags import with_settings
 from leoclr.cli.config.fields import get, keys_of
 from leoclr.cli.config.flags import Given
 from leoclr.cli.config.preset_files import describe_presets
@@ -32,6 +33,7 @@ def show_config(
       leoclr show-config --preset cifar10 --epochs 400
       LEOCLR_OPTIMIZER__LR=0.1 leoclr show-config --config run.toml
       leoclr show-config --preset stl10 --toml > run.toml
+      leoclr show-config --preset auto --data photos/
       leoclr show-config --presets
     """
     if as_json and as_toml:
@@ -39,7 +41,7 @@ def show_config(
     if presets:
         _print_presets(as_json)
         return
-    resolved = given.resolve()
+    resolved = resolve(given)
     for warning in resolved.warnings:
         console.warn(warning)
     if as_json:

@@ -5,24 +5,24 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from leoclr.cli.commands.flags import with_settings
-from leoclr.cli.config.fields import from_text, replaced
+from leoclr.cli.commands.base.flags import resolved as resolve
+from leoclr.cli.commands.base.flags import with_settings
 from leoclr.cli.config.flags import Given
-from leoclr.cli.config.plugins import METHODS, plugins
+from leoclr.cli.config.preset_files import AUTO
 from leoclr.cli.config.resolve import Resolved, differences
 from leoclr.cli.config.sections import EncoderSettings
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.exporting.formats import usual_format
 from leoclr.cli.run.model_names import is_named
 from leoclr.cli.terminal import print_json, say, suggest, warn
-from leoclr.cli.training.progress_line import duration, rate_in_words
+from leoclr.cli.training.monitoring.progress_line import duration, rate_in_words
 from leoclr.datasets.errors import DataError, RunError, SettingsError
 from leoclr.datasets.wording import counted
 
@@ -53,14 +53,16 @@ def train(
 
     \b
     Examples:
-      leoclr train --data photos/
+      leoclr train --preset auto --data photos/
       leoclr train --backend moco --views leoclr --data 'shards/imagenet-{000..999}.tar'
       leoclr train --preset cifar10 --data shards/cifar10 --output runs/leoclr
       leoclr train --preset cifar10 --views pairwise --data shards/cifar10 --epochs 100 --set moco.queue=8192
       leoclr train --resume runs/leoclr
     """
-    base = _settings_of(resume, given) if resume is not None else None
-    resolved = given.resolve(base)
+    from leoclr.cli.run.recorded import recorded_settings
+
+    base = recorded_settings(resume, _moved(given)) if resume is not None else None
+    resolved = resolve(given, base, num_processes)
     run = _run_folder(resolved, output, resume, base)
     _refuse_bad_data(resolved.settings, resume)
     weights = resolved.settings.encoder.weights
@@ -87,6 +89,10 @@ def train(
     main = os.environ.get("RANK", "0") == "0"
     for line in resolved.warnings if main else ():
         warn(line)
+    if given.preset == AUTO and base is None:
+        from leoclr.cli.training.auto_settings import choice_line
+
+        say(choice_line(resolved.settings))
 
     from leoclr.cli.training.trainer import train as run_training
 
@@ -99,48 +105,9 @@ def train(
             raise typer.Exit(128 + result.stopped_by)
 
 
-def _beside(moved: str | Sequence[str], val: list[str]) -> list[str]:
-    """Validation data beside the training data that is named anew, where the run's own has gone."""
-    from leoclr.cli.image_folders import as_shards
-    from leoclr.datasets.shards.locate import check_specs, sibling_split
-
-    try:
-        check_specs(as_shards(val, announce=False))
-    except DataError:
-        return list(sibling_split(from_text("data.train", moved)))
-    return []
-
-
-def _settings_of(run: Path, given: Given) -> Settings:
-    """The settings that the run to resume was started with.
-
-    Where the training data is named anew and the validation data is not, that is looked for beside it.
-    """
-    from pydantic import ValidationError
-
-    from leoclr.cli.run.folder import RunFolder
-
-    description = RunFolder(run).read()
-    try:
-        moved = "data.train" in given.values and "data.val" not in given.values
-        if moved and (beside := _beside(given.values["data.train"], description["data"]["val"])):
-            description["data"]["val"] = beside
-        settings = Settings.model_validate(description["settings"])
-        return replaced(settings, {f"data.{key}": tuple(description["data"][key]) for key in ("train", "val")})
-    except (ValidationError, KeyError, TypeError) as error:
-        _refuse_missing_method(run, description)
-        first = str(error).splitlines()[0]
-        raise RunError(f"{run}/run.json does not hold settings that this version reads: {first}") from None
-
-
-def _refuse_missing_method(run: Path, description: Mapping[str, Any]) -> None:
-    """Raise RunError where the method of a run is not installed."""
-    name, origin = description["settings"].get("backend"), description.get("method", {})
-    if name not in plugins(METHODS) and origin:
-        raise RunError(
-            f"{run} was trained by the method {name} of the package {origin['package']} {origin['version']}, which is "
-            "not installed"
-        )
+def _moved(given: Given) -> str | Sequence[str] | None:
+    """Training data that is named anew, without validation data."""
+    return None if "data.val" in given.values else given.values.get("data.train")
 
 
 def _run_folder(resolved: Resolved, output: Path | None, resume: Path | None, base: Settings | None) -> Path:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from leoclr.cli import terminal as console
-from leoclr.cli.commands.flags import settings_of, with_settings
+from leoclr.cli.commands.base.flags import settings_of, with_settings
 from leoclr.cli.config.flags import Given
+from leoclr.cli.config.preset_files import AUTO
 from leoclr.datasets.errors import BadImage, DataError, RunError, SettingsError
 
 if TYPE_CHECKING:
@@ -50,6 +52,9 @@ def views(
     """
     if output.suffix.lower() != ".png":
         raise SettingsError(f"-o {output}: the picture is a PNG file; give a name that ends in .png")
+    if given.preset == AUTO:  # which chooses by a data set
+        shown = [image for image in images if not _is_picture(image)]
+        given = replace(given, values={**given.values, "data.train": shown})
     settings = settings_of(given)
 
     from leoclr.cli.config.augmentation import augmentation_spec
@@ -84,16 +89,22 @@ def _read(sources: list[str], count: int, limit: int) -> tuple[list[str], list[I
     return names, originals
 
 
+def _is_picture(source: str) -> bool:
+    """Whether an argument is to be a single image, and no shards or folder."""
+    from leoclr.datasets.shards.index import SUFFIX
+
+    return not Path(source).is_dir() and not source.endswith((".tar", SUFFIX))
+
+
 def _images_of(source: str, count: int) -> Iterator[tuple[str, Image.Image]]:
     """An image file, or the first `count` samples of shards."""
     from leoclr.cli.image_folders import as_shards
     from leoclr.datasets.images.decode import IMAGE_SUFFIXES, decode_image
-    from leoclr.datasets.shards.index import SUFFIX
     from leoclr.datasets.shards.locate import open_data, refuse_commands
     from leoclr.datasets.shards.reader import SampleReader
 
     path = Path(source)
-    if path.is_dir() or source.endswith((".tar", SUFFIX)):
+    if not _is_picture(source):
         index = open_data(as_shards([source]))
         reader = SampleReader(index)
         for number in range(min(count, len(index))):

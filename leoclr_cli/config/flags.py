@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from leoclr.cli.config.fields import all_fields, is_list, is_switch, nearest, nearest_key
+from leoclr.cli.config.preset_files import Chosen
 from leoclr.cli.config.resolve import Resolved, resolve
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.options import spread_values
@@ -71,12 +72,16 @@ class Given:
     Attributes:
         values: Dotted key -> text, or a sequence of texts where the setting is a list.
         names: Dotted key -> the flag that said it, for messages.
+        chosen: What the preset `auto` stands for, once that is known.
+        environment: Variables below the flags; None takes those of the process.
     """
 
     values: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
     preset: str | None = None
     config: Path | None = None
+    chosen: Chosen | None = None
+    environment: Mapping[str, str] | None = None
 
     @classmethod
     def of(
@@ -112,8 +117,9 @@ class Given:
         return cls(values, names, preset, config)
 
     def resolve(self, base: Settings | None = None) -> Resolved:
-        """The settings, with the process's environment below the flags; see `leoclr.cli.config.resolve.resolve`."""
-        return resolve(self.preset, self.config, os.environ, self.values, base, self.names)
+        """The settings; see `leoclr.cli.config.resolve.resolve`."""
+        environment = os.environ if self.environment is None else self.environment
+        return resolve(self.preset, self.config, environment, self.values, base, self.names, self.chosen)
 
 
 def parse_flags(words: Sequence[str]) -> Given:

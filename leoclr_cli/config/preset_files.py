@@ -6,13 +6,23 @@ line of each file is a comment that describes it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from leoclr.cli.config.fields import nearest
 from leoclr.cli.config.plugins import METHODS, plugins
 from leoclr.datasets.errors import SettingsError
 
 PRESETS = Path(__file__).with_name("presets")
+AUTO = "auto"  # the preset whose values follow from data and device; `leoclr.cli.preflight.auto_preset`
+
+
+class Chosen(NamedTuple):
+    """What `--preset auto` stands for: the preset that it starts from, and values over it, each with its reason."""
+
+    base: str
+    values: Mapping[str, tuple[Any, str]]
 
 
 def preset_names() -> tuple[str, ...]:

@@ -35,13 +35,14 @@ from leoclr.cli.config.fields import (
     variables,
 )
 from leoclr.cli.config.plugins import METHODS, VIEWS, method_settings, plugin, plugins
-from leoclr.cli.config.preset_files import preset_path, recipe_path, summary
+from leoclr.cli.config.preset_files import AUTO, Chosen, preset_path, recipe_path, summary
 from leoclr.cli.config.sections import LEAST_WIDTH
 from leoclr.cli.config.setting_files import read_settings_file
 from leoclr.cli.config.settings import Settings
 from leoclr.datasets.errors import SettingsError
 from leoclr.datasets.storage.credentials import VARIABLE as CREDENTIALS
 
+_OF_PRESETS = ("preset ", f"{AUTO}: ")  # how the origins of values begin that nobody gave by themselves
 _WHERE_DATA_LIES = ("data.train", "data.val")
 _SETTLED_AT_THE_START = (
     "augmentation.executor",
@@ -55,7 +56,7 @@ class Resolved:
 
     Attributes:
         origins: For every dotted key "default", "run" (the run that is resumed), "preset NAME", "preset NAME (BACKEND)"
-            for the method's own recipe, the settings file, "env LEOCLR_...", or "flag --NAME".
+            for the method's own recipe, "auto: REASON", the settings file, "env LEOCLR_...", or "flag --NAME".
         warnings: One line for each value that was asked for and has no effect, or that a preset's gives way to.
         recipe: The method's own recipe in the preset and its published figure, in a line; "" where it has none.
     """
@@ -83,7 +84,7 @@ class _Layers:
         except BadValue as error:
             self.problems.append(f"{place}: {error}")
             return
-        if not origin.startswith("preset ") and value != self.values[key]:
+        if not origin.startswith(_OF_PRESETS) and value != self.values[key]:
             self.changed.add(key)
         self.values[key] = value
         self.origins[key] = origin
@@ -104,6 +105,7 @@ def resolve(
     flags: Mapping[str, str | Sequence[str]],
     base: Settings | None = None,
     flag_names: Mapping[str, str] | None = None,
+    chosen: Chosen | None = None,
 ) -> Resolved:
     """Lay preset, file, environment and flags over the defaults, and check everything.
 
@@ -113,16 +115,19 @@ def resolve(
         flags: Dotted key to what the flag said; a sequence where a flag was repeated.
         base: Takes the place of the defaults: the settings of a run that is resumed.
         flag_names: Dotted key to the flag that set it, for messages; `--set KEY` where it is not in here.
+        chosen: Takes the place of the preset.
 
     Raises:
         SettingsError: Anything is unknown, of the wrong type, out of range or missing: one line for each, with its
             place and, for an unknown name, the nearest one.
     """
     names = flag_names or {}
-    layers = _lay(preset, None, config, environment, flags, names, base)
+    preset, values = (preset, {}) if chosen is None else chosen
+    above = (config, environment, flags, names, base, values)
+    layers = _lay(preset, None, *above)
     recipe = None if preset is None else recipe_path(preset, layers.values["backend"])
     if recipe is not None:
-        layers = _lay(preset, recipe, config, environment, flags, names, base)
+        layers = _lay(preset, recipe, *above)
     _raise(layers.problems)
     backend, views = layers.values["backend"], layers.values["views"]
     if layers.origins["views"] == "default" and method_settings(backend).default_views != views:
@@ -131,16 +136,16 @@ def resolve(
     own = {plugin(METHODS, backend).section, plugin(VIEWS, views).section}
     _shorten_warmup(layers)
     others = plugin_sections().keys() - own
-    values = {key: value for key, value in layers.values.items() if key.partition(".")[0] not in others}
+    kept = {key: value for key, value in layers.values.items() if key.partition(".")[0] not in others}
     try:
-        settings = Settings.model_validate(nested(values))
+        settings = Settings.model_validate(nested(kept))
     except ValidationError as error:
         _raise(list(_conflicts(error, layers.origins)))
         raise
     origins = {key: layers.origins[key] for key in keys_of(settings)}
     _raise(list(_unsafe(settings, origins)))
     warnings = (*layers.remarks, *_without_effect(settings, layers))
-    return Resolved(settings, origins, warnings, summary(recipe) if recipe is not None else "")
+    return Resolved(settings, origins, warnings, summary(recipe) if recipe is not None and chosen is None else "")
 
 
 def _lay(
@@ -151,6 +156,7 @@ def _lay(
     flags: Mapping[str, str | Sequence[str]],
     flag_names: Mapping[str, str],
     base: Settings | None,
+    chosen: Mapping[str, tuple[Any, str]],
 ) -> _Layers:
     """All layers, the lowest first. Which method's recipe is among them is known when the others are laid."""
     values = {key: default(key) for key in all_fields()}
@@ -163,6 +169,8 @@ def _lay(
     if recipe is not None:
         with layers.collecting():
             _lay_file(layers, recipe, f"preset {preset} ({recipe.stem})")
+    for key, (value, reason) in chosen.items():
+        layers.put(key, value, lambda _, raw: raw, f"{AUTO}: {reason}", key)
     if config is not None:
         with layers.collecting():
             _lay_file(layers, config, str(config))
@@ -174,7 +182,7 @@ def _lay(
 def _shorten_warmup(layers: _Layers) -> None:
     """A preset's warm-up takes at most half of a run that is shorter than the preset's."""
     key, epochs = "optimizer.warmup_epochs", layers.values["train.epochs"]
-    if layers.origins[key].startswith("preset ") and layers.values[key] > epochs / 2:
+    if layers.origins[key].startswith(_OF_PRESETS) and layers.values[key] > epochs / 2:
         layers.remarks.append(f"{key} ({layers.origins[key]}) is {epochs / 2:g} here: half of train.epochs")
         layers.values[key] = epochs / 2
 

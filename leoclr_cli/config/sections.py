@@ -247,6 +247,14 @@ class RunSettings(Strict):
         "read. The run cannot be extended then.",
     )
     knn_epochs: Count = Field(default=10, description="Epochs between k-NN scores, if labelled data is given; 0: none.")
+    on_collapse: Literal["stop", "warn"] = Field(
+        default="stop",
+        description="What to do where all embeddings stay nearly equal, or the loss stays at chance, for "
+        "`run.collapse_steps`.",
+    )
+    collapse_steps: PositiveCount = Field(
+        default=500, description="Steps for which signs of collapse may last; a dip in the first hundred may pass."
+    )
     log_steps: PositiveCount = Field(default=20, description="Steps between lines of metrics.jsonl.")
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
         default=("tensorboard",),

@@ -1,4 +1,4 @@
-"""Pictures of views and of nearest neighbours."""
+"""Pictures of views, of nearest neighbours and of near copies."""
 
 from __future__ import annotations
 
@@ -109,6 +109,21 @@ def neighbours_picture(
         subtitle += f" and class. {same} of {total} neighbours are of their query's class (green, tick)"
     headings = ["query", *(str(rank) for rank in range(1, max(map(len, rows))))]
     return sheet(title, subtitle, headings, rows, text_size=max(12, size // 9))
+
+
+def copies_picture(
+    groups: Sequence[Sequence[tuple[Image.Image, str, str]]], subtitle: str, size: int = 112
+) -> Image.Image:
+    """A row for each group of near copies: the image that is kept, and its copies. Of each the central square.
+
+    Args:
+        groups: Image, name and remark of each; the kept one first.
+        subtitle: The second line.
+        size: Side of the square that each image is fitted into, in pixels.
+    """
+    rows = [[Tile(_square(image, size), (remark, name)) for image, name, remark in group] for group in groups]
+    headings = ["kept", *(f"copy {number}" for number in range(1, max(map(len, rows))))]
+    return sheet("Near copies", subtitle, headings, rows, text_size=max(12, size // 9))
 
 
 def _views_row(

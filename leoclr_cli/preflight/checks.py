@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from leoclr.datasets.errors import RunError, SettingsError
 from leoclr.datasets.shards.description import remarks
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.locate import absolute
+from leoclr.datasets.wording import counted
 
 
 def micro_batch(settings: Settings, ranks: int) -> int:
@@ -70,6 +71,33 @@ def warnings_about(settings: Settings, index: Index, facts: RunFacts) -> Iterato
     """What will work, but perhaps not as it was meant."""
     yield from settings.method.warnings(facts)
     yield from remarks(index)
+
+
+def resume_remarks(
+    settings: Settings, before: Mapping[str, Any], now: Mapping[str, Any], facts: RunFacts, batch_norm: bool
+) -> Iterator[str]:
+    """What is not the same when a run goes on elsewhere.
+
+    Args:
+        before, now: What `environment` said where the checkpoint was made, and says here; nothing is said of what is
+            missing.
+        batch_norm: Whether the networks have BatchNorm.
+    """
+    old, ranks = before.get("processes"), facts.ranks
+    if isinstance(old, int) and old != ranks:
+        same = "the same images in the same order"
+        on_gpus = now["device"] == "cuda"
+        groups = [settings.method.batch_norm_groups(facts._replace(ranks=count), on_gpus) for count in (old, ranks)]
+        if batch_norm and groups[0] != groups[1]:
+            same += f", but BatchNorm with {counted(groups[1], 'group')} in place of {groups[0]}"
+        else:
+            same += "; sums may differ in their last bits"
+        yield f"the run goes on in {counted(ranks, 'process', 'processes')}, after {old}: {same}"
+    elif now["device"] == "cpu" and isinstance(threads := before.get("threads"), int) and threads != now["threads"]:
+        yield (
+            f"the run goes on with {counted(now['threads'], 'thread')}, after {threads}: sums may differ in their last "
+            f"bits; OMP_NUM_THREADS={threads} keeps them"
+        )
 
 
 def summary_line(settings: Settings, device_type: str, ranks: int) -> str:

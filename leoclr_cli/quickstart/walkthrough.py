@@ -34,7 +34,7 @@ from leoclr.cli.run.checkpoint import newest_checkpoint
 from leoclr.cli.run.encoders import LoadedEncoder, fresh_encoder, load_encoder
 from leoclr.cli.run.folder import RunFolder
 from leoclr.cli.terminal import progress, say
-from leoclr.cli.training.progress_line import duration
+from leoclr.cli.training.monitoring.progress_line import duration
 from leoclr.cli.training.trainer import train
 from leoclr.datasets.errors import DataError, RunError
 from leoclr.datasets.files import atomic_path, write_atomic

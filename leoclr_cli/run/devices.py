@@ -15,6 +15,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration
 
 from leoclr.backends.networks.backbones import Backbone, narrow_convolution
+from leoclr.backends.waits import waiting
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.allocator import keep_freed_memory
 from leoclr.cli.run.variables import drop_what_changes_results, settle_launch
@@ -83,7 +84,9 @@ def agree(accelerator: Accelerator, step: int, signal_number: int, save_is_due: 
     if accelerator.device.type == "cuda" and step % _AGREE_STEPS_CUDA:
         return 0, False
     asked = torch.tensor([[signal_number, int(save_is_due)]], device=accelerator.device)
-    found = accelerator.gather(asked).max(dim=0).values.tolist()  # SIGTERM, 15, before SIGUSR1, 10, and SIGINT, 2
+    with waiting():
+        together = accelerator.gather(asked)
+    found = together.max(dim=0).values.tolist()  # SIGTERM, 15, before SIGUSR1, 10, and SIGINT, 2
     return found[0], bool(found[1])
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from leoclr.cli.run.checkpoint import JSON, MANIFEST, Sound, newest_sound, verify
+from leoclr.cli.run.json_file import read_json_object
 from leoclr.cli.run.model_names import is_model_folder, is_named
 from leoclr.cli.terminal import warn
 from leoclr.datasets.errors import CheckpointError, RunError
@@ -40,6 +41,11 @@ class RunFolder:
     def metrics(self) -> Path:
         """One JSON object a line."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def failure(self) -> Path:
+        """The step that failed, and the first images of its batch."""
+        return self.path / "failed-step.json"
 
     @property
     def evals(self) -> Path:
@@ -95,6 +101,24 @@ class RunFolder:
         content.setdefault("extensions", []).append({"after_step": step, "epochs_before": before, "epochs": epochs})
         self.write({key: value for key, value in content.items() if key != "format"})
         return before
+
+    def note_failure(self, step: int, keys: Sequence[str]) -> None:
+        """Keep what `leoclr replay` needs to know of a step that failed."""
+        with suppress(OSError):  # the failure itself is what must be told
+            write_atomic(self.failure, json.dumps({"step": step, "images": list(keys)}, indent=2).encode())
+
+    def failed_step(self) -> int | None:
+        """The step of the newest failure, by number from 0, or None.
+
+        Raises:
+            CheckpointError: The note is damaged.
+        """
+        if not self.failure.exists():
+            return None
+        step = read_json_object(self.failure).get("step")
+        if not isinstance(step, int) or step < 0:
+            raise CheckpointError(f"{self.failure} names no step")
+        return step
 
     @contextmanager
     def still_there(self) -> Iterator[None]:

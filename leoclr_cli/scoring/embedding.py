@@ -54,7 +54,7 @@ class Embedding:
         check_precision(precision, self._device)
         encoder = load_encoder(checkpoint, backbone)
         self._encoder = replace(encoder, image_size=image_size or encoder.image_size)
-        self._source = tuple(data or _data_of_run(encoder))
+        self._source = tuple(data or data_of_run(encoder))
         shards = as_shards(self._source)
         with progress("reading shard headers", None, "bytes") as advance:
             self._index = open_data(shards, advance)
@@ -81,39 +81,21 @@ class Embedding:
         try:
             self._output.parent.mkdir(parents=True, exist_ok=True)
             with RunLock(self.pieces.path):
-                self._extract()
+                fill(
+                    self.pieces,
+                    self._encoder,
+                    self._index,
+                    self._preprocessing,
+                    self._batch_size,
+                    self._device,
+                    self._precision,
+                    self._workers,
+                )
                 record = self._finish()
             self.pieces.remove()
         except OSError as error:
             raise RunError(f"{self._output}: cannot be written ({error.strerror or error})") from error
         return record
-
-    def _extract(self) -> None:
-        backbone = self._encoder.backbone.to(self._device).to(memory_format=torch.channels_last)
-        if self.pieces.done:
-            say(f"{self.pieces.done:,} of {len(self._index):,} images are done already")
-        with progress("features", len(self._index) - self.pieces.done, "images") as advance:
-
-            def extract(part: Index, max_bad_share: float) -> Features:
-                return extract_features(
-                    backbone,
-                    part,
-                    self._preprocessing,
-                    batch_size=self._batch_size,
-                    device=self._device,
-                    precision=self._precision,
-                    workers=self._workers,
-                    max_bad_share=max_bad_share,
-                    advance=advance,
-                )
-
-            extract_pieces(
-                self.pieces,
-                self._index,
-                extract,
-                batch_size=self._batch_size,
-                dimension=self._encoder.backbone.feature_dim,
-            )
 
     def _finish(self) -> dict[str, Any]:
         rows, dimension = 0, 0
@@ -157,7 +139,39 @@ class Embedding:
         return record if same and there else None
 
 
-def _data_of_run(encoder: LoadedEncoder) -> Sequence[str]:
+def fill(
+    folder: PieceFolder,
+    encoder: LoadedEncoder,
+    index: Index,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    device: torch.device,
+    precision: Precision,
+    workers: int,
+) -> None:
+    """Extract the features that a folder of pieces lacks, with a progress bar."""
+    backbone = encoder.backbone.to(device).to(memory_format=torch.channels_last)
+    if folder.done:
+        say(f"{folder.done:,} of {len(index):,} images are done already")
+    with progress("features", len(index) - folder.done, "images") as advance:
+
+        def extract(part: Index, max_bad_share: float) -> Features:
+            return extract_features(
+                backbone,
+                part,
+                preprocessing,
+                batch_size=batch_size,
+                device=device,
+                precision=precision,
+                workers=workers,
+                max_bad_share=max_bad_share,
+                advance=advance,
+            )
+
+        extract_pieces(folder, index, extract, batch_size=batch_size, dimension=encoder.backbone.feature_dim)
+
+
+def data_of_run(encoder: LoadedEncoder) -> Sequence[str]:
     if encoder.run is None:
         raise EvaluationError(f"{encoder.source} does not say which data it goes with; name some with --data")
     return tuple(RunFolder(encoder.run).read()["data"]["train"])

@@ -77,7 +77,7 @@ class Evaluation:
         self.data = _labelled_data(self.encoder, request)
         self.test_numbers = match_classes(self.data.train, self.data.test)
         self.backbone = self.encoder.backbone.to(self.device).to(memory_format=torch.channels_last)
-        self._cache = FeatureCache(_cache_folder(self.encoder))
+        self._cache = FeatureCache(feature_folder(self.encoder))
         self.notes: list[str] = []
         self._shared = self.data.test.shared_with(self.data.train)
         if self.data.train.digest == self.data.test.digest:
@@ -258,6 +258,6 @@ def _open(source: tuple[str, ...]) -> Index:
         return open_data(shards, advance)
 
 
-def _cache_folder(encoder: LoadedEncoder) -> Path:
-    """In the run; for other weights where this system keeps caches."""
+def feature_folder(encoder: LoadedEncoder) -> Path:
+    """Where features are cached: in the run; for other weights where this system keeps caches."""
     return cache_root() / "features" if encoder.run is None else encoder.run / "features"

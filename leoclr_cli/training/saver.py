@@ -35,6 +35,7 @@ class Saver:
     ) -> None:
         self._run, self._state, self._settings, self._writes = run, state, settings, writes
         self._steps, self._steps_per_epoch = steps, steps_per_epoch
+        self._held: int | None = None
         self.begin(0)
 
     def begin(self, step: int) -> None:
@@ -54,14 +55,25 @@ class Saver:
         every = self._settings.checkpoint_epochs * self._steps_per_epoch
         return every > 0 and step % every == 0
 
+    def _stays(self, step: int) -> bool:
+        return step == self._held or self.keeps(step)
+
+    def hold(self, doubtful: bool) -> None:
+        """Keep the newest checkpoint of now until the run is no longer doubtful, or complete."""
+        if not doubtful:
+            self._held = None
+        elif self._held is None:
+            self._held = self.step
+
     def save(self, step: int, bad_images: Sequence[str]) -> None:
         """Write the checkpoint of a step and remove old ones. All processes must call it."""
         tensors = self._state.tensors()
+        self.hold(self._held is not None and step < self._steps)
         if self._writes:
             more = {"steps": self._steps, "epoch": step / self._steps_per_epoch, "bad_images": list(bad_images)}
             with self._run.still_there():
                 self._state.save(self._run.checkpoints, step, tensors, **more)
-                prune(self._run.checkpoints, step, self._settings.keep, self.keeps)
+                prune(self._run.checkpoints, step, self._settings.keep, self._stays)
         self.begin(step)
 
     def finish(self) -> Path:

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from leoclr.backends.distributed import gather, rank, ranks
 from leoclr.backends.method import Method
+from leoclr.backends.networks.batchnorm import has_batch_norm
 from leoclr.cli.config.settings import Settings
+from leoclr.cli.preflight.checks import facts_of, resume_remarks
 from leoclr.cli.run.checkpoint import Checkpoint, save_checkpoint
-from leoclr.cli.run.versions import versions
+from leoclr.cli.run.versions import environment, versions
 from leoclr.cli.training.optimizers import load_optimizer_tensors, optimizer_tensors
 from leoclr.datasets.errors import CheckpointError, RunError
 from leoclr.datasets.shards.index import Index
@@ -54,11 +56,12 @@ class RunState:
             "encoder": next(iter(self._method.backbones())),
             "scaler": scaler.state_dict() if scaler is not None else None,
             "versions": versions(),
+            "environment": self._environment(),
         }
         return save_checkpoint(folder, step, tensors, state)
 
-    def load(self, checkpoint: Checkpoint) -> None:
-        """Take everything over from a checkpoint of the same run.
+    def load(self, checkpoint: Checkpoint) -> list[str]:
+        """Take everything over from a checkpoint of the same run; returns what is not as before, in lines.
 
         Raises:
             RunError: It was trained on other data.
@@ -81,6 +84,13 @@ class RunState:
         scaler = self._accelerator.scaler
         if scaler is not None and checkpoint.state["scaler"] is not None:
             scaler.load_state_dict(checkpoint.state["scaler"])
+        before, now = checkpoint.state.get("environment"), self._environment()
+        before = before if isinstance(before, dict) else {}  # which earlier versions did not save
+        facts = facts_of(self._settings, len(index), ranks())
+        return list(resume_remarks(self._settings, before, now, facts, has_batch_norm(self._method)))
+
+    def _environment(self) -> dict[str, str | int]:
+        return environment(self._accelerator.device, self._accelerator.num_processes)
 
     def _own_part(self, model: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of this rank: buffers that differ between ranks are split anew among however many there are."""

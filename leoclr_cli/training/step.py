@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from leoclr.backends import waits
 from leoclr.backends.method import Method, Output, Progress
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.training.optimizers import build_optimizer, drop_frozen_gradients, learning_rate, schedule
@@ -81,6 +82,10 @@ class TrainStep:
         )
         self._statistics = list(_batch_norm_statistics(method))
         self._unfinished = self._updating = False
+        self._last_part = False
+        if accelerator.num_processes > 1:  # the first layer's gradient is the last; then those of all are waited for
+            first = next(p for p in method.parameters() if p.requires_grad)
+            first.register_hook(self._gradients_made)  # type: ignore[no-untyped-call]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*broadcast_buffers.*", FutureWarning)  # renamed in torch 2.14
             self.model, self._prepared = accelerator.prepare(method, self.optimizer)
@@ -162,11 +167,17 @@ class TrainStep:
             last = number == train.accumulation - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
                 output: Output = self.model(inputs, self.pairs, now)
+                self._last_part = last
                 accelerator.backward(output.loss / train.accumulation)
+                waits.end()
             total += output.loss.detach() / train.accumulation
             for name, value in output.metrics.items():
                 metrics[name] = metrics.get(name, 0.0) + value.detach() / train.accumulation
         return StepResult(total, output.embeddings, metrics)
+
+    def _gradients_made(self, gradient: Tensor) -> None:
+        if self._last_part:
+            waits.begin()
 
     def _change_gradients(self, now: Progress) -> None:
         """What the method and the settings do to gradients: as they are, and not as the scaler of fp16 has them."""

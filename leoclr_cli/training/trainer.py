@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from leoclr.backends.waits import Waits
 from leoclr.cli.config.fields import get, keys_of
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.preflight.checks import (
@@ -37,17 +38,18 @@ from leoclr.cli.training import build
 from leoclr.cli.training.bad_images import BadImages
 from leoclr.cli.training.data import TrainingData
 from leoclr.cli.training.graph import use_graph
-from leoclr.cli.training.knn_monitor import KnnMonitor
-from leoclr.cli.training.meter import Meter
-from leoclr.cli.training.metrics import Listener, MetricsLog, require_trackers, start_trackers
-from leoclr.cli.training.progress_line import ProgressLine, StepReading
-from leoclr.cli.training.rescue import NotFinite, saved_on_failure
+from leoclr.cli.training.monitoring.health import Alarm
+from leoclr.cli.training.monitoring.knn_monitor import KnnMonitor
+from leoclr.cli.training.monitoring.meter import Meter
+from leoclr.cli.training.monitoring.metrics import Listener, MetricsLog, require_trackers, start_trackers
+from leoclr.cli.training.monitoring.progress_line import ProgressLine, StepReading
+from leoclr.cli.training.monitoring.throughput import Clock, slowest
+from leoclr.cli.training.rescue import Unsound, not_finite, saved_on_failure
 from leoclr.cli.training.result import TrainResult
 from leoclr.cli.training.saver import Saver
 from leoclr.cli.training.signals import GracefulStop, patience
 from leoclr.cli.training.state import RunState
 from leoclr.cli.training.step import RunLength, StepResult, TrainStep
-from leoclr.cli.training.throughput import Clock
 from leoclr.datasets.errors import RunError
 from leoclr.datasets.loading.device_feed import Pace
 from leoclr.datasets.loading.loader import Batch
@@ -115,6 +117,7 @@ class Trainer:
         self.saver = Saver(run, self.state, settings.run, self.steps, self.plan.steps_per_epoch, self.main)
         self.knn = KnnMonitor.of(settings, self.index, self.data.val)
         self.step, self.meter = 0, Meter(accelerator)
+        self.alarm = Alarm(settings, self.facts, self.main)
         self.samples = torch.empty(0, dtype=torch.long)  # of the newest step
         self.bad = self._bad_images(())
 
@@ -128,7 +131,7 @@ class Trainer:
         if newest is None and damaged:
             raise RunError(f"{damaged[0]}; no checkpoint of {self.run.path} is sound, so choose another --output")
         if newest is not None:
-            self._load(newest)
+            self.load(newest)
         else:
             weights = start_from_weights(self.method, settings.encoder, settings.data.image_size)
         if self.main:
@@ -149,15 +152,15 @@ class Trainer:
 
     def fit(self, stop: GracefulStop, on_metrics: Listener | None = None) -> TrainResult:
         """Loop over the steps that are left, then save. Where a step cannot be had or made, what is done is saved."""
-        began = time.monotonic()
+        began, stopped = time.monotonic(), 0
         self.saver.begin(self.step)
-        stopped = 0
-        clock, pace = Clock(self.step, self.plan.batch_size), Pace(self.device)
+        clock, pace = Clock(self.step, self.plan.batch_size, Waits(self.device)), Pace(self.device)
         line = ProgressLine(self.step, self.steps, self.plan.steps_per_epoch, self.main)
         values: dict[str, float] = {}
         scored: float | None = None
         failures = saved_on_failure(self.run.path, self._worth_saving, self._save_finished)
-        with contextlib.closing(self._log(on_metrics)) as log, contextlib.closing(line), failures:
+        listening = clock.waits.listening()
+        with contextlib.closing(self._log(on_metrics)) as log, contextlib.closing(line), failures, listening:
             loader = self.data.batches(self.step, self.steps, lambda: bool(stop.now()))
             while self.step < self.steps:
                 stopped, due = agree(self.accelerator, self.step, stop.now(), self.saver.due(self.step))
@@ -179,7 +182,8 @@ class Trainer:
                 self.step += 1
                 if self.step % self.plan.steps_per_epoch == 0 or self.step % self.settings.run.log_steps == 0:
                     values = self._measures(clock)
-                    line.show(StepReading(self.step, values["loss"], values["images_per_second"], values["waiting"]))
+                    line.show(StepReading.of(self.step, values))
+                    self.saver.hold(self.alarm.look(self.step, values))
                     if self._knn_is_due():
                         line.close()
                         with clock.paused():
@@ -221,14 +225,14 @@ class Trainer:
         """Write a checkpoint and remove old ones."""
         self.saver.save(self.step, self.bad.lines())
 
-    def _load(self, newest: Sound) -> None:
+    def load(self, newest: Sound) -> None:
         """Go on after a checkpoint. One that is reduced to weights will do where no step is left to make."""
         reduced = is_weights_only(newest)
         if reduced and newest.step < self.steps:
             raise refusal(self.run.path)
         checkpoint = newest.load(groups=() if reduced else None)
         if not reduced:
-            self.state.load(checkpoint)
+            self.remarks += self.state.load(checkpoint)
         self.step = checkpoint.step
         self.bad = self._bad_images(checkpoint.state["bad_images"])
 
@@ -246,24 +250,20 @@ class Trainer:
         except FloatingPointError:
             raise self._not_finite() from None
 
-    def _not_finite(self) -> NotFinite:
-        keys = ", ".join(self.index.key(int(number)) for number in self.samples[:8])
-        return NotFinite(
-            f"the loss or its gradient is not finite at step {self.step}; the last checkpoint is kept. "
-            f"Try a smaller --lr or more warm-up; the batch began with {keys}"
-        )
+    def _not_finite(self) -> Unsound:
+        return not_finite(self.run, self.step, [self.index.key(int(number)) for number in self.samples], self.main)
 
     def _measures(self, clock: Clock) -> dict[str, float]:
-        loss = self._settle()
-        images_per_second, waiting = clock.read(self.step)
+        images_per_second, waiting, own_seconds = clock.read(self.step)
         return {
             "epoch": self.step / self.plan.steps_per_epoch,
-            "loss": loss,
+            "loss": self._settle(),
             "lr": float(self.optimizer.param_groups[0]["lr"]),
-            **self.meter.measures(self.step),
+            **self.meter.measures(),
             "images_per_second": images_per_second,
             "waiting": waiting,
             "bad_images": float(len(self.bad)),
+            **slowest(own_seconds, self.accelerator),
         }
 
     def _score(self, stop: GracefulStop) -> dict[str, float]:
@@ -280,8 +280,8 @@ class Trainer:
         return self.knn is not None and not rest and (self.step == self.steps or self.knn.due(epoch))
 
     def _bad_images(self, known: tuple[str, ...] | list[str]) -> BadImages:
-        most = self.settings.data.max_bad_samples
-        return BadImages(self.run.path / "bad-images.txt", len(self.index), most, known, self.main)
+        path, most = self.run.path / "bad-images.txt", self.settings.data.max_bad_samples
+        return BadImages(path, len(self.index), most, known, self.main)
 
     def _log(self, on_metrics: Listener | None) -> MetricsLog:
         """metrics.jsonl and the trackers; the first process's alone."""
@@ -290,8 +290,7 @@ class Trainer:
         return MetricsLog(self.run.metrics, self.accelerator, self.step, on_metrics)
 
     def _announce(self) -> None:
-        say(summary_line(self.settings, self.device.type, self.ranks))
-        for line in self.data.describe():
+        for line in (summary_line(self.settings, self.device.type, self.ranks), *self.data.describe()):
             say(line)
         if self.step:
             say(f"going on after step {self.step:,} of {self.steps:,}")

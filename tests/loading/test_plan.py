@@ -67,6 +67,20 @@ def test_the_global_order_is_that_of_one_rank(window: int) -> None:
 
 
 @pytest.mark.parametrize("window", WINDOWS)
+def test_a_run_that_goes_on_in_other_numbers_of_processes_keeps_the_order(window: int) -> None:
+    sizes = uneven(7)
+    alone = ranks_of(sizes, 12, 1, window)
+    steps = alone[0].steps_per_epoch
+    processes = [2, 1, *[3] * (steps - 2)]  # of each step of the second epoch
+    seen = [
+        plan.step(steps + step).samples
+        for step, ranks in enumerate(processes)
+        for plan in ranks_of(sizes, 12, ranks, window)
+    ]
+    np.testing.assert_array_equal(np.concatenate(seen), epoch_of(alone, 1))
+
+
+@pytest.mark.parametrize("window", WINDOWS)
 def test_the_order_is_a_function_of_seed_and_epoch_alone(window: int) -> None:
     sizes = uneven(7)
     orders = [epoch_of(ranks_of(sizes, 12, 1, window, seed), epoch) for seed in (1, 2) for epoch in (0, 1)]

@@ -148,6 +148,7 @@ def two_sizes(install: Install) -> Path:
     return install(place, TWO_SIZES, {"twosizes": f"{place}:TwoSizes"}, {"whole-and-small": f"{place}:POLICY"})
 
 
+@pytest.mark.slow(ci=True)
 def test_a_method_with_two_sizes_a_predictor_and_a_schedule_keeps_every_promise(
     two_sizes: Path, tmp_path: Path
 ) -> None:

@@ -19,8 +19,8 @@ import webdataset
 from PIL import Image
 from typer.testing import CliRunner
 
+from leoclr.cli.commands.base.parsing import LeoclrCommand
 from leoclr.cli.commands.index import index
-from leoclr.cli.commands.parsing import LeoclrCommand
 from leoclr.cli.commands.shard import shard
 from leoclr.datasets.errors import DataError, LeoclrError, SettingsError
 from leoclr.datasets.shards.index import Index
@@ -66,7 +66,7 @@ def test_shard_prints_a_table_and_the_next_command() -> None:
         ["val", "2", "2", "1"],
         ["classes:", "cat,", "dog"],
     ]
-    assert messages.splitlines() == ["next: leoclr train --data 'out put' --batch-size 16"]
+    assert messages.splitlines() == ["next: leoclr train --preset auto --data 'out put'"]
     assert Path("out put/train/my-photos-000000.tar").is_file()
     assert len(Index.load(Path("out put/val/my-photos.index.json"))) == 2
 

@@ -11,16 +11,18 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, cast
+from unittest.mock import patch
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from leoclr.backends.method import Facts, Method, Progress
-from leoclr.backends.methods import barlow_twins, byol, dino, moco, scfs, simclr, simsiam, swav, vicreg
+from leoclr.backends.methods import barlow_twins, byol, dino, hcsc, moco, obow, scfs, simclr, simsiam, swav, vicreg
 from leoclr.backends.methods.moco import MoCo
 from leoclr.backends.methods.simclr import SimCLR
 from leoclr.backends.networks.backbones import Backbone
@@ -53,7 +55,10 @@ def two_steps(kind: str, views: str, batch_norm: bool) -> dict[str, Tensor]:
     return steps_of(backend, views)
 
 
-CENTRES = ("centre", "stage_centre")
+STATE = (  # that methods end with, beside weights
+    *("centre", "stage_centre", "vocabularies.0.keys", "vocabularies.0.distance", "bank.keys"),
+    *("levels.0.centroids", "levels.0.concentration", "levels.0.parents"),
+)
 SMALL: dict[str, Any] = {"hidden": 7, "dim": 5}
 OTHERS: dict[str, Callable[[Facts], Method]] = {  # without BatchNorm between processes, which CPUs have not
     "byol": lambda facts: byol.BYOL(byol.Settings(**SMALL, momentum=0.9), facts),
@@ -62,6 +67,10 @@ OTHERS: dict[str, Callable[[Facts], Method]] = {  # without BatchNorm between pr
     "vicreg": lambda facts: vicreg.VICReg(vicreg.Settings(**SMALL), facts),
     "swav": lambda facts: swav.SwAV(swav.Settings(**SMALL, prototypes=6, queue=BATCH, queue_epochs=0.0), facts),
     "dino": lambda facts: dino.DINO(dino.Settings(**SMALL, outputs=6), facts),
+    "hcsc": lambda facts: hcsc.HCSC(
+        hcsc.Settings(queue=40, momentum=0.9, bn_splits=1, clusters=(4, 2), bank=16, enqueue="all"), facts
+    ),
+    "obow": lambda facts: obow.OBoW(obow.Settings(words=24, stages=(4,)), facts),
     "scfs": lambda facts: scfs.SCFS(
         scfs.Settings(**SMALL, outputs=6, stages=(4,), stage_bottleneck=3, stage_hidden=4, stage_dim=5), facts
     ),
@@ -71,7 +80,9 @@ OTHERS: dict[str, Callable[[Facts], Method]] = {  # without BatchNorm between pr
 def steps_of_another(kind: str, views: str) -> dict[str, Tensor]:
     torch.manual_seed(0)
     pairs = POLICIES[views].pairs
-    facts = Facts(lambda: tiny_backbone(False), pairs=pairs, batch_size=BATCH, ranks=dist.get_world_size())
+    facts = Facts(
+        lambda: tiny_backbone(False), pairs=pairs, batch_size=BATCH, images=BATCH, ranks=dist.get_world_size()
+    )
     method: Method = OTHERS[kind](facts).double().to(DEVICE)
     for part in method.modules():
         if isinstance(part, _BatchNorm):
@@ -108,8 +119,37 @@ def steps_of(backend: Method, views: str) -> dict[str, Tensor]:
     if isinstance(backend, MoCo):
         results["queue"] = backend.queue.keys.clone()
         results |= {f"key.{name}": value.detach().clone() for name, value in backend.key_encoder.named_parameters()}
-    results |= {name: value.clone() for name, value in backend.named_buffers() if name in CENTRES}
+    results |= {name: value.clone() for name, value in backend.named_buffers() if name in STATE}
     return results
+
+
+def counted_steps(views: str) -> dict[str, Tensor]:
+    """Bytes that `two_steps` of MoCo with shuffling BatchNorm receives from other ranks, by what they are."""
+    received = {"images": 0, "keys": 0, "gradients": 0}
+    gathered, exchanged = dist.all_gather, dist.all_to_all_single
+
+    def all_gather(parts: list[Tensor], tensor: Tensor) -> None:
+        gathered(parts, tensor)
+        received["keys"] += sum(part.nbytes for part in parts) - tensor.nbytes
+
+    def all_to_all_single(output: Tensor, tensor: Tensor, counts: list[int], others: list[int]) -> None:
+        exchanged(output, tensor, counts, others)
+        received["images"] += output.nbytes // len(output) * (len(output) - counts[dist.get_rank()])
+
+    def all_reduce(bucket: Any) -> torch.futures.Future[Tensor]:
+        parts = 2 * (dist.get_world_size() - 1)  # that a ring sends, one for each rank
+        received["gradients"] += parts * bucket.buffer().nbytes // dist.get_world_size()
+        return allreduce_hook(dist.group.WORLD, bucket)  # type: ignore[arg-type]
+
+    class Counting(DistributedDataParallel):
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
+            self.register_comm_hook(None, lambda state, bucket: all_reduce(bucket))
+
+    counting = patch.dict(globals(), {"DistributedDataParallel": Counting})
+    with counting, patch.multiple(dist, all_gather=all_gather, all_to_all_single=all_to_all_single):
+        two_steps("moco", views, True)
+    return {name: torch.tensor(number) for name, number in received.items()}
 
 
 def main() -> None:
@@ -120,6 +160,7 @@ def main() -> None:
             for batch_norm in (False, True) if kind == "moco" else (False,):
                 case = f"{kind}.{views}.{'bn' if batch_norm else 'plain'}"
                 results |= {f"{case}.{name}": value for name, value in two_steps(kind, views, batch_norm).items()}
+    results |= {f"traffic.{name}": value for name, value in counted_steps("leoclr").items()}
     for kind in OTHERS:
         for views in ("leoclr", "pairwise-symmetric"):
             results |= {f"{kind}.{views}.plain.{name}": value for name, value in steps_of_another(kind, views).items()}

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from leoclr.cli.commands import errors
 from leoclr.cli.commands.app import main
+from leoclr.cli.commands.base import errors
 from leoclr.datasets.errors import DataError, NotKept
 
 MISTAKES = {

@@ -10,7 +10,7 @@ from leoclr.cli.preflight.checks import facts_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 
-POLICIES = ("byol", "leoclr", "multicrop", "pairwise", "pairwise-symmetric")  # those that wrap no loss
+POLICIES = ("byol", "leoclr", "multicrop", "obow", "pairwise", "pairwise-symmetric")  # those that wrap no loss
 
 
 def cell(backend: str, views: str) -> str:

@@ -43,7 +43,7 @@ def test_the_recipes_that_are_promised_exist() -> None:
 def test_an_unknown_preset_is_answered_with_the_nearest() -> None:
     with pytest.raises(SettingsError, match="--preset imagnet: no such preset; did you mean imagenet?"):
         preset_path("imagnet")
-    with pytest.raises(SettingsError, match="--preset ../x: no such preset; there are cifar10, "):
+    with pytest.raises(SettingsError, match="--preset ../x: no such preset; there are auto, cifar10, "):
         preset_path("../x")
 
 

@@ -114,6 +114,7 @@ def add(shard: tarfile.TarFile, name: str, content: bytes) -> None:
     shard.addfile(member, io.BytesIO(content))
 
 
+@pytest.mark.slow(ci=True)
 def test_no_input_starts_a_process_opens_a_socket_or_is_unpickled(
     make_shards: MakeShards, tiny_config: TinyConfig, tmp_path: Path
 ) -> None:

@@ -14,7 +14,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from leoclr.cli.commands.parsing import LeoclrCommand
+from leoclr.cli.commands.base.parsing import LeoclrCommand
 from leoclr.cli.commands.show_config import show_config
 from leoclr.cli.config.fields import FIELDS, get, keys_of, nested, split_list
 from leoclr.cli.config.resolve import Resolved, differences, resolve
@@ -426,7 +426,7 @@ def test_a_stray_argument_is_refused() -> None:
     [
         ("--epoch", "did you mean --epochs?"),
         ("--batch_size", "did you mean --batch-size?"),
-        ("--bn-splits", "did you mean --set moco.bn_splits=VALUE?"),
+        ("--bn-splits", "did you mean --set hcsc.bn_splits=VALUE or --set moco.bn_splits=VALUE?"),
         ("--optimizer.lr", "did you mean --set optimizer.lr=VALUE?"),
         ("--wieght-decay", "did you mean --set optimizer.weight_decay=VALUE?"),
     ],

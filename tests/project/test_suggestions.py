@@ -39,7 +39,8 @@ def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path / "a folder")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for name, value in SMALL.items():
-        monkeypatch.setenv(name, value)
+        if name != "LEOCLR_DATA__BATCH_SIZE":  # which is chosen for the images
+            monkeypatch.setenv(name, value)
 
 
 def run(line: str) -> int:
@@ -91,7 +92,7 @@ def test_from_images_without_labels(images: int, capsys: pytest.CaptureFixture[s
 def test_images_of_another_split_alone(split: str, capsys: pytest.CaptureFixture[str]) -> None:
     pictures(f"photos/{split}", ("cat", "dog"), 10)
     done = follow("leoclr shard photos out", capsys)
-    assert done[1].startswith(f"leoclr train --data out/{split} ")
+    assert done[1].startswith(f"leoclr train --preset auto --data out/{split}")
 
 
 @pytest.mark.parametrize(

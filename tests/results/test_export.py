@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from leoclr.backends.networks.backbones import build_backbone
+from leoclr.cli.commands.base.parsing import LeoclrCommand
 from leoclr.cli.commands.export import default_path, export
-from leoclr.cli.commands.parsing import LeoclrCommand
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.exporting.export import TOLERANCE, export_encoder
 from leoclr.cli.exporting.formats import ExportFormat
@@ -95,6 +95,7 @@ for format, lines in json.loads(Path("usage.json").read_text()).items():
 """
 
 
+@pytest.mark.slow(ci=True)
 def test_the_printed_lines_run_as_pasted_in_another_folder_and_give_the_same_features(
     tmp_path: Path, cifar_encoder: LoadedEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

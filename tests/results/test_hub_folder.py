@@ -105,6 +105,7 @@ def features_of(encoder: LoadedEncoder, paths: list[Path]) -> tuple[torch.Tensor
         return normalised, encoder.backbone(normalised)
 
 
+@pytest.mark.slow(ci=True)
 def test_timm_and_transformers_give_the_runs_features_without_a_network(tmp_path: Path) -> None:
     encoder, paths = load_encoder(make_run(tmp_path / "run")), photographs(tmp_path)
     report = export_encoder(encoder, ExportFormat.hf, tmp_path / "folder")

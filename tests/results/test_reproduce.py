@@ -111,7 +111,7 @@ def test_table_1_lists_every_row_with_what_is_known_of_it(capsys: pytest.Capture
     lines = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines() if "  " in line}
     assert lines["LeOCLR"].split() == ["LeOCLR", "moco", "leoclr", "76.20"]
     assert "swav  " in lines["SwAV"] and "multicrop" in lines["SwAV"] and "75.3 (authors" in lines["SwAV"]
-    assert lines["HCSC"].split()[1:3] == ["-", "-"] and len(lines) >= 19
+    assert lines["HEXA"].split()[1:3] == ["-", "-"] and len(lines) >= 19
 
 
 def test_a_row_is_trained_with_its_own_views_and_with_the_original_as_anchor(
@@ -123,7 +123,7 @@ def test_a_row_is_trained_with_its_own_views_and_with_the_original_as_anchor(
     assert [line.count("--views leoclr") for line in trainings] == [0, 1, 0, 1]
     assert ["--backend byol" in line for line in trainings] == [True, True, False, False]
     assert "--views pairwise" in trainings[2] and "--views pairwise" not in trainings[3]
-    for wrong, word in (("HCSC", "cannot be trained here"), ("BYOLL", "is no method of the recipe")):
+    for wrong, word in (("HEXA", "cannot be trained here"), ("BYOLL", "is no method of the recipe")):
         assert reproduce(*arguments, "--method", wrong) == 2
         assert f"--method {wrong}: {word}; there are MoCo-v2, " in capsys.readouterr().err
 

@@ -13,7 +13,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from leoclr.cli.commands.parsing import LeoclrCommand
+from leoclr.cli.commands.base.parsing import LeoclrCommand
 from leoclr.cli.commands.views import views
 from leoclr.datasets.errors import LeoclrError
 

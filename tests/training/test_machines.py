@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from leoclr.cli import terminal
-from leoclr.cli.commands.errors import exit_code
+from leoclr.cli.commands.base.errors import exit_code
 from leoclr.datasets.errors import DataError
 from leoclr.datasets.shards.locate import open_data
 from leoclr.datasets.shards.reader import SampleReader

@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
-from leoclr.cli.training.progress_line import ProgressLine, StepReading, duration, rate_in_words
+from leoclr.cli.training.monitoring.progress_line import ProgressLine, StepReading, duration, rate_in_words
 
 
 def drawn(width: int, knn: float | None = 0.4567) -> list[str]:

@@ -131,6 +131,7 @@ def test_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.slow
 def test_interrupted_training_is_saved_and_gone_on_with(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "leoclr.cli", "quickstart", "--output", str(tmp_path / "out"), "--epochs", "10000"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:

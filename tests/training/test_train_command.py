@@ -32,10 +32,10 @@ def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "leoclr.cli", *map(str, arguments)]
 
 
-def start(*arguments: str | Path) -> subprocess.Popen[str]:
+def start(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command(*arguments),
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -71,14 +71,30 @@ def one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return lines[0]
 
 
-def test_a_signal_to_one_of_two_processes_saves_and_one_process_goes_on(
+SECOND_PROCESS_SLEEPS = """
+import os, time
+if os.environ.get("RANK") == "1":
+    import torch
+    step = torch.optim.SGD.step
+    torch.optim.SGD.step = lambda *arguments: (time.sleep(0.5), step(*arguments))[1]
+"""
+
+
+@pytest.mark.slow
+def test_a_slow_process_is_named_and_a_signal_to_it_saves_and_one_process_goes_on(
     make_shards: MakeShards, tmp_path: Path, config: Path
 ) -> None:
     data, folder = make_shards((20, 9)), tmp_path / "run"
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "sitecustomize.py").write_text(SECOND_PROCESS_SLEEPS)
     process = start(
-        "train", "--config", config, "--data", data, "--epochs", "200", "--output", folder, "--num-processes", "2"
-    )
+        "train", "--config", config, "--data", data, "--epochs", "200", "--output", folder, "--num-processes", "2",
+        PYTHONPATH=str(tmp_path / "slow"),
+    )  # fmt: skip
     wait_for_steps(folder, 3, process)
+    third = json.loads((folder / "metrics.jsonl").read_text().splitlines()[2])
+    assert third["slowest_rank"] == 1 and third["slowest_rank_seconds"] > 0.5
+    assert third["other_ranks_seconds"] < third["slowest_rank_seconds"] - 0.3
     (second,) = [rank for rank in psutil.Process(process.pid).children() if rank.environ()["RANK"] == "1"]
     second.send_signal(signal.SIGUSR1)
     _, errors = process.communicate(timeout=120)
@@ -96,6 +112,7 @@ def test_a_signal_to_one_of_two_processes_saves_and_one_process_goes_on(
     assert steps == list(range(1, len(steps) + 1))
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_leaves_at_once_and_the_checkpoints_are_whole(
     make_shards: MakeShards, tmp_path: Path, config: Path
 ) -> None:
@@ -130,6 +147,7 @@ def kill_and_resume(data: Path, config: Path, tmp_path: Path, kills: int) -> Non
     assert last_checkpoint(killed) == last_checkpoint(whole)
 
 
+@pytest.mark.slow(ci=True)
 def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(
     make_shards: MakeShards, tmp_path: Path, config: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import signal
 from collections.abc import Callable
 from functools import partial
@@ -19,8 +20,10 @@ from leoclr.cli.config.resolve import differences
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from leoclr.cli.run.folder import RunFolder
+from leoclr.cli.run.versions import environment
+from leoclr.cli.training import state
 from leoclr.cli.training import trainer as training
-from leoclr.cli.training.knn_monitor import KnnMonitor
+from leoclr.cli.training.monitoring.knn_monitor import KnnMonitor
 from leoclr.cli.training.optimizers import learning_rate
 from leoclr.cli.training.result import TrainResult
 from leoclr.cli.training.signals import GracefulStop
@@ -232,6 +235,38 @@ def test_a_folder_holds_one_run(make_shards: MakeShards, tmp_path: Path, setting
         train(settings(data), tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("before", "changes", "words"),
+    [
+        ({"processes": 2}, {}, "in 1 process, after 2: the same images in the same order; sums may differ in their"),
+        ({"processes": 4}, {}, "in 1 process, after 4: .* same order, but BatchNorm with 2 groups in place of 4$"),
+        ({"processes": 2}, {"backend": "simclr"}, "in 1 process, after 2: .* BatchNorm with 1 group in place of 2$"),
+        ({"threads": 1000}, {}, r"with \d+ threads?, after 1000: sums may differ .*; OMP_NUM_THREADS=1000 keeps them$"),
+        ({}, {}, None),
+    ],
+)
+def test_resuming_elsewhere_says_what_is_not_the_same(
+    make_shards: MakeShards,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    settings: MakeSettings,
+    stop_after: Callable[[int], None],
+    before: dict[str, Any],
+    changes: dict[str, str],
+    words: str | None,
+) -> None:
+    """With two groups of BatchNorm, or with one for each process."""
+    chosen = settings(make_shards((16,)), train__epochs="1", **changes)
+    monkeypatch.setattr(state, "environment", lambda device, ranks: environment(device, ranks) | before)
+    stop_after(1)
+    train(chosen, tmp_path / "run")
+    monkeypatch.undo()
+    train(chosen, tmp_path / "run", resume=True)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: the run goes on")]
+    assert len(lines) == (0 if words is None else 1) and (words is None or re.search(words, lines[0]))
+
+
 def test_resuming_on_other_data_is_refused(make_shards: MakeShards, tmp_path: Path, settings: MakeSettings) -> None:
     train(settings(make_shards((16,))), tmp_path / "run")
     with pytest.raises(RunError, match="trained on other data"):
@@ -286,26 +321,6 @@ def test_a_queue_longer_than_the_data_is_warned_of(
 ) -> None:
     train(settings(make_shards((16,)), moco__queue="17"), tmp_path / "run")
     assert "queue of 17 keys is longer than the data set of 16 images" in capsys.readouterr().err
-
-
-def test_a_collapse_is_warned_of_once(
-    make_shards: MakeShards,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    settings: MakeSettings,
-) -> None:
-    original = training.Trainer._train_step
-
-    def collapsed(self: training.Trainer, batch: Any) -> Any:
-        for parameter in self.method.get_submodule("encoder.projector").parameters():
-            parameter.data.fill_(0.1)
-        return original(self, batch)
-
-    monkeypatch.setattr(training.Trainer, "_train_step", collapsed)
-    train(settings(make_shards((16,))), tmp_path / "run")
-    assert capsys.readouterr().err.count("the embeddings have collapsed at step 1") == 1
-    assert metrics(tmp_path / "run")[0]["effective_rank"] < 1.1
 
 
 def test_bf16_is_computed_or_refused_never_emulated(
@@ -476,7 +491,7 @@ def test_a_score_that_fails_only_warns(
     def fail(*arguments: Any, **options: Any) -> None:
         raise error
 
-    monkeypatch.setattr("leoclr.cli.training.knn_monitor.extract_features", fail)
+    monkeypatch.setattr("leoclr.cli.training.monitoring.knn_monitor.extract_features", fail)
     data, val = make_shards((16,)), make_shards((4,), name="val")
     chosen = settings(data, data__val=str(val), run__knn_epochs="1", train__epochs="1")
     assert train(chosen, tmp_path / "run").knn is None

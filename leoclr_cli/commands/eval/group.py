@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from leoclr.cli.commands.lazy import Entry, group_of
+from leoclr.cli.commands.base.lazy import Entry, group_of
 
 _HELP = """Score an encoder: k-NN, linear probes, robustness to cropping, fine-tuning.
 

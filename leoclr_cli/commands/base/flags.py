@@ -11,6 +11,8 @@ import typer
 
 from leoclr.cli.config.fields import FIELDS, choices
 from leoclr.cli.config.flags import CONFIG, FLAGS, PRESET, SET, Flag, Given
+from leoclr.cli.config.preset_files import AUTO
+from leoclr.cli.config.resolve import Resolved
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.options import with_shared
 from leoclr.cli.terminal import warn
@@ -49,12 +51,26 @@ def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., 
     return with_shared(shared, gather)
 
 
+def resolved(given: Given, base: Settings | None = None, processes: int = 1) -> Resolved:
+    """The settings that were asked for, with their origins; those of `--preset auto` are chosen now.
+
+    Args:
+        base: Those of a run that is resumed, which chooses nothing anew.
+        processes: That are to train together.
+    """
+    if given.preset == AUTO and base is None:
+        from leoclr.cli.training.auto_settings import with_choices
+
+        given = with_choices(given, processes)
+    return given.resolve(base)
+
+
 def settings_of(given: Given) -> Settings:
     """The settings that were asked for; settings without effect cause a warning."""
-    resolved = given.resolve()
-    for line in resolved.warnings:
+    found = resolved(given)
+    for line in found.warnings:
         warn(line)
-    return resolved.settings
+    return found.settings
 
 
 def _parameter(name: str, kind: Any, option: Any) -> inspect.Parameter:

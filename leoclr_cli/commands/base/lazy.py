@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import typer
 from typer.core import TyperGroup
 
-from leoclr.cli.commands.errors import USER_ERROR
-from leoclr.cli.commands.parsing import LeoclrCommand, refuse_unknown
+from leoclr.cli.commands.base.errors import USER_ERROR
+from leoclr.cli.commands.base.parsing import LeoclrCommand, refuse_unknown
 from leoclr.cli.terminal import say
 
 

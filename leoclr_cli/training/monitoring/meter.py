@@ -8,8 +8,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from leoclr.backends.waits import waiting
 from leoclr.cli.training.bad_images import BadImages, lines_of_all
-from leoclr.cli.training.health import Health
+from leoclr.cli.training.monitoring.health import measures
 from leoclr.cli.training.step import StepResult
 
 
@@ -20,7 +21,6 @@ class Meter:
         self._accelerator = accelerator
         self._results: list[StepResult] = []
         self._bad: list[str] = []
-        self._health = Health(accelerator.is_main_process)
 
     def add(self, result: StepResult, bad: list[str]) -> None:
         """Note a step, and the images of it that could not be used."""
@@ -41,10 +41,11 @@ class Meter:
         self._bad.clear()
         return mean
 
-    def measures(self, step: int) -> dict[str, float]:
-        """The method's own metrics and the health of the embeddings since the last call, by name."""
+    def measures(self) -> dict[str, float]:
+        """The method's own metrics since the last call and the health of the newest embeddings, by name; means over
+        the processes."""
         newest = self._results[-1]
-        health = self._health.measures(newest.embeddings, step)
+        health = {name: self._mean([value]) for name, value in measures(newest.embeddings).items()}
         own = {name: self._mean([result.metrics[name] for result in self._results]) for name in newest.metrics}
         self._results.clear()
         return health | own
@@ -55,4 +56,6 @@ class Meter:
 
     def _mean(self, values: list[Tensor]) -> float:
         """Over steps and processes."""
-        return float(self._accelerator.reduce(torch.stack(values).mean(), "mean"))
+        mean = torch.stack(values).mean()
+        with waiting():
+            return float(self._accelerator.reduce(mean, "mean"))

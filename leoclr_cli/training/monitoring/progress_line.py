@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 _PLAIN_SECONDS = 10.0
 _BAR_SECONDS = 0.1
 _NARROWEST_BAR, _WIDEST_BAR = 8, 40
+_SLOW = 1.25  # times the time of the other processes
 
 
 class StepReading(NamedTuple):
@@ -23,12 +25,19 @@ class StepReading(NamedTuple):
     Attributes:
         rate: Images per second of late, over all processes.
         waiting: Share of the time spent waiting for data.
+        straggler: The process that holds up the others, in words, if there is one.
     """
 
     step: int
     loss: float
     rate: float
     waiting: float
+    straggler: str | None = None
+
+    @classmethod
+    def of(cls, step: int, values: Mapping[str, float]) -> StepReading:
+        """The reading in a line of metrics."""
+        return cls(step, values["loss"], values["images_per_second"], values["waiting"], straggler(values))
 
 
 class ProgressLine:
@@ -93,6 +102,8 @@ class ProgressLine:
         taken = max(1, reading.step - self._start)
         left = (time.monotonic() - self._began) / taken * (self._steps - reading.step)
         facts = [f"loss {reading.loss:.4f}", f"{duration(left)} left"]
+        if reading.straggler:
+            facts.append(reading.straggler)
         if self._knn is not None:
             facts.append(f"k-NN {self._knn:.1%}")
         return [*facts, f"{rate_in_words(reading.rate)} images/s", f"waiting for data {reading.waiting:.0%}"]
@@ -140,3 +151,13 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def straggler(values: Mapping[str, float]) -> str | None:
+    """Words for the values of `throughput.slowest` where a process holds up the others."""
+    if values.get("slowest_rank_seconds", 0.0) <= _SLOW * values.get("other_ranks_seconds", 0.0):
+        return None
+    return (
+        f"process {values['slowest_rank']:.0f} is slow: {values['slowest_rank_seconds']:.2g} s a step, others "
+        f"{values['other_ranks_seconds']:.2g} s"
+    )
