@@ -68,6 +68,10 @@ class Source(Protocol):
         """The length of one of `paths` in bytes; None where it is not known without reading."""
         ...
 
+    def stamp(self, path: str) -> tuple[int, int] | None:
+        """Length and time of modification in ns, by which a changed file is known; None where there is none."""
+        ...
+
 
 @contextmanager
 def open_source(

@@ -57,6 +57,9 @@ class TorchvisionSource:
     def size(self, path: str) -> int | None:
         return None
 
+    def stamp(self, path: str) -> tuple[int, int] | None:
+        return None  # torchvision compares the checksums of the files
+
     def read(self, path: str) -> bytes:
         if path in self._files:
             return _read(self._files[path])

@@ -30,6 +30,9 @@ class Names:
     def size(self, path: str) -> int | None:
         return len(path)
 
+    def stamp(self, path: str) -> tuple[int, int] | None:
+        return None
+
 
 def read(*folders: str, extra: tuple[str, ...] = (), kind: LayoutKind | None = None, splits: str = "") -> Collection:
     """A collection of eleven images in each folder, and those of `extra`."""

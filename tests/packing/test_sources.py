@@ -47,6 +47,9 @@ class Names:
     def size(self, path: str) -> int | None:
         return len(path)
 
+    def stamp(self, path: str) -> tuple[int, int] | None:
+        return None
+
 
 def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     for name, data in files.items():
