@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from leoclr.backends.step_inputs import sent
 from leoclr.backends.waits import waiting
 
 
@@ -29,6 +30,25 @@ def gather(tensor: Tensor) -> Tensor:
     with waiting():
         dist.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)
+
+
+def exchange(tensor: Tensor, order: Tensor) -> Tensor:
+    """This rank's equal part of `gather(tensor)[order]`, for which no row travels that it does not need. No gradient.
+
+    Args:
+        order: A permutation of the rows of all ranks, on the CPU, the same on all of them.
+    """
+    batch, own = len(tensor), rank()
+    wanted = order.view(ranks(), batch)  # rows that each rank needs, in its order
+    owners = wanted // batch
+    mine = torch.cat([rows[theirs == own] for rows, theirs in zip(wanted, owners, strict=True)]) - own * batch
+    counts = [int((theirs == own).sum()) for theirs in owners]
+    rows = tensor[sent(mine, tensor.device)].contiguous()
+    received = torch.empty_like(rows)
+    with waiting():
+        dist.all_to_all_single(received, rows, torch.bincount(owners[own], minlength=ranks()).tolist(), counts)
+    places = torch.argsort(owners[own], stable=True)  # they come owner by owner
+    return torch.empty_like(received).index_copy_(0, sent(places, tensor.device), received)
 
 
 def gather_with_gradient(tensor: Tensor) -> Tensor:

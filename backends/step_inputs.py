@@ -71,7 +71,7 @@ class StepInputs:
     def take(self, make: Make, now: Progress, device: torch.device) -> Tensor:
         """The next buffer."""
         if self._next == len(self._made):
-            self._made.append((make, _sent(make(_plain(now)), device)))
+            self._made.append((make, sent(make(_plain(now)), device)))
         self._next += 1
         return self._made[self._next - 1][1]
 
@@ -83,7 +83,7 @@ def step_input(make: Make, now: Progress, device: torch.device) -> Tensor:
     """`make(now)`, a tensor of always the same shape that the host computes, on the device. The host does not wait."""
     if _serving is not None:
         return _serving.take(make, now, device)
-    return _sent(make(_plain(now)), device)
+    return sent(make(_plain(now)), device)
 
 
 def _plain(now: Progress) -> Progress:
@@ -94,5 +94,6 @@ def _pinned(value: Tensor, device: torch.device) -> Tensor:
     return value.pin_memory() if device.type == "cuda" else value
 
 
-def _sent(value: Tensor, device: torch.device) -> Tensor:
+def sent(value: Tensor, device: torch.device) -> Tensor:
+    """A value of the host on the device. The host does not wait."""
     return _pinned(value, device).to(device, non_blocking=True)

@@ -22,7 +22,7 @@ from leoclr.datasets.packing.parquet_source import BY_SCHEMA, Columns
 from leoclr.datasets.packing.sources import Source, open_source
 from leoclr.datasets.packing.staging import staged
 from leoclr.datasets.shards.description import look_alikes
-from leoclr.datasets.wording import counted
+from leoclr.datasets.wording import counted, printable
 
 _NAMED = 10  # suffixes and folders that a warning names
 
@@ -129,11 +129,14 @@ def _say_passed_over(source: Source) -> None:
     if source.other_files:
         most = sorted(source.other_files.items(), key=lambda item: (-item[1], item[0]))[:_NAMED]
         kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in most)
-        warn(f"passed over {counted(source.other_files.total(), 'file')} without an image's suffix: {kinds}")
+        warn(
+            f"passed over {counted(source.other_files.total(), 'file')} without an image's suffix: {kinds} "
+            f"({printable(source.other_files.first)}{' first' if source.other_files.total() > 1 else ''})"
+        )
     if source.repeated:
-        shown = ", ".join(source.repeated[:_NAMED])
+        shown = ", ".join(map(printable, source.repeated[:_NAMED]))
         warn(f"passed over {counted(len(source.repeated), 'folder')} that links lead to a second time: {shown}")
-    for line in (*source.notes.lines(), *advice(list(source.other_files))):
+    for line in (*source.notes.lines(), *advice(source.other_files)):
         warn(line)
 
 

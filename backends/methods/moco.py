@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from leoclr.backends.distributed import gather, rank, ranks
+from leoclr.backends.distributed import exchange, gather, rank, ranks
 from leoclr.backends.losses import info_nce
 from leoclr.backends.method import (
     Facts,
@@ -23,7 +23,6 @@ from leoclr.backends.method import (
     PairMethod,
     Progress,
     encode_views,
-    in_one_pass,
     momentum_update,
     reduce_pairs,
 )
@@ -41,7 +40,7 @@ from leoclr.backends.settings import (
     anchors_of,
     positives_of,
 )
-from leoclr.backends.step_inputs import step_input
+from leoclr.backends.step_inputs import sent, step_input
 
 
 class Settings(MethodSettings):
@@ -159,24 +158,22 @@ class MoCo(PairMethod):
         """Keys of some views, sg(f_k(X))."""
         if not self.shuffles:
             return encode_views(self.key_encoder, views)
-        if ranks() > 1 or not in_one_pass(self.key_encoder, views):
-            return {name: self._encode_shuffled(images, now) for name, images in views.items()}
-        order = self._order(len(next(iter(views.values()))), now)
+        batch = len(next(iter(views.values())))
+        if ranks() > 1:
+            order = self._shuffle_order(batch * ranks(), now)
+            return {name: self._encode_shuffled(images, order) for name, images in views.items()}
+        order = step_input(lambda now: self._shuffle_order(batch, now), now, self.queue.keys.device)
         shuffled = encode_views(self.key_encoder, {name: images[order] for name, images in views.items()})
         return {name: torch.empty_like(keys).index_copy_(0, order, keys) for name, keys in shuffled.items()}
 
-    def _encode_shuffled(self, images: Tensor, now: Progress) -> Tensor:
+    def _encode_shuffled(self, images: Tensor, order: Tensor) -> Tensor:
         """The images are shuffled over all groups and ranks first, so that query and key of an image do not share
         BatchNorm statistics (shuffling BN, MoCo section 3.3)."""
-        everything, batch = gather(images), len(images)
-        order = self._order(len(everything), now)
-        mine = order[rank() * batch :][:batch]
-        keys = gather(self.key_encoder(everything[mine]))
-        return keys[torch.argsort(order)][rank() * batch :][:batch]
+        keys = gather(self.key_encoder(exchange(images, order)))
+        own = torch.argsort(order)[rank() * len(images) :][: len(images)]
+        return keys[sent(own, keys.device)]
 
-    def _order(self, images: int, now: Progress) -> Tensor:
-        def draw(now: Progress) -> Tensor:
-            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + now.step) % 2**64)
-            return torch.randperm(images, generator=generator)
-
-        return step_input(draw, now, self.queue.keys.device)
+    def _shuffle_order(self, images: int, now: Progress) -> Tensor:
+        """The shuffle of a step's images, on the CPU."""
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + now.step) % 2**64)
+        return torch.randperm(images, generator=generator)

@@ -79,8 +79,9 @@ def arrange(source: Source, layout: Layout | None = None) -> Collection:
     images = sorted(path for path in source.paths if is_image(path))
     if not images:
         files = source.other_files.total() + len(source.paths)
-        found = f"no images among {files:,} files" if files else "it is empty"
-        hints = "".join(f"; {line}" for line in advice(list(source.other_files)))
+        notes = list(source.notes.lines())
+        found = f"no images among {files:,} files" if files else "no images" if notes else "it is empty"
+        hints = "".join(f"; {line}" for line in (*notes, *advice(source.other_files)))
         raise DataError(
             f"{source.name}: {found}; expected images (.jpg, .png, .webp, ...) or one folder per class{hints}"
         )

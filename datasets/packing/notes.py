@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from leoclr.datasets.wording import printable
+
 
 class Notes:
     """Reasons, each with the number of names it holds for and the first of them."""
@@ -28,4 +30,4 @@ class Notes:
     def lines(self) -> Iterator[str]:
         """`REASON: COUNT, FIRST first`, one for each reason."""
         for reason, (count, first) in self._found.items():
-            yield f"{reason}: {count:,} ({first}{' first' if count > 1 else ''})"
+            yield f"{printable(reason)}: {count:,} ({printable(first)}{' first' if count > 1 else ''})"

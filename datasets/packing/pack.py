@@ -30,6 +30,7 @@ from leoclr.datasets.packing.sources import Source
 from leoclr.datasets.packing.threads import ordered_map
 from leoclr.datasets.randomness import Permutation
 from leoclr.datasets.shards.index import NO_LABEL, Index
+from leoclr.datasets.wording import printable
 
 _ORDER = 2  # tells this use of the seed from that of the hold-out
 
@@ -118,6 +119,8 @@ def pack(
                     shards.write(sample.key, sample.members)
                     if sample.misnamed:
                         collection.notes.add("stored under the suffix of what their bytes are", sample.misnamed)
+                    for remark in sample.remarks:
+                        collection.notes.add(remark, sample.path)
                 else:
                     skipped.append(sample)
                 _check_limit(skipped, recipe.max_bad)
@@ -140,7 +143,9 @@ def _check_limit(skipped: list[str], limit: int) -> None:
 class _Sample:
     key: str
     members: dict[str, bytes]
+    path: str
     misnamed: str
+    remarks: tuple[str, ...]
 
 
 def _samples(
@@ -152,14 +157,15 @@ def _samples(
         picture = pictures[number]
         try:
             read = source.read(picture.path)
-            data, suffix = recipe.encoding.apply(read, suffix_of(picture.path))
+            data, suffix, remarks = recipe.encoding.apply(read, suffix_of(picture.path))
             members = {suffix: data, **_sidecars(source, sidecars, picture)}
         except BadImage as error:
-            return f"{picture.path}: {error}"
+            return f"{printable(picture.path)}: {error}"
         if picture.label != NO_LABEL:
             members["cls"] = str(picture.label).encode()
         same = data is not read or usual_suffix(suffix_of(picture.path)) == suffix
-        return _Sample(picture.key, members, "" if same else f"{picture.path} is {suffix}")
+        misnamed = "" if same else f"{picture.path} is {suffix}"
+        return _Sample(picture.key, members, picture.path, misnamed, remarks)
 
     order = Permutation(len(pictures), recipe.seed, _ORDER)(np.arange(len(pictures)))
     return ordered_map(make, map(int, order), recipe.workers)

@@ -7,12 +7,12 @@ its source code, and it refuses to load them otherwise; nothing here unpickles a
 from __future__ import annotations
 
 import io
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from leoclr.datasets.errors import BadImage, DataError
 from leoclr.datasets.images.decode import MAX_BYTES
+from leoclr.datasets.packing.file_kinds import OtherFiles
 from leoclr.datasets.packing.layouts import Reading
 from leoclr.datasets.packing.notes import Notes
 
@@ -37,7 +37,7 @@ class TorchvisionSource:
 
     def __init__(self, name: str, root: Path, download: bool) -> None:
         self.name = name
-        self.other_files: Counter[str] = Counter()
+        self.other_files = OtherFiles()
         self.repeated = ()
         self.notes = Notes()
         self._images: dict[str, tuple[Any, int]] = {}

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from leoclr.datasets.errors import BadImage
-from leoclr.datasets.images.decode import decode_image, decode_pixels
+from leoclr.datasets.images.decode import decode_image, decode_pixels, depends_on_levels
 
 HEIGHT, WIDTH = 6, 5
 Numbers = NDArray[np.int64]
@@ -173,6 +173,7 @@ def without_range() -> Iterator[tuple[str, bytes]]:
     for bits in (8, 16, 32):
         yield f"signed {bits}-bit integers", tiff(signed, bits, {262: [1], 339: [2]}, kind="i")
     yield "32-bit integers", tiff(drawn(32, 1), 32, {262: [1]})
+    yield "floating-point samples", f"Pf\n{WIDTH} {HEIGHT}\n-1.0\n".encode() + drawn(7, 1).astype("<f4").tobytes()
     yield "floating-point samples", tiff(signed, 32, {262: [1], 339: [3]}, kind="f")
 
 
@@ -252,6 +253,11 @@ def test_stated_levels() -> None:
         (pgm(numbers, 4095), (low, high)),
     ):
         np.testing.assert_allclose(np.asarray(decode_image(data, levels)).astype(float), expected, atol=1)
+    three = drawn(12, 3)
+    expected = shown(((three - low) / (high - low)).clip(0, 1))
+    for data in (pgm(three, 4095), png(three, 16, 2)):
+        np.testing.assert_allclose(np.asarray(decode_image(data, (low, high))).astype(float), expected, atol=1)
+    assert depends_on_levels(pgm(three, 4095)) and not depends_on_levels(pgm(three >> 4, 255))
     colours = drawn(16, 4)
     data = png(colours, 16, 6)
     shares = ((colours[..., :3] - 1000) / 9000).clip(0, 1)

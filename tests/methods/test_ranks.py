@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-PROGRAM = Path(__file__).parents[1] / "programs" / "backend_ranks.py"
+ROOT = Path(__file__).parents[2]
+PROGRAM = ROOT / "tests" / "programs" / "backend_ranks.py"
 
 
 def run_ranks(folder: Path, world: int) -> list[dict[str, Tensor]]:
@@ -62,6 +64,23 @@ def test_terms_over_the_whole_batch_are_those_of_one_process(
     for rank in together:
         for name in names:
             torch.testing.assert_close(rank[name], alone[name], rtol=1e-7, atol=1e-9, msg=name)
+
+
+def test_images_travel_to_the_rank_that_needs_them_and_the_table_says_how_much(
+    results: tuple[dict[str, Tensor], list[dict[str, Tensor]]],
+) -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "traffic_table.py"))
+    steps, images, number = 2, 8, 8  # of float64
+    gradients = sum(value.nbytes for name, value in results[0].items() if name.startswith("moco.leoclr.bn.gradient.0"))
+    expected = script["traffic"](2, images, 3 * 6 * 6 * number, 2, 2, 4 * number, gradients)
+    for rank, found in enumerate(results[1]):
+        assert int(found["traffic.keys"]) == steps * expected.keys
+        assert int(found["traffic.gradients"]) == steps * expected.gradients
+        orders = [torch.randperm(16, generator=torch.Generator().manual_seed(step)) for step in range(steps)]
+        foreign = sum(int((order[rank * images :][:images] // images != rank).sum()) for order in orders)
+        assert int(found["traffic.images"]) == 2 * foreign * 3 * 6 * 6 * number
+        assert foreign / (steps * images) == pytest.approx(expected.images / (2 * images * 3 * 6 * 6 * number), abs=0.2)
+    assert "".join((script["START"], *script["section"](), script["END"])) in script["PAGE"].read_text("utf-8")
 
 
 def test_the_queue_is_the_same_on_every_rank_bit_for_bit(

@@ -78,6 +78,45 @@ def test_what_is_no_regular_file_is_passed_over(tmp_path: Path, shard: Run, monk
     assert len(open_data([str(tmp_path / "out")])) == 2
 
 
+def tarred(path: Path, files: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.type, info.size = (tarfile.DIRTYPE, 0) if name.endswith("/") else (tarfile.REGTYPE, len(data))
+            archive.addfile(info, io.BytesIO(data))
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "zip"])
+def test_hidden_images_and_folders_without_images_are_told(kind: str, tmp_path: Path) -> None:
+    files = {"cat/1.png": b"-", "dog/2.png": b"-", "elk/3.heic": b"-", "a/b/c.csv": b"-", "cat/.4.png": b"-"}
+    files |= {"cat/._1.png": b"-", "__MACOSX/cat/._1.png": b"-", ".DS_Store": b"-", "cat/.note": b"-"}
+    place = tmp_path / f"in.{kind}"
+    if kind == "folder":
+        write(place, files)
+        (place / "empty").mkdir()
+    elif kind == "tar":
+        tarred(place, {"cat/": b"", "empty/": b""} | files)
+    else:
+        with zipfile.ZipFile(place, "w") as archive:
+            for name, data in ({"cat/": b"", "empty/": b""} | files).items():
+                archive.writestr(name, data)
+    with open_source(str(place), tmp_path) as source:
+        assert sorted(source.paths) == ["cat/1.png", "dog/2.png"]
+        assert source.other_files == {".heic": 1, ".csv": 1} and source.other_files.first == "a/b/c.csv"
+        assert sorted(source.notes.lines()) == [
+            "folders without an image: 3 (a first)",
+            "passed over, hidden images (a name that begins with a dot): 1 (cat/.4.png)",
+        ]
+
+
+def test_odd_names_stay_on_one_line(tmp_path: Path, shard: Run) -> None:
+    write(tmp_path / "in", {"cat/a\nb.png": b"-", "cat/1.png": png(1), "dog/\x1b[2J.csv": b"-", "dog/1.png": png(2)})
+    write(tmp_path / "in", {"dog/\x85.\u2028.png": png(2), ".x\n/y.png": png(3)})
+    out, errors = shard()
+    assert all(line.startswith(("warning: ", "next: ")) for line in errors.split("\n") if line)
+    assert "skipped cat/a\\nb.png: " in errors and "hidden folders: 1 (.x\\n)" in errors and "\x1b" not in errors
+
+
 def test_a_pipe_for_a_shard_or_index_is_refused_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     os.mkfifo(tmp_path / "a.tar")
     for command in ("index", "check"):

@@ -21,6 +21,7 @@ from torchvision.datasets import CIFAR10, STL10
 from leoclr.datasets.errors import BadImage, DataError
 from leoclr.datasets.images.decode import MAX_BYTES, decode_image
 from leoclr.datasets.packing.arrangement import NO_SPLIT, Collection, arrange, make_keys
+from leoclr.datasets.packing.file_kinds import OtherFiles
 from leoclr.datasets.packing.hold_out import hold_out
 from leoclr.datasets.packing.notes import Notes
 from leoclr.datasets.packing.sources import open_source
@@ -32,7 +33,7 @@ class Names:
     """A source that is nothing but names."""
 
     name = "names"
-    other_files = Counter[str]()
+    other_files = OtherFiles()
     repeated = ()
     reading = None
 

@@ -11,11 +11,13 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, cast
+from unittest.mock import patch
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
@@ -121,6 +123,35 @@ def steps_of(backend: Method, views: str) -> dict[str, Tensor]:
     return results
 
 
+def counted_steps(views: str) -> dict[str, Tensor]:
+    """Bytes that `two_steps` of MoCo with shuffling BatchNorm receives from other ranks, by what they are."""
+    received = {"images": 0, "keys": 0, "gradients": 0}
+    gathered, exchanged = dist.all_gather, dist.all_to_all_single
+
+    def all_gather(parts: list[Tensor], tensor: Tensor) -> None:
+        gathered(parts, tensor)
+        received["keys"] += sum(part.nbytes for part in parts) - tensor.nbytes
+
+    def all_to_all_single(output: Tensor, tensor: Tensor, counts: list[int], others: list[int]) -> None:
+        exchanged(output, tensor, counts, others)
+        received["images"] += output.nbytes // len(output) * (len(output) - counts[dist.get_rank()])
+
+    def all_reduce(bucket: Any) -> torch.futures.Future[Tensor]:
+        parts = 2 * (dist.get_world_size() - 1)  # that a ring sends, one for each rank
+        received["gradients"] += parts * bucket.buffer().nbytes // dist.get_world_size()
+        return allreduce_hook(dist.group.WORLD, bucket)  # type: ignore[arg-type]
+
+    class Counting(DistributedDataParallel):
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
+            self.register_comm_hook(None, lambda state, bucket: all_reduce(bucket))
+
+    counting = patch.dict(globals(), {"DistributedDataParallel": Counting})
+    with counting, patch.multiple(dist, all_gather=all_gather, all_to_all_single=all_to_all_single):
+        two_steps("moco", views, True)
+    return {name: torch.tensor(number) for name, number in received.items()}
+
+
 def main() -> None:
     dist.init_process_group("gloo")
     results: dict[str, Tensor] = {}
@@ -129,6 +160,7 @@ def main() -> None:
             for batch_norm in (False, True) if kind == "moco" else (False,):
                 case = f"{kind}.{views}.{'bn' if batch_norm else 'plain'}"
                 results |= {f"{case}.{name}": value for name, value in two_steps(kind, views, batch_norm).items()}
+    results |= {f"traffic.{name}": value for name, value in counted_steps("leoclr").items()}
     for kind in OTHERS:
         for views in ("leoclr", "pairwise-symmetric"):
             results |= {f"{kind}.{views}.plain.{name}": value for name, value in steps_of_another(kind, views).items()}
