@@ -12,9 +12,9 @@ from typing import Any
 
 from leoclr.datasets.errors import BadImage, DataError
 from leoclr.datasets.images.decode import MAX_BYTES
+from leoclr.datasets.notes import Notes
 from leoclr.datasets.packing.file_kinds import OtherFiles
 from leoclr.datasets.packing.layouts import Reading
-from leoclr.datasets.packing.notes import Notes
 
 _SPLITS: dict[str, tuple[str, ...]] = {
     "cifar10": ("train", "test"),
