@@ -12,7 +12,7 @@ from leoclr.datasets.files import ignore
 from leoclr.datasets.images.decode import MAX_BYTES
 from leoclr.datasets.notes import Notes
 from leoclr.datasets.packing.file_kinds import OtherFiles, is_hidden, is_image, is_wanted, note_bare_folders, suffix_of
-from leoclr.datasets.packing.file_names import recoded
+from leoclr.datasets.packing.file_names import file_name
 from leoclr.datasets.packing.layouts import Reading
 
 
@@ -40,7 +40,7 @@ class FolderSource:
                 self.repeated.append(below)
                 continue
             seen.add(real)
-            listed.append(recoded(below, encoding))
+            listed.append(file_name(below, encoding))
             try:
                 with os.scandir(folder / below) as entries:
                     found = list(entries)
@@ -84,14 +84,16 @@ class FolderSource:
 
     def _is_hidden(self, below: str, entry: os.DirEntry[str]) -> bool:
         if hidden := entry.name.startswith("."):
-            self.notes.add("passed over, hidden folders", f"{below}/{entry.name}".lstrip("/"))
+            self.notes.add(
+                "passed over, hidden folders", file_name(f"{below}/{entry.name}".lstrip("/"), self._encoding)
+            )
         return hidden
 
     def _place(self, path: str) -> Path:
         return self._folder / self._stored_names.get(path, path)
 
     def _take(self, stored: str, entry: os.DirEntry[str]) -> None:
-        path = recoded(stored, self._encoding)
+        path = file_name(stored, self._encoding)
         if _is_special(entry):
             self.notes.add("passed over, no regular files", path)
         elif is_wanted(path):

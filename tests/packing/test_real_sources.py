@@ -6,6 +6,8 @@ import io
 import json
 import os
 import socket
+import subprocess
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -282,3 +284,17 @@ def test_the_index_records_how_the_data_were_made(tmp_path: Path, shard: Run) ->
     shard("--val", "0.25", "--seed", "3", "--format", "webp")
     made = json.loads((tmp_path / "out/val/in.index.json").read_text())["made"]
     assert made == {"layout": "classes", "val": 0.25, "format": "webp", "seed": 3}
+
+
+def test_a_locale_changes_no_name_and_costs_no_traceback(tmp_path: Path) -> None:
+    """One without letters beyond ASCII, which Python would take for a reason to use UTF-8 if it were let."""
+    write(tmp_path / "in", {"été/1.png": png(1), "日本/é2.png": png(2), "日本/bad.png": b"-"})
+    locale = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PATH": os.environ["PATH"]}
+    for command in (["shard", "in", "out"], ["check", "out"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "leoclr.cli", *command], cwd=tmp_path, env=locale, capture_output=True, text=True
+        )
+        assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+        assert "classes: \\xe9t\\xe9, \\u65e5\\u672c" in done.stdout
+    index = Index.load(tmp_path / "out/in.index.json")
+    assert index.classes == ("été", "日本") and sorted(index.keys()) == ["été/1", "日本/é2"]
