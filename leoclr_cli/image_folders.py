@@ -27,7 +27,9 @@ from leoclr.datasets.errors import DataError, RunError
 from leoclr.datasets.files import cache_root, fsync_folder, write_atomic
 from leoclr.datasets.packing.file_kinds import is_image
 from leoclr.datasets.packing.folder_source import FolderSource
+from leoclr.datasets.packing.journal import kept_shards
 from leoclr.datasets.packing.pack import PackedSplit, PackingRecipe
+from leoclr.datasets.packing.staging import STAGING_NAME
 from leoclr.datasets.shards.locate import local_path, refuse_commands, shard_paths
 from leoclr.datasets.storage.addresses import is_remote
 from leoclr.datasets.wording import counted, in_bytes
@@ -127,7 +129,8 @@ def _pack(spec: str, folder: Path, shards: Path, listing: Listing) -> dict[str, 
             f"{shards.parent}; set XDG_CACHE_HOME to a folder with more room, or pack them there: {by_hand}"
         )
     partial = shards.with_name(f"{_PARTIAL}-{shards.name}")
-    shutil.rmtree(partial, ignore_errors=True)
+    if not kept_shards(partial / STAGING_NAME):
+        shutil.rmtree(partial, ignore_errors=True)
     try:
         packed = pack_source(local_path(spec), partial, PackingRecipe(name, workers=os.cpu_count() or 1))
         known = _known(folder, packed)
@@ -139,7 +142,8 @@ def _pack(spec: str, folder: Path, shards: Path, listing: Listing) -> dict[str, 
         hint = f"; {named[0]} is an option of `{by_hand}`, to be followed by --data shards/{name}" if named else ""
         raise DataError(f"{error}{hint}") from None
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if not kept_shards(partial / STAGING_NAME):
+            shutil.rmtree(partial, ignore_errors=True)
     if skipped := [line for split in packed for line in split.skipped]:
         warn(f"left out {counted(len(skipped), 'image')} that cannot be read, {skipped[0]}")
     say(f"{spec}: {_what(known)}, packed into {shards}; to keep the shards elsewhere: {by_hand}")

@@ -13,17 +13,17 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from leoclr.datasets.errors import BadImage, DataError
 from leoclr.datasets.files import ignore
 from leoclr.datasets.images.decode import MAX_BYTES
+from leoclr.datasets.notes import Notes
 from leoclr.datasets.packing.file_kinds import OtherFiles, is_image, is_wanted, note_bare_folders
 from leoclr.datasets.packing.file_names import is_text, recoded, zip_name
 from leoclr.datasets.packing.layouts import Reading
-from leoclr.datasets.packing.notes import Notes
 from leoclr.datasets.shards.tar import members
 
 _CHUNK = 1 << 20
@@ -48,8 +48,10 @@ class PlacesSource:
 
     repeated = ()
 
-    def __init__(self, name: str, file: BinaryIO) -> None:
+    def __init__(self, name: str, file: BinaryIO, archives: Sequence[Path]) -> None:
+        """`archives` are what the files in `file` come from."""
         self.name = name
+        self.modified = max((path.stat().st_mtime_ns for path in archives), default=0)
         self.other_files = OtherFiles()
         self.notes = Notes()
         self._descriptor = file.fileno()
@@ -79,11 +81,14 @@ class PlacesSource:
     def size(self, path: str) -> int | None:
         return self._places[path][1]
 
+    def stamp(self, path: str) -> tuple[int, int] | None:
+        return self._places[path][1], self.modified
+
 
 def plain_tar(path: Path, file: BinaryIO, advance: Callable[[int], None], encoding: str | None = None) -> PlacesSource:
     """List a tar that is not compressed; its images are read where they lie. DataError where it is damaged, cut, or
     more than one archive in a file: what lies behind such a place would be missing without a word."""
-    source = PlacesSource(str(path), file)
+    source = PlacesSource(str(path), file, [path])
     position, folders = 0, set[str]()
     for member in members(file, path):
         name = _checked_name(path, recoded(member.name, encoding))
@@ -169,6 +174,9 @@ class ZipSource:
 
     def size(self, path: str) -> int | None:
         return self._members[path].file_size
+
+    def stamp(self, path: str) -> tuple[int, int] | None:
+        return self._members[path].file_size, self._members[path].CRC
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:

@@ -16,10 +16,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from leoclr.datasets.errors import DataError
+from leoclr.datasets.notes import Notes
 from leoclr.datasets.packing.file_kinds import SIDECAR_SUFFIXES, advice, is_image, suffix_of
 from leoclr.datasets.packing.layouts import NO_SPLIT as NO_SPLIT
 from leoclr.datasets.packing.layouts import Layout, LayoutKind, Named, Reading, first_folder, read_names
-from leoclr.datasets.packing.notes import Notes
 from leoclr.datasets.packing.sources import Source
 from leoclr.datasets.packing.split_names import SPLITS as SPLITS
 from leoclr.datasets.shards.index import NO_LABEL

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from leoclr.datasets.images.decode import IMAGE_SUFFIXES
-from leoclr.datasets.packing.notes import Notes
+from leoclr.datasets.notes import Notes
 
 SIDECAR_SUFFIXES = ("json", "txt")
 _SYSTEM_FILES = ("thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from leoclr.datasets.errors import DataError
-from leoclr.datasets.packing.notes import Notes
+from leoclr.datasets.notes import Notes
 from leoclr.datasets.packing.split_names import SPLITS, is_plain, parts_of_samples, repeated, splits_of, suspicious
 
 LayoutKind = Literal["flat", "classes", "splits", "classes-splits"]

@@ -68,7 +68,7 @@ class ParquetSource(PlacesSource):
         columns: Columns,
         advance: Callable[[int], None],
     ) -> None:
-        super().__init__(name, spool)
+        super().__init__(name, spool, files)
         if find_spec("pyarrow") is None:
             raise DataError(f"{name}: Parquet needs pyarrow: pip install 'leoclr-cli[parquet]'")
         splits = _splits(files)

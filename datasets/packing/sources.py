@@ -15,12 +15,12 @@ from typing import Protocol
 
 from leoclr.datasets.errors import DataError
 from leoclr.datasets.files import ignore
+from leoclr.datasets.notes import Notes
 from leoclr.datasets.packing.archives import ZipSource, open_zip, plain_tar, spooled_tar
 from leoclr.datasets.packing.file_kinds import OtherFiles, advice, is_image, suffix_of
 from leoclr.datasets.packing.file_names import check_encoding
 from leoclr.datasets.packing.folder_source import FolderSource
 from leoclr.datasets.packing.layouts import Reading
-from leoclr.datasets.packing.notes import Notes
 from leoclr.datasets.packing.parquet_source import BY_SCHEMA, PARQUET, Columns, ParquetSource
 from leoclr.datasets.packing.torchvision_source import TORCHVISION_NAMES, TorchvisionSource
 
@@ -66,6 +66,10 @@ class Source(Protocol):
 
     def size(self, path: str) -> int | None:
         """The length of one of `paths` in bytes; None where it is not known without reading."""
+        ...
+
+    def stamp(self, path: str) -> tuple[int, int] | None:
+        """Length and time of modification in ns, by which a changed file is known; None where there is none."""
         ...
 
 

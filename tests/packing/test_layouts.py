@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from leoclr.datasets.errors import DataError
+from leoclr.datasets.notes import Notes
 from leoclr.datasets.packing.arrangement import Collection, arrange
 from leoclr.datasets.packing.file_kinds import OtherFiles
 from leoclr.datasets.packing.layouts import Layout, LayoutKind
-from leoclr.datasets.packing.notes import Notes
 from leoclr.datasets.packing.split_names import parse_split_names, splits_of
 
 
@@ -29,6 +29,9 @@ class Names:
 
     def size(self, path: str) -> int | None:
         return len(path)
+
+    def stamp(self, path: str) -> tuple[int, int] | None:
+        return None
 
 
 def read(*folders: str, extra: tuple[str, ...] = (), kind: LayoutKind | None = None, splits: str = "") -> Collection:

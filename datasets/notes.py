@@ -23,6 +23,10 @@ class Notes:
         for reason, (count, first) in other._found.items():
             self.add(reason, first, count)
 
+    def found(self) -> dict[str, tuple[int, str]]:
+        """Count and first name by reason."""
+        return dict(self._found)
+
     def counts(self) -> dict[str, int]:
         """By reason."""
         return {reason: count for reason, (count, _) in self._found.items()}
