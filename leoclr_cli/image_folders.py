@@ -122,13 +122,14 @@ def _pack(spec: str, folder: Path, shards: Path, listing: Listing) -> dict[str, 
     """Pack a folder into `shards`, which appears complete; what `listing.json` says of it."""
     name = shard_name(local_path(spec))
     by_hand = f"leoclr shard {spec} shards/{name}"
+    partial = shards.with_name(f"{_PARTIAL}-{shards.name}")
+    there = sum(file.stat().st_size for file in partial.rglob("*.tar"))
     free = shutil.disk_usage(shards.parent).free
-    if listing.bytes > _MOST_OF_THE_DISK * free:
+    if listing.bytes - there > _MOST_OF_THE_DISK * free:
         raise DataError(
             f"{spec}: {in_bytes(listing.bytes)} of images, and {in_bytes(free)} are free where the cache is, in "
             f"{shards.parent}; set XDG_CACHE_HOME to a folder with more room, or pack them there: {by_hand}"
         )
-    partial = shards.with_name(f"{_PARTIAL}-{shards.name}")
     if not kept_shards(partial / STAGING_NAME):
         shutil.rmtree(partial, ignore_errors=True)
     try:
