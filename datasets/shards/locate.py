@@ -46,7 +46,7 @@ def open_data(specs: Sequence[str], advance: Callable[[int], None] = ignore, cac
         DataError: Nothing was named or found, shards are missing, damaged, named twice, or changed since indexed.
     """
     if not specs:
-        raise DataError("no data was named; give shards, a folder or an index file with --data")
+        raise DataError("no data was named; give a folder of images, shards or an index file with --data")
     parts = []
     for remote, group in itertools.groupby(specs, key=is_remote):
         together = list(group)
@@ -157,7 +157,7 @@ def local_path(spec: str) -> str:
 def refuse_commands(spec: str) -> None:
     """Raise DataError for what webdataset would run, chain or substitute, and for addresses that nothing reads."""
     if not spec.strip():
-        raise DataError("no data was named (an empty name); give shards, a folder or an index file")
+        raise DataError("no data was named (an empty name); give a folder of images, shards or an index file")
     for token in _REFUSED:
         if token in spec:
             raise DataError(f"{shown(spec)}: {token!r} is refused: data is named by files, and nothing is run")

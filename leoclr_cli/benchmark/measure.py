@@ -193,7 +193,7 @@ class Bench:
                 return self._repeat("end to end", "all", work, slices=3)
 
     def _other_data(self, one: Rate, data: Rate) -> Iterator[Alternative]:
-        for executor in ("fast", "pillow"):
+        for executor in ("fast",) if self._settings.augmentation.reduced_decoding else ("fast", "pillow"):
             if executor != self._executor:
                 setting = f"augmentation.executor={executor}"
                 rate = self._one_worker(with_values(self._settings, {"augmentation.executor": executor}))

@@ -47,8 +47,8 @@ def policy_problems(settings: Settings) -> Iterator[str]:
     if missing:
         able = [name for name in plugins(METHODS) if set(settings.view_policy.needs) <= set(_offers(name))]
         yield (
-            f"views {settings.views} need {' and '.join(missing)}, which {settings.backend} has not; "
-            f"backends that have: {', '.join(able)}"
+            f"views {settings.views} need {' and '.join(missing)}, which {settings.backend} does not have; "
+            f"backends that do: {', '.join(able)}"
         )
 
 

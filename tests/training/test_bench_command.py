@@ -58,8 +58,11 @@ def test_it_measures_the_settings_and_the_data_it_is_given(executor: str, make_s
     )
 
 
-def test_no_learning_rate_ends_it() -> None:
-    assert json.loads(bench("--json", "--set", "optimizer.lr=1e30"))["model"]["images_per_second"] > 0
+def test_no_learning_rate_and_no_reduced_decoding_ends_it() -> None:
+    reduced = ["--set", "augmentation.executor=fast", "--set", "augmentation.reduced_decoding=true"]
+    found = json.loads(bench("--json", "--set", "optimizer.lr=1e30", *reduced))
+    assert found["model"]["images_per_second"] > 0
+    assert "augmentation.executor=pillow" not in {other["setting"] for other in found["alternatives"]}  # which cannot
 
 
 @pytest.mark.slow
