@@ -21,7 +21,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import OPEN_INFO
 
 from leoclr.datasets.errors import BadImage
-from leoclr.datasets.images.stored import PLANES, Stored, sixteen_bits, with_channels
+from leoclr.datasets.images.stored import PLANES, Stored, refuse_missing_pixels, sixteen_bits, with_channels
 
 Levels = tuple[float, float]
 """The numbers that become black and white in images of more than 8 bits a sample."""
@@ -108,6 +108,8 @@ def _scaled(numbers: NDArray[Any], depth: int | tuple[int, ...]) -> NDArray[np.u
 
 def _tiff(opened: Any, data: bytes, levels: Levels | None) -> Stored | None:
     tags = opened.tag_v2
+    if opened.tile[0].codec_name == "raw":
+        refuse_missing_pixels(opened)
     in_planes = tags.get(PLANES) == 2 and opened.tile[0].codec_name == "raw"
     if in_planes:
         _mend_single_plane(opened)

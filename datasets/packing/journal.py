@@ -138,7 +138,8 @@ def _read(file: Path, fingerprint: str) -> list[Finished]:
             return []
         for line in lines:
             entry = Finished(**json.loads(line))
-            if "/" in entry.shard or entry.split not in ("", *SPLITS):
+            before = [other.pictures for other in found if other.split == entry.split]
+            if "/" in entry.shard or entry.split not in ("", *SPLITS) or not max(before, default=0) < entry.pictures:
                 break
             found.append(entry)
     except (OSError, ValueError, TypeError):

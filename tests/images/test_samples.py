@@ -157,6 +157,20 @@ def test_inks_of_16_bits() -> None:
         assert_shows(data, 255 * (1 - inks[..., :3]) * (1 - inks[..., 3:]), 2)
 
 
+@pytest.mark.parametrize("layout", [{"planes": planes, "order": order} for planes in (False, True) for order in "<>"])
+@pytest.mark.parametrize(("bits", "channels"), [(1, 1), (8, 1), (16, 1), (8, 3), (16, 4)])
+def test_a_tiff_of_which_strips_are_missing_is_refused(bits: int, channels: int, layout: dict[str, object]) -> None:
+    """Without a word of it, half of the image would be black, or be made of whatever stands behind the strip."""
+    numbers = drawn(bits, channels)
+    kind = {262: [2 if channels > 1 else 1]} | ({338: [2]} if channels == 4 else {})
+    assert decode_image(tiff(numbers, bits, kind, **layout)).size == (WIDTH, HEIGHT)  # type: ignore[arg-type]
+    for taller in ({257: [2 * HEIGHT]}, {257: [2 * HEIGHT], 278: [2 * HEIGHT]}):
+        data = tiff(numbers, bits, kind | taller, **layout)  # type: ignore[arg-type]
+        for decode in (decode_image, decode_pixels):
+            with pytest.raises(BadImage, match="truncated"):
+                decode(data + bytes(9999))
+
+
 def test_a_maximum_that_is_a_statistic_is_no_depth() -> None:
     for bits, value in ((16, 4000), (16, 51234), (8, 200)):
         numbers = drawn(bits, 1) % value

@@ -144,13 +144,23 @@ def cut_the_journal(images: Path, staging: Path) -> None:
     (staging / "journal.jsonl").write_bytes(content[: len(content) // 2])
 
 
-def forge_the_journal(images: Path, staging: Path) -> None:
+def forge_a_name(images: Path, staging: Path) -> None:
+    forge(staging, {"shard": "../../../in/train/a/4.png"})
+
+
+def forge_a_count(images: Path, staging: Path) -> None:
+    forge(staging, {"pictures": -3})
+
+
+def forge(staging: Path, changes: dict[str, object]) -> None:
     journal = staging / "journal.jsonl"
     first, second, *_ = journal.read_text().splitlines()
-    journal.write_text(first + "\n" + json.dumps(json.loads(second) | {"shard": "../../../in/train/a/4.png"}) + "\n")
+    journal.write_text(first + "\n" + json.dumps(json.loads(second) | changes) + "\n")
 
 
-@pytest.mark.parametrize("harm", [change_an_image, damage_a_shard, lose_a_shard, cut_the_journal, forge_the_journal])
+@pytest.mark.parametrize(
+    "harm", [change_an_image, damage_a_shard, lose_a_shard, cut_the_journal, forge_a_name, forge_a_count]
+)
 def test_only_sound_shards_of_the_same_images_are_kept(
     harm: Callable[[Path, Path], None],
     images: Path,
