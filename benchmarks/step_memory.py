@@ -61,7 +61,7 @@ def measured(backbone: str, size: int, folder: Path) -> dict[str, Any]:
     trainer.returncode = os.waitstatus_to_exitcode(status)
     if trainer.returncode:
         sys.exit(run.with_suffix(".log").read_text())
-    estimate = json.loads(planned.stdout)["memory_bytes"]["needed"]
+    estimate = json.loads(planned.stdout)["memory"]["needed"]
     peak = usage.ru_maxrss * 1024
     return {
         "backbone": backbone,

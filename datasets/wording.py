@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f\x80-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def counted(number: int, singular: str, plural: str = "") -> str:
@@ -21,6 +24,11 @@ def in_bytes(number: float) -> str:
             break
         number, unit = number / 1000, {"B": "kB", "kB": "MB", "MB": "GB", "GB": "TB"}[unit]
     return f"{number:.0f} {unit}" if number >= 10 or unit == "B" else f"{number:.1f} {unit}"
+
+
+def printable(text: str) -> str:
+    """A name of a file as it is printed: on one line, whatever its bytes are."""
+    return _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:

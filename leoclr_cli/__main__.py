@@ -7,6 +7,7 @@ print a traceback, or be lost in the import of a library.
 from __future__ import annotations
 
 import getpass
+import io
 import os
 import signal
 import sys
@@ -37,6 +38,14 @@ def _open_standard_streams() -> None:
     sys.stderr = sys.stderr or open(2, "w")
 
 
+def _print_any_text() -> None:
+    """Class names and file names are any text, and the terminal's encoding may have no letter for it; nor is every name
+    of a file text."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _name_the_user() -> None:
     """torch asks for the user's name; containers run as numbers that have none."""
     try:
@@ -48,6 +57,7 @@ def _name_the_user() -> None:
 def main() -> None:
     """Run the command line of this process, and exit."""
     _open_standard_streams()
+    _print_any_text()
     _name_the_user()
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # else it is ignored, as by nohup
         signal.signal(signal.SIGINT, _interrupted)

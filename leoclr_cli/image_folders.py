@@ -27,7 +27,9 @@ from leoclr.datasets.errors import DataError, RunError
 from leoclr.datasets.files import cache_root, fsync_folder, write_atomic
 from leoclr.datasets.packing.file_kinds import is_image
 from leoclr.datasets.packing.folder_source import FolderSource
+from leoclr.datasets.packing.journal import kept_shards
 from leoclr.datasets.packing.pack import PackedSplit, PackingRecipe
+from leoclr.datasets.packing.staging import STAGING_NAME
 from leoclr.datasets.shards.locate import local_path, refuse_commands, shard_paths
 from leoclr.datasets.storage.addresses import is_remote
 from leoclr.datasets.wording import counted, in_bytes
@@ -95,7 +97,7 @@ def list_folder(spec: str, folder: Path) -> Listing:
 def _cached(spec: str, announce: bool) -> str:
     folder = Path(os.path.realpath(local_path(spec)))
     listing = list_folder(spec, folder)
-    name = f"{shard_name(str(folder))}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:10]}"
+    name = f"{shard_name(local_path(spec))}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:10]}"
     place = cache_root() / "packed" / name
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -104,32 +106,34 @@ def _cached(spec: str, announce: bool) -> str:
             known = _read(shards / _LISTING)
             if known is None:
                 known = _pack(spec, folder, shards, listing)
-            elif announce:
+            elif announce and shards / _LISTING not in _in_use:  # or it has been said before
                 say(f"{spec}: {_what(known)}, packed before in {shards}")
             _hold(shards / _LISTING)
             _remove_others(place, shards)
     except OSError as error:
         raise RunError(
             f"{spec}: the cache {place} cannot be used ({error.strerror or error}); set XDG_CACHE_HOME to another "
-            f"folder, or pack the images yourself: leoclr shard {spec} shards/{shard_name(str(folder))}"
+            f"folder, or pack the images yourself: leoclr shard {spec} shards/{shard_name(local_path(spec))}"
         ) from error
     return str(shards / known["train"])
 
 
 def _pack(spec: str, folder: Path, shards: Path, listing: Listing) -> dict[str, Any]:
     """Pack a folder into `shards`, which appears complete; what `listing.json` says of it."""
-    name = shard_name(str(folder))
+    name = shard_name(local_path(spec))
     by_hand = f"leoclr shard {spec} shards/{name}"
+    partial = shards.with_name(f"{_PARTIAL}-{shards.name}")
+    there = sum(file.stat().st_size for file in partial.rglob("*.tar"))
     free = shutil.disk_usage(shards.parent).free
-    if listing.bytes > _MOST_OF_THE_DISK * free:
+    if listing.bytes - there > _MOST_OF_THE_DISK * free:
         raise DataError(
             f"{spec}: {in_bytes(listing.bytes)} of images, and {in_bytes(free)} are free where the cache is, in "
             f"{shards.parent}; set XDG_CACHE_HOME to a folder with more room, or pack them there: {by_hand}"
         )
-    partial = shards.with_name(f"{_PARTIAL}-{shards.name}")
-    shutil.rmtree(partial, ignore_errors=True)
+    if not kept_shards(partial / STAGING_NAME):
+        shutil.rmtree(partial, ignore_errors=True)
     try:
-        packed = pack_source(str(folder), partial, PackingRecipe(name, workers=os.cpu_count() or 1))
+        packed = pack_source(local_path(spec), partial, PackingRecipe(name, workers=os.cpu_count() or 1))
         known = _known(folder, packed)
         write_atomic(partial / _LISTING, json.dumps(known, indent=1).encode())
         os.replace(partial, shards)
@@ -139,7 +143,8 @@ def _pack(spec: str, folder: Path, shards: Path, listing: Listing) -> dict[str, 
         hint = f"; {named[0]} is an option of `{by_hand}`, to be followed by --data shards/{name}" if named else ""
         raise DataError(f"{error}{hint}") from None
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if not kept_shards(partial / STAGING_NAME):
+            shutil.rmtree(partial, ignore_errors=True)
     if skipped := [line for split in packed for line in split.skipped]:
         warn(f"left out {counted(len(skipped), 'image')} that cannot be read, {skipped[0]}")
     say(f"{spec}: {_what(known)}, packed into {shards}; to keep the shards elsewhere: {by_hand}")

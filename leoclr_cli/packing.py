@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from leoclr.cli.terminal import progress, warn
+from leoclr.cli.terminal import progress, say, warn
+from leoclr.datasets.errors import DataError
 from leoclr.datasets.packing.arrangement import SPLITS, Collection, arrange
 from leoclr.datasets.packing.duplicates import find_copies, note_copies, without_copies
 from leoclr.datasets.packing.exclusions import Exclusions, without
 from leoclr.datasets.packing.file_kinds import advice
 from leoclr.datasets.packing.hold_out import hold_out
+from leoclr.datasets.packing.journal import Journal, fingerprint, kept_shards
 from leoclr.datasets.packing.layouts import Layout
 from leoclr.datasets.packing.pack import PackedSplit, PackingRecipe, pack
 from leoclr.datasets.packing.parquet_source import BY_SCHEMA, Columns
 from leoclr.datasets.packing.sources import Source, open_source
 from leoclr.datasets.packing.staging import staged
 from leoclr.datasets.shards.description import look_alikes
-from leoclr.datasets.wording import counted
+from leoclr.datasets.wording import counted, printable
 
 _NAMED = 10  # suffixes and folders that a warning names
 
@@ -78,14 +80,39 @@ def pack_source(
         for line in (*collection.notes.lines(), *look_alikes(collection.classes)):
             warn(line)
         said = set(collection.notes.counts())
-        with progress("packing", len(collection), "images") as advance:
+        journal = _journal(opened, collection, staging, recipe)
+        with progress("packing", len(collection) - journal.pictures, "images") as advance, _told_of_kept(staging):
             recipe = replace(recipe, made=_made(collection, selection, recipe))
-            packed = pack(opened, collection, staging, recipe, advance)
+            packed = pack(opened, collection, staging, recipe, advance, journal)
         for reason, line in zip(collection.notes.counts(), collection.notes.lines(), strict=True):
             if reason not in said:
                 warn(line)
         _say_copies(packed, selection)
         return packed
+
+
+def _journal(source: Source, collection: Collection, staging: Path, recipe: PackingRecipe) -> Journal:
+    """The journal of what an interrupted packing of the same images finished, each shard of it verified."""
+    journal = Journal(staging, fingerprint(source, collection, recipe))
+    if journal.bytes:
+        with progress("verifying finished shards", journal.bytes, "bytes") as advance:
+            journal.verify(advance)
+        shards = counted(journal.shards, "finished shard")
+        say(f"going on from {shards} with {counted(journal.pictures, 'image')} of an interrupted packing")
+    else:
+        journal.verify()
+    return journal
+
+
+@contextmanager
+def _told_of_kept(staging: Path) -> Iterator[None]:
+    """Say what is kept where packing ends early."""
+    try:
+        yield
+    except (KeyboardInterrupt, DataError):
+        if count := kept_shards(staging):
+            say(f"{counted(count, 'finished shard')} kept in {staging}; the same command goes on from there")
+        raise
 
 
 def _selected(source: Source, collection: Collection, selection: Selection, recipe: PackingRecipe) -> Collection:
@@ -129,11 +156,14 @@ def _say_passed_over(source: Source) -> None:
     if source.other_files:
         most = sorted(source.other_files.items(), key=lambda item: (-item[1], item[0]))[:_NAMED]
         kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in most)
-        warn(f"passed over {counted(source.other_files.total(), 'file')} without an image's suffix: {kinds}")
+        warn(
+            f"passed over {counted(source.other_files.total(), 'file')} without an image's suffix: {kinds} "
+            f"({printable(source.other_files.first)}{' first' if source.other_files.total() > 1 else ''})"
+        )
     if source.repeated:
-        shown = ", ".join(source.repeated[:_NAMED])
+        shown = ", ".join(map(printable, source.repeated[:_NAMED]))
         warn(f"passed over {counted(len(source.repeated), 'folder')} that links lead to a second time: {shown}")
-    for line in (*source.notes.lines(), *advice(list(source.other_files))):
+    for line in (*source.notes.lines(), *advice(source.other_files)):
         warn(line)
 
 

@@ -23,11 +23,29 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from leoclr.datasets.errors import BadImage
+from leoclr.datasets.images.not_images import refusal
 from leoclr.datasets.images.samples import Levels, eight_bits, has_levels, stored
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")  # Pillow opens MPO as JPEG
 IMAGE_SUFFIXES = frozenset(
-    {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "mpo", "avif"}
+    {
+        "jpg",
+        "jpeg",
+        "jpe",
+        "jfif",
+        "png",
+        "webp",
+        "bmp",
+        "gif",
+        "tif",
+        "tiff",
+        "ppm",
+        "pgm",
+        "pbm",
+        "pnm",
+        "mpo",
+        "avif",
+    }
 )
 MAX_PIXELS = 1 << 26  # 8192 x 8192: 192 MiB as RGB
 MAX_BYTES = 1 << 28
@@ -193,9 +211,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _reason(error: Exception, data: bytes) -> str:
-    if isinstance(error, UnidentifiedImageError) and data[:4] in (b"II*\0", b"MM\0*"):
-        return "a damaged TIFF, or of a kind that is not read: store 8 or 16 unsigned bits, grey or RGB"
     if isinstance(error, UnidentifiedImageError):
-        return "not a " + ", ".join(FORMATS[:4]) + " or other known image"
+        return refusal(data, FORMATS[:4])
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     return text[:120]

@@ -21,7 +21,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import OPEN_INFO
 
 from leoclr.datasets.errors import BadImage
-from leoclr.datasets.images.stored import PLANES, Stored, sixteen_bits, with_channels
+from leoclr.datasets.images.stored import PLANES, Stored, refuse_missing_pixels, sixteen_bits, with_channels
 
 Levels = tuple[float, float]
 """The numbers that become black and white in images of more than 8 bits a sample."""
@@ -46,7 +46,7 @@ def stored(opened: Image.Image, data: bytes, levels: Levels | None) -> Stored | 
     if opened.format == "PNG":
         return _png(opened, data, levels)
     if opened.format == "PPM":
-        return _ppm(opened, levels)
+        return _ppm(opened, data, levels)
     return None
 
 
@@ -57,7 +57,7 @@ def has_levels(opened: Image.Image, data: bytes) -> bool:
     if opened.format == "TIFF":
         tags: Any = opened.tag_v2  # type: ignore[attr-defined]
         return bool(max(tags.get(_BITS, (1,))) > 8 or max(tags.get(_FORMAT, (_UNSIGNED,))) != _UNSIGNED)
-    return opened.mode in ("I", "F")
+    return opened.mode in ("I", "F") or (opened.format == "PPM" and _most(opened) > 255)
 
 
 def eight_bits(image: Stored, levels: Levels | None) -> Image.Image:
@@ -108,6 +108,8 @@ def _scaled(numbers: NDArray[Any], depth: int | tuple[int, ...]) -> NDArray[np.u
 
 def _tiff(opened: Any, data: bytes, levels: Levels | None) -> Stored | None:
     tags = opened.tag_v2
+    if opened.tile[0].codec_name == "raw":
+        refuse_missing_pixels(opened)
     in_planes = tags.get(PLANES) == 2 and opened.tile[0].codec_name == "raw"
     if in_planes:
         _mend_single_plane(opened)
@@ -242,18 +244,29 @@ def _scaled_up(numbers: NDArray[Any], in_use: Sequence[int], depth: int) -> bool
     return True
 
 
-# PGM
+# PGM, PPM and PFM
 
 
-def _ppm(opened: Any, levels: Levels | None) -> Stored | None:
-    """Grey of more than 8 bits, which Pillow scales from the file's maximum to 16 bits; `levels` mean the file's."""
-    if opened.mode != "I":
+def _ppm(opened: Any, data: bytes, levels: Levels | None) -> Stored | None:
+    """More than 8 bits, which Pillow scales from the file's maximum to 16 bits of grey or 8 of colour; `levels` mean
+    the file's numbers. Floating point has no range."""
+    if opened.mode == "F":
+        return Stored(with_channels(np.asarray(opened)), "L", None, "floating-point samples")
+    codec, offset, most = opened.tile[0].codec_name, opened.tile[0].offset, _most(opened)
+    if opened.mode == "I":
+        numbers = with_channels(np.asarray(opened).clip(0, 65535))
+        if levels is not None and codec != "raw":
+            numbers = np.rint(numbers * (most / 65535))
+        return Stored(numbers, "L", 16)
+    if levels is None or most <= 255:
         return None
-    codec, arguments = opened.tile[0].codec_name, opened.tile[0].args
-    numbers = with_channels(np.asarray(opened).clip(0, 65535))
-    if levels is not None and codec != "raw":
-        numbers = np.rint(numbers * (int(arguments[-1]) / 65535))
-    return Stored(numbers, "L", 16)
+    if codec != "ppm":
+        raise BadImage("colours of more than 8 bits in text are not read with another range; store them in binary")
+    width, height = opened.size
+    return Stored(np.frombuffer(data, ">u2", 3 * width * height, offset).reshape(height, width, 3), "RGB", 16)
 
 
-# Reading all of 16 bits
+def _most(opened: Any) -> int:
+    """The maximum that the file declares, where it is not that of 8 or 16 bits."""
+    arguments = opened.tile[0].args
+    return arguments[-1] if isinstance(arguments, tuple) and isinstance(arguments[-1], int) else 255

@@ -13,6 +13,7 @@ from PIL import Image
 
 from leoclr.datasets.errors import BadImage
 
+_BITS, _SAMPLES_PER_PIXEL, _STRIP_BYTES = 258, 277, 279  # tags of TIFF
 PLANES = 284  # a tag of TIFF: whether channels lie together (1) or one after another (2)
 
 
@@ -35,6 +36,22 @@ class Stored:
     what: str = ""
     deep: bool = True
     white_is_zero: bool = False
+
+
+def refuse_missing_pixels(opened: Any) -> None:
+    """Raise BadImage where the strips or tiles of a TIFF that is not compressed do not cover the image, or hold fewer
+    bytes than it has. Pillow leaves the rest black, or takes what stands behind a strip for pixels."""
+    tags, (width, height) = opened.tag_v2, opened.size
+    samples, in_planes = tags.get(_SAMPLES_PER_PIXEL, 1), tags.get(PLANES) == 2
+    planes = samples if in_planes else 1
+    covered = sum(
+        (right - left) * (bottom - top) for left, top, right, bottom in (tile.extents for tile in opened.tile)
+    )
+    counts = tags.get(_STRIP_BYTES, ())
+    bits = max(tags.get(_BITS, (1,))) * (1 if in_planes else samples)
+    needed = planes * height * -(-width * bits // 8)
+    if covered < planes * width * height or 0 < sum(counts) < needed:
+        raise BadImage("the TIFF is truncated: its strips or tiles hold a part of the image only")
 
 
 def sixteen_bits(opened: Any, data: bytes) -> tuple[NDArray[np.uint16], str]:

@@ -13,18 +13,17 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from leoclr.datasets.errors import BadImage, DataError
 from leoclr.datasets.files import ignore
 from leoclr.datasets.images.decode import MAX_BYTES
-from leoclr.datasets.packing.file_kinds import count_other, is_wanted
+from leoclr.datasets.notes import Notes
+from leoclr.datasets.packing.file_kinds import OtherFiles, is_image, is_wanted, note_bare_folders
 from leoclr.datasets.packing.file_names import is_text, recoded, zip_name
 from leoclr.datasets.packing.layouts import Reading
-from leoclr.datasets.packing.notes import Notes
 from leoclr.datasets.shards.tar import members
 
 _CHUNK = 1 << 20
@@ -49,9 +48,11 @@ class PlacesSource:
 
     repeated = ()
 
-    def __init__(self, name: str, file: BinaryIO) -> None:
+    def __init__(self, name: str, file: BinaryIO, archives: Sequence[Path]) -> None:
+        """`archives` are what the files in `file` come from."""
         self.name = name
-        self.other_files: Counter[str] = Counter()
+        self.modified = max((path.stat().st_mtime_ns for path in archives), default=0)
+        self.other_files = OtherFiles()
         self.notes = Notes()
         self._descriptor = file.fileno()
         self._places: dict[str, tuple[int, int]] = {}
@@ -80,24 +81,31 @@ class PlacesSource:
     def size(self, path: str) -> int | None:
         return self._places[path][1]
 
+    def stamp(self, path: str) -> tuple[int, int] | None:
+        return self._places[path][1], self.modified
+
 
 def plain_tar(path: Path, file: BinaryIO, advance: Callable[[int], None], encoding: str | None = None) -> PlacesSource:
     """List a tar that is not compressed; its images are read where they lie. DataError where it is damaged, cut, or
     more than one archive in a file: what lies behind such a place would be missing without a word."""
-    source = PlacesSource(str(path), file)
-    position = 0
+    source = PlacesSource(str(path), file, [path])
+    position, folders = 0, set[str]()
     for member in members(file, path):
         name = _checked_name(path, recoded(member.name, encoding))
         if member.kind == "file" and is_wanted(name):
             source.add(name, member.offset, member.size)
         elif member.kind == "file":
-            count_other(source.other_files, name)
-        elif member.kind != "folder":
+            source.other_files.note(name, source.notes)
+            folders.add(name.rpartition("/")[0])
+        elif member.kind == "folder":
+            folders.add(name)
+        else:
             raise DataError(
                 f"{path}: {member.name!r} is a link or device; an archive must hold plain files and folders only"
             )
         advance(member.offset - position)
         position = member.offset
+    note_bare_folders(source.notes, folders, filter(is_image, source.paths))
     return source
 
 
@@ -127,20 +135,23 @@ class ZipSource:
 
     def __init__(self, path: Path, archive: zipfile.ZipFile, encoding: str | None = None) -> None:
         self.name = str(path)
-        self.other_files: Counter[str] = Counter()
+        self.other_files = OtherFiles()
         self.notes = Notes()
         self._archive = archive
         self._members: dict[str, zipfile.ZipInfo] = {}
+        folders = set[str]()
         for member in archive.infolist():
             name = _checked_name(path, zip_name(member, encoding).replace("\\", "/"))
             if member.is_dir():
+                folders.add(name)
                 continue
             if stat.S_ISLNK(member.external_attr >> 16):
                 raise DataError(f"{path}: {name!r} is a link; an archive must hold plain files and folders only")
             if member.flag_bits & 1:
                 raise DataError(f"{path}: {name!r} is encrypted; unpack the archive first")
             if not is_wanted(name):
-                count_other(self.other_files, name)
+                self.other_files.note(name, self.notes)
+                folders.add(name.rpartition("/")[0])
                 continue
             if not is_text(name):
                 raise DataError(
@@ -151,6 +162,7 @@ class ZipSource:
                 self.notes.add(_TWICE, name)
             self._members[name] = member
         self.paths = list(self._members)
+        note_bare_folders(self.notes, folders, filter(is_image, self.paths))
 
     def read(self, path: str) -> bytes:
         member = self._members[path]
@@ -162,6 +174,9 @@ class ZipSource:
 
     def size(self, path: str) -> int | None:
         return self._members[path].file_size
+
+    def stamp(self, path: str) -> tuple[int, int] | None:
+        return self._members[path].file_size, self._members[path].CRC
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:

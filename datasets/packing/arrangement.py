@@ -16,10 +16,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from leoclr.datasets.errors import DataError
+from leoclr.datasets.notes import Notes
 from leoclr.datasets.packing.file_kinds import SIDECAR_SUFFIXES, advice, is_image, suffix_of
 from leoclr.datasets.packing.layouts import NO_SPLIT as NO_SPLIT
 from leoclr.datasets.packing.layouts import Layout, LayoutKind, Named, Reading, first_folder, read_names
-from leoclr.datasets.packing.notes import Notes
 from leoclr.datasets.packing.sources import Source
 from leoclr.datasets.packing.split_names import SPLITS as SPLITS
 from leoclr.datasets.shards.index import NO_LABEL
@@ -79,8 +79,9 @@ def arrange(source: Source, layout: Layout | None = None) -> Collection:
     images = sorted(path for path in source.paths if is_image(path))
     if not images:
         files = source.other_files.total() + len(source.paths)
-        found = f"no images among {files:,} files" if files else "it is empty"
-        hints = "".join(f"; {line}" for line in advice(list(source.other_files)))
+        notes = list(source.notes.lines())
+        found = f"no images among {files:,} files" if files else "no images" if notes else "it is empty"
+        hints = "".join(f"; {line}" for line in (*notes, *advice(source.other_files)))
         raise DataError(
             f"{source.name}: {found}; expected images (.jpg, .png, .webp, ...) or one folder per class{hints}"
         )

@@ -9,22 +9,34 @@ from typing import Literal
 from PIL import Image
 
 from leoclr.datasets.errors import BadImage
-from leoclr.datasets.images.decode import FORMATS, decode_image, depends_on_levels
+from leoclr.datasets.images.decode import decode_image, depends_on_levels
+from leoclr.datasets.images.file_facts import facts_of
 from leoclr.datasets.images.samples import Levels
 
 DEFAULT_QUALITY = 90
 _USUAL_SUFFIX = {"jpeg": "jpg", "jpe": "jpg", "jfif": "jpg", "tiff": "tif"}
 # What a changed image is stored as when nothing is asked for: without loss where it came without loss.
-_CODED_AGAIN_AS = {"webp": "webp", "png": "png", "bmp": "png", "gif": "png", "tif": "png", "ppm": "png", "pgm": "png"}
+_CODED_AGAIN_AS = {
+    "webp": "webp",
+    "png": "png",
+    "bmp": "png",
+    "gif": "png",
+    "tif": "png",
+    "ppm": "png",
+    "pgm": "png",
+    "pbm": "png",
+    "pnm": "png",
+}
 # By Pillow's name of the format, the usual suffix first.
 _SUFFIXES = {
     "JPEG": ("jpg", "mpo"),
+    "MPO": ("jpg", "mpo"),
     "PNG": ("png",),
     "WEBP": ("webp",),
     "BMP": ("bmp",),
     "GIF": ("gif",),
     "TIFF": ("tif",),
-    "PPM": ("ppm", "pgm"),
+    "PPM": ("ppm", "pgm", "pbm", "pnm"),
     "AVIF": ("avif",),
 }
 _PILLOW_NAME = {"jpg": "JPEG", "webp": "WEBP", "png": "PNG"}
@@ -50,21 +62,22 @@ class Encoding:
     quality: int | None = None
     levels: Levels | None = None
 
-    def apply(self, data: bytes, suffix: str) -> tuple[bytes, str]:
-        """The bytes to store, and the suffix of what they are, whatever `suffix` the file had. BadImage unless the
-        image can be decoded in full."""
+    def apply(self, data: bytes, suffix: str) -> tuple[bytes, str, tuple[str, ...]]:
+        """The bytes to store, the suffix of what they are, whatever `suffix` the file had, and remarks on the file.
+        BadImage unless the image can be decoded in full."""
         image = decode_image(data, self.levels)
-        suffix = _true_suffix(data, suffix)
+        facts = facts_of(data)
+        suffix = _true_suffix(facts.format, suffix)
         limit = self.shortest_side or min(image.size)
         shrinks = min(image.size) > limit
         recodes = self.format is not None and (self.format != suffix or self.quality is not None)
         windowed = self.levels is not None and depends_on_levels(data)
         if not shrinks and not recodes and not windowed:
-            return data, suffix
+            return data, suffix, facts.remarks
         if shrinks:
             image = _shrink(image, limit)
         target = self.format or _CODED_AGAIN_AS.get(suffix, "jpg")
-        return self._encode(image, target), target
+        return self._encode(image, target), target, facts.remarks
 
     def _encode(self, image: Image.Image, target: str) -> bytes:
         encoded = io.BytesIO()
@@ -81,12 +94,11 @@ def usual_suffix(suffix: str) -> str:
     return _USUAL_SUFFIX.get(suffix, suffix)
 
 
-def _true_suffix(data: bytes, suffix: str) -> str:
+def _true_suffix(format: str, suffix: str) -> str:
     """The suffix of what the bytes are: the file's own, in its usual spelling, where that is right."""
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        found = image.format or ""
+    known = _SUFFIXES.get(format, ())
     suffix = usual_suffix(suffix)
-    return suffix if suffix in _SUFFIXES.get(found, ()) else _SUFFIXES.get(found, (suffix,))[0]
+    return suffix if suffix in known or not known else known[0]
 
 
 def _shrink(image: Image.Image, shortest_side: int) -> Image.Image:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from leoclr.datasets.images.decode import IMAGE_SUFFIXES
+from leoclr.datasets.notes import Notes
 
 SIDECAR_SUFFIXES = ("json", "txt")
 _SYSTEM_FILES = ("thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r")
 _ARCHIVES = frozenset("tar gz tgz bz2 tbz xz txz zst zip rar 7z lz4".split())
 _VIDEOS = frozenset("mp4 m4v mov avi mkv webm mpg mpeg wmv flv mts m2ts 3gp".split())
-_OTHER_IMAGES = frozenset("heic heif jp2 j2k jpx jxl cr2 cr3 nef arw dng raf orf rw2 psd svg eps exr hdr dcm".split())
+_TABLES = frozenset("csv tsv xls xlsx xml mat".split())
+_ARRAYS = frozenset("npy npz nii h5 hdf5 mha mhd nrrd zarr dcm".split())
+_OTHER_IMAGES = frozenset(
+    "heic heif jp2 j2k jpx jxl cr2 cr3 nef arw dng raf orf rw2 psd svg eps exr hdr ico pam".split()
+)
 
 
 def suffix_of(path: str) -> str:
@@ -37,20 +42,64 @@ def is_hidden(path: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
 
 
-def count_other(counter: Counter[str], path: str) -> None:
-    """Note a file that is passed over, unless it is hidden, as what systems put beside images is."""
-    if path.rpartition("/")[2].lower() not in _SYSTEM_FILES and not is_hidden(path):
+def _is_of_mac(path: str) -> bool:
+    """Whether it is the part of a file in which a Mac keeps what other systems have no place for."""
+    return path.rpartition("/")[2].startswith("._") or path.startswith("__MACOSX/") or "/__MACOSX/" in path
+
+
+class OtherFiles(Counter[str]):
+    """How many files were passed over because their names are neither those of images nor of sidecars, by suffix.
+    What systems put beside images does not count."""
+
+    first = ""  # of all their names
+
+    def note(self, path: str, notes: Notes) -> None:
+        """Count a file; a hidden image goes to the notes."""
+        if path.rpartition("/")[2].lower() in _SYSTEM_FILES or _is_of_mac(path):
+            return
+        if is_hidden(path):
+            if is_image(path):
+                notes.add("passed over, hidden images (a name that begins with a dot)", path)
+            return
         suffix = suffix_of(path)
-        counter[f".{suffix}" if suffix else "without suffix"] += 1
+        self[f".{suffix}" if suffix else "without suffix"] += 1
+        self.first = min(self.first or path, path)
 
 
-def advice(suffixes: Iterator[str] | list[str]) -> Iterator[str]:
+def note_bare_folders(notes: Notes, folders: Iterable[str], images: Iterable[str]) -> None:
+    """Note the folders that hold no image, neither themselves nor below: a class may be lost with one."""
+    holding = {""}
+    for path in images:
+        folder = path.rpartition("/")[0]
+        while folder not in holding:
+            holding.add(folder)
+            folder = folder.rpartition("/")[0]
+    if len(holding) > 1:
+        bare = set()
+        for folder in set(folders) - holding:
+            while (above := folder.rpartition("/")[0]) not in holding:
+                folder = above
+            bare.add(folder)
+        for folder in sorted(bare):
+            if not is_hidden(folder):
+                notes.add("folders without an image", folder)
+
+
+def advice(suffixes: Iterable[str]) -> Iterator[str]:
     """What to do about files of these suffixes, which are not read; each line once."""
     found = {suffix.lower().removeprefix(".") for suffix in suffixes}
     if "cls" in found:
         yield "these are shards already: `leoclr index` and `leoclr train` read them as they are"
     if found & _ARCHIVES:
         yield "archives are packed from .tar, .tar.gz and .zip, and those within a source are not opened: unpack them"
+    if "tar" in found:
+        yield "shards need no packing: `leoclr train --data` takes them"
+    if "parquet" in found:
+        yield "Parquet files are read where no images lie beside them: name their folder"
+    if found & _TABLES:
+        yield "labels in tables and annotation files are not read: put the images into a folder for each class"
+    if found & _ARRAYS:
+        yield "arrays and volumes are not read: store their images as PNG or TIFF, of 16 bits where they need them"
     if found & _VIDEOS:
         yield "videos are not read: extract their frames first, as in `ffmpeg -i clip.mp4 clip/%06d.jpg`"
     if found & _OTHER_IMAGES:

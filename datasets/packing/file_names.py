@@ -40,7 +40,13 @@ def decoded(raw: bytes, encoding: str | None) -> str:
 
 def recoded(name: str, encoding: str | None) -> str:
     """A name that was decoded from UTF-8, as it is in the encoding that was given."""
-    return name if encoding is None or name.isascii() else decoded(os.fsencode(name), encoding)
+    return name if encoding is None else decoded(name.encode("utf-8", "surrogateescape"), encoding)
+
+
+def file_name(name: str, encoding: str | None) -> str:
+    """A name as the operating system gave it, whose bytes mean the same in every locale: UTF-8, or the encoding that
+    was given."""
+    return name if name.isascii() else decoded(os.fsencode(name), encoding)
 
 
 def zip_name(member: zipfile.ZipInfo, encoding: str | None) -> str:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import stat
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 from leoclr.datasets.errors import BadImage, DataError
 from leoclr.datasets.files import ignore
 from leoclr.datasets.images.decode import MAX_BYTES
-from leoclr.datasets.packing.file_kinds import count_other, is_wanted
-from leoclr.datasets.packing.file_names import recoded
+from leoclr.datasets.notes import Notes
+from leoclr.datasets.packing.file_kinds import OtherFiles, is_hidden, is_image, is_wanted, note_bare_folders, suffix_of
+from leoclr.datasets.packing.file_names import file_name
 from leoclr.datasets.packing.layouts import Reading
-from leoclr.datasets.packing.notes import Notes
 
 
 class FolderSource:
@@ -25,14 +24,15 @@ class FolderSource:
 
     def __init__(self, folder: Path, encoding: str | None = None, advance: Callable[[int], None] = ignore) -> None:
         self.name = str(folder)
-        self.other_files: Counter[str] = Counter()
+        self.other_files = OtherFiles()
+        self.tables: list[str] = []  # Parquet files
         self.repeated: list[str] = []
         self.paths: list[str] = []
         self.notes = Notes()
         self._encoding = encoding
         self._folder = folder
         self._stored_names: dict[str, str] = {}  # of those that are decoded otherwise
-        pending, seen = [""], set[str]()
+        pending, seen, listed = [""], set[str](), list[str]()
         while pending:
             below = pending.pop()
             real = os.path.realpath(folder / below)
@@ -40,18 +40,21 @@ class FolderSource:
                 self.repeated.append(below)
                 continue
             seen.add(real)
+            listed.append(file_name(below, encoding))
             try:
                 with os.scandir(folder / below) as entries:
                     found = list(entries)
             except OSError as error:
                 raise DataError(f"{error.filename}: the folder cannot be read ({error.strerror})") from error
-            folders = [entry for entry in found if _is_folder(entry) and not entry.name.startswith(".")]
+            folders = [entry for entry in found if _is_folder(entry) and not self._is_hidden(below, entry)]
             folders.sort(key=lambda entry: (entry.is_symlink(), entry.name), reverse=True)
             pending += [f"{below}/{entry.name}" if below else entry.name for entry in folders]
             for entry in found:
                 if not _is_folder(entry):
                     self._take(f"{below}/{entry.name}" if below else entry.name, entry)
             advance(len(found))
+        bare = [folder for folder in listed if folder and not self.tables]
+        note_bare_folders(self.notes, bare, filter(is_image, self.paths))
 
     def read(self, path: str) -> bytes:
         try:
@@ -79,11 +82,18 @@ class FolderSource:
             return None
         return status.st_size, status.st_mtime_ns
 
+    def _is_hidden(self, below: str, entry: os.DirEntry[str]) -> bool:
+        if hidden := entry.name.startswith("."):
+            self.notes.add(
+                "passed over, hidden folders", file_name(f"{below}/{entry.name}".lstrip("/"), self._encoding)
+            )
+        return hidden
+
     def _place(self, path: str) -> Path:
         return self._folder / self._stored_names.get(path, path)
 
     def _take(self, stored: str, entry: os.DirEntry[str]) -> None:
-        path = recoded(stored, self._encoding)
+        path = file_name(stored, self._encoding)
         if _is_special(entry):
             self.notes.add("passed over, no regular files", path)
         elif is_wanted(path):
@@ -91,7 +101,9 @@ class FolderSource:
             if path != stored:
                 self._stored_names[path] = stored
         else:
-            count_other(self.other_files, path)
+            self.other_files.note(path, self.notes)
+            if suffix_of(path) == "parquet" and not is_hidden(path):
+                self.tables.append(stored)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

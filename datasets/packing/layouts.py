@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from leoclr.datasets.errors import DataError
-from leoclr.datasets.packing.notes import Notes
-from leoclr.datasets.packing.split_names import SPLITS, is_plain, repeated, splits_of, suspicious
+from leoclr.datasets.notes import Notes
+from leoclr.datasets.packing.split_names import SPLITS, is_plain, parts_of_samples, repeated, splits_of, suspicious
 
 LayoutKind = Literal["flat", "classes", "splits", "classes-splits"]
 LAYOUTS: tuple[LayoutKind, ...] = get_args(LayoutKind)
@@ -49,7 +49,16 @@ def read_names(source: str, images: Sequence[str], layout: Layout) -> Reading:
         DataError: They can be read in two ways, or not as the layout says.
     """
     kind = layout.kind or ("splits" if layout.splits else None)
-    return _read_as(source, images, kind, layout.splits) if kind else _read(source, images)
+    if kind:
+        return _read_as(source, images, kind, layout.splits)
+    reading = _read(source, images)
+    for members in reading.splits.values() if reading.kind != "flat" else ():
+        if parts_of_samples(folders := {first_folder(name) for _, name in members if "/" in name}):
+            raise DataError(
+                f"{source}: {_listed(folders)} can be read in two ways: classes, or images and what belongs to them. "
+                f"Say --layout {reading.kind}, or name the folder of images, or move the others away"
+            )
+    return reading
 
 
 def first_folder(name: str) -> str:
@@ -82,7 +91,7 @@ def _read(source: str, images: Sequence[str]) -> Reading:
         if len(below) > 1:
             raise _two_readings(source, [split], f"the split {splits[split]} or a class", splits)
     elif odd := suspicious(folders):
-        raise _two_readings(source, odd, "splits or classes", {})
+        raise _two_readings(source, list(odd), "splits or classes", odd)
     nested = splits_of({name.split("/")[1] for name in names if name.count("/") > 1})
     if len(set(nested.values())) > 1 and "train" in nested.values():
         inner = _listed(nested)
@@ -170,7 +179,21 @@ def _read_as(source: str, images: Sequence[str], kind: LayoutKind, splits: Mappi
         found[known[folder]].append((path, rest))
     reading.splits = {split: found[split] for split in SPLITS if split in found}
     reading.split_names = dict(sorted(known.items()))
-    return _without_beside(reading)
+    return _without_beside(reading if within else _looked_through(reading))
+
+
+def _looked_through(reading: Reading) -> Reading:
+    """Take away a folder that holds all of a split and several folders (`train/images/cat/1.png`), unless it is a class
+    of another split."""
+    for split, members in reading.splits.items():
+        others = [{first_folder(name) for _, name in rows} for other, rows in reading.splits.items() if other != split]
+        classes = set().union(*(folders for folders in others if len(folders) > 1))
+        wrapper = _wrapper([name for _, name in members], lambda folder: folder in classes)  # noqa: B023
+        inside = [(path, name[len(wrapper) :]) for path, name in members]
+        if wrapper and split != "unlabeled" and len({first_folder(name) for _, name in inside}) > 1:
+            reading.splits[split] = inside
+            reading.notes.add("folders around all of a split, which are looked through", f"{split}/{wrapper}")
+    return reading
 
 
 def _without_beside(reading: Reading) -> Reading:

@@ -21,15 +21,18 @@ import numpy as np
 
 from leoclr.datasets.errors import BadImage, DataError
 from leoclr.datasets.files import ignore
+from leoclr.datasets.notes import Notes
 from leoclr.datasets.packing.arrangement import Collection, Picture
 from leoclr.datasets.packing.contents import Contents, repeated_rows, shared_rows
 from leoclr.datasets.packing.encoding import Encoding, usual_suffix
 from leoclr.datasets.packing.file_kinds import SIDECAR_SUFFIXES, suffix_of
+from leoclr.datasets.packing.journal import Finished, Journal
 from leoclr.datasets.packing.shard_files import ShardFiles
 from leoclr.datasets.packing.sources import Source
 from leoclr.datasets.packing.threads import ordered_map
 from leoclr.datasets.randomness import Permutation
 from leoclr.datasets.shards.index import NO_LABEL, Index
+from leoclr.datasets.wording import printable
 
 _ORDER = 2  # tells this use of the seed from that of the hold-out
 
@@ -93,12 +96,18 @@ class PackedSplit:
 
 
 def pack(
-    source: Source, collection: Collection, folder: Path, recipe: PackingRecipe, advance: Callable[[int], None] = ignore
+    source: Source,
+    collection: Collection,
+    folder: Path,
+    recipe: PackingRecipe,
+    advance: Callable[[int], None] = ignore,
+    journal: Journal | None = None,
 ) -> list[PackedSplit]:
     """Write shards and index of every split: into `folder` where there are no splits, else into `folder/SPLIT`.
 
     Args:
         advance: Called with 1 for each image that is done.
+        journal: Of finished shards in `folder`, which are taken as they are; further ones are noted there.
 
     Raises:
         DataError: More than `max_bad` images are unreadable, or all of a split.
@@ -109,19 +118,35 @@ def pack(
         target = folder / split
         target.mkdir(exist_ok=True)
         skipped_before = len(skipped)
-        with (
-            ShardFiles(target, recipe.name, recipe.shard_bytes) as shards,
-            closing(_samples(source, collection.sidecars, pictures, recipe)) as samples,
-        ):
-            for sample in samples:
-                if isinstance(sample, _Sample):
-                    shards.write(sample.key, sample.members)
-                    if sample.misnamed:
-                        collection.notes.add("stored under the suffix of what their bytes are", sample.misnamed)
-                else:
-                    skipped.append(sample)
-                _check_limit(skipped, recipe.max_bad)
-                advance(1)
+        earlier = journal.finished(split) if journal else []
+        done, notes = 0, Notes()
+
+        def finished(path: Path, sha256: str) -> None:
+            if journal is not None:
+                journal.add(Finished(split, path.name, sha256, done, skipped[skipped_before:], notes.found()))  # noqa: B023
+
+        with ShardFiles(target, recipe.name, recipe.shard_bytes, finished) as shards:
+            for entry in earlier:
+                shards.take(target / entry.shard, entry.sha256)
+            if earlier:
+                done = earlier[-1].pictures
+                skipped += earlier[-1].skipped
+                for reason, (count, first) in earlier[-1].notes.items():
+                    notes.add(reason, first, count)
+            with closing(_samples(source, collection.sidecars, pictures, recipe, done)) as samples:
+                for sample in samples:
+                    if isinstance(sample, _Sample):
+                        shards.write(sample.key, sample.members)
+                        if sample.misnamed:
+                            notes.add("stored under the suffix of what their bytes are", sample.misnamed)
+                        for remark in sample.remarks:
+                            notes.add(remark, sample.path)
+                    else:
+                        skipped.append(sample)
+                    done += 1
+                    _check_limit(skipped, recipe.max_bad)
+                    advance(1)
+        collection.notes.update(notes)
         if not shards.digests:
             first = skipped[skipped_before]
             raise DataError(f"{source.name}: none of the {len(pictures)} images can be read; the first: {first}")
@@ -140,28 +165,31 @@ def _check_limit(skipped: list[str], limit: int) -> None:
 class _Sample:
     key: str
     members: dict[str, bytes]
+    path: str
     misnamed: str
+    remarks: tuple[str, ...]
 
 
 def _samples(
-    source: Source, sidecars: Mapping[str, str], pictures: list[Picture], recipe: PackingRecipe
+    source: Source, sidecars: Mapping[str, str], pictures: list[Picture], recipe: PackingRecipe, start: int
 ) -> Generator[_Sample | str, None, None]:
-    """Samples in packing order; for an unreadable image `path: reason` takes its place."""
+    """Samples in packing order, from the place `start` on; for an unreadable image `path: reason` takes its place."""
 
     def make(number: int) -> _Sample | str:
         picture = pictures[number]
         try:
             read = source.read(picture.path)
-            data, suffix = recipe.encoding.apply(read, suffix_of(picture.path))
+            data, suffix, remarks = recipe.encoding.apply(read, suffix_of(picture.path))
             members = {suffix: data, **_sidecars(source, sidecars, picture)}
         except BadImage as error:
-            return f"{picture.path}: {error}"
+            return f"{printable(picture.path)}: {error}"
         if picture.label != NO_LABEL:
             members["cls"] = str(picture.label).encode()
         same = data is not read or usual_suffix(suffix_of(picture.path)) == suffix
-        return _Sample(picture.key, members, "" if same else f"{picture.path} is {suffix}")
+        misnamed = "" if same else f"{picture.path} is {suffix}"
+        return _Sample(picture.key, members, picture.path, misnamed, remarks)
 
-    order = Permutation(len(pictures), recipe.seed, _ORDER)(np.arange(len(pictures)))
+    order = Permutation(len(pictures), recipe.seed, _ORDER)(np.arange(start, len(pictures)))
     return ordered_map(make, map(int, order), recipe.workers)
 
 

@@ -24,6 +24,9 @@ from leoclr.datasets.packing.split_names import SPLITS, splits_of
 from leoclr.datasets.shards.labels import parse_text
 
 PARQUET = ".parquet"
+_WITHOUT_BYTES = "left out, rows without the bytes of an image (a path is not followed)"
+_SHOWN_VALUE = 40
+_SHOWN = 8  # columns that a note names
 _ROWS = 64  # in memory at a time
 _LABEL_NAMES = ("label", "labels", "cls", "class")
 _PART = re.compile(r"[-_.]?[0-9]+([-_]of[-_][0-9]+)?$")
@@ -65,7 +68,7 @@ class ParquetSource(PlacesSource):
         columns: Columns,
         advance: Callable[[int], None],
     ) -> None:
-        super().__init__(name, spool)
+        super().__init__(name, spool, files)
         if find_spec("pyarrow") is None:
             raise DataError(f"{name}: Parquet needs pyarrow: pip install 'leoclr-cli[parquet]'")
         splits = _splits(files)
@@ -86,7 +89,7 @@ class ParquetSource(PlacesSource):
                 found.append((place, label))
             advance(path.stat().st_size)
         spool.flush()
-        self.reading = _reading(rows, declared)
+        self.reading = self._reading(rows, declared)
 
     def _schema(self, path: Path, columns: Columns) -> _Schema:
         import pyarrow
@@ -96,7 +99,7 @@ class ParquetSource(PlacesSource):
             schema = parquet.read_schema(path)
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"{path}: no Parquet file, or damaged ({_line(error)})") from error
-        binary = [field.name for field in schema if types.is_binary(field.type) or types.is_large_binary(field.type)]
+        binary = [field.name for field in schema if _is_binary(types, field.type)]
         nested = [
             field.name for field in schema if types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
         ]
@@ -111,6 +114,9 @@ class ParquetSource(PlacesSource):
             self.notes.add(
                 "no labels, as several columns may hold them (--label-member says which)", ", ".join(candidates)
             )
+        others = [name for name in schema.names if name not in (*binary, *nested)]
+        if columns.label is None and not candidates and others:
+            self.notes.add("no labels (--label-member takes them from another column)", ", ".join(others[:_SHOWN]))
         label = columns.label or (candidates[0] if len(candidates) == 1 else None)
         return _Schema(image, image in nested, label, named.get(label or "", ()))
 
@@ -127,48 +133,68 @@ class ParquetSource(PlacesSource):
                         number += 1
                         image = row[schema.image]
                         data = image.get("bytes") if schema.nested and image else image
+                        place = f"row {number} of {path.name}"
                         if not data or len(data) > MAX_BYTES:
-                            self.notes.add(
-                                "left out, rows without the bytes of an image", f"row {number} of {path.name}"
-                            )
+                            self.notes.add(_WITHOUT_BYTES, place)
+                        elif schema.label is None:
+                            yield data, None
                         else:
-                            yield data, self._label(row.get(schema.label) if schema.label else None, path, number)
+                            yield data, self._label(row[schema.label], schema.names, place)
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"{path}: damaged ({_line(error)})") from error
 
-    def _label(self, value: Any, path: Path, number: int) -> str | int | None:
+    def _label(self, value: Any, names: Sequence[str], place: str) -> str | int | None:
         found: int | str | None = value if isinstance(value, int) and not isinstance(value, bool) else None
         if isinstance(value, str):
             found = parse_text(value.encode(errors="replace"))
         elif isinstance(value, bytes):
             found = parse_text(value)
-        if found is None or (isinstance(found, int) and found < 0):
-            if value is not None:
-                self.notes.add("labels that are no class number or name", f"row {number} of {path.name}")
+        if value is None:
+            self.notes.add("rows without a label", place)
+        elif found is None or (isinstance(found, int) and found < 0):
+            self.notes.add("labels that are no class number or name", f"{str(value)[:_SHOWN_VALUE]!r} in {place}")
+            return None
+        elif names and isinstance(found, int) and found >= len(names):
+            self.notes.add(f"labels that are no number of the {len(names):,} class names", f"{found} in {place}")
             return None
         return found
 
+    def _reading(self, rows: dict[str, list[tuple[str, str | int | None]]], declared: tuple[str, ...]) -> Reading:
+        values = {label for found in rows.values() for _, label in found if label is not None}
+        texts = sorted(label for label in values if isinstance(label, str))
+        if len(set(declared)) < len(declared):
+            twice = next(name for name in declared if declared.count(name) > 1)
+            self.notes.add("class names that are not used, as several classes have the same one", twice)
+            declared = ()
+        if declared and not texts:
+            names = {label: declared[label] for label in values if isinstance(label, int)}
+            classes = declared
+        else:
+            if 0 < len(texts) < len(values):
+                self.notes.add("class names beside class numbers, each a class of its own", texts[0], len(texts))
+            ordered = sorted(values, key=lambda label: (isinstance(label, str), label))
+            names = {label: str(label) for label in ordered}  # type: ignore[misc]
+            classes = tuple(dict.fromkeys(names.values()))
+        folders = _folders(classes)
+        splits: dict[str, list[Named]] = {
+            split: [
+                (place, f"{'' if label is None else folders[names[label]] + '/'}{place.rpartition('/')[2]}")  # type: ignore[index]
+                for place, label in rows[split]
+            ]
+            for split in (*SPLITS, NO_SPLIT)
+            if rows.get(split)
+        }
+        kind: LayoutKind = "splits" if NO_SPLIT not in splits else ("classes" if classes else "flat")
+        return Reading(kind, splits, classes={folder: name for name, folder in folders.items()})
 
-def _reading(rows: dict[str, list[tuple[str, str | int | None]]], declared: tuple[str, ...]) -> Reading:
-    values = {label for found in rows.values() for _, label in found if label is not None}
-    if declared and all(isinstance(label, int) and label < len(declared) for label in values):
-        names = {label: declared[label] for label in values if isinstance(label, int)}
-        classes = declared
-    else:
-        ordered = sorted(values, key=lambda label: (isinstance(label, str), label))
-        names = {label: str(label) for label in ordered}  # type: ignore[misc]
-        classes = tuple(dict.fromkeys(names.values()))
-    folder: dict[Any, str] = {
-        None: "",
-        **{label: f"{name.replace('/', _OTHER_NAME)}/" for label, name in names.items()},
-    }
-    splits: dict[str, list[Named]] = {
-        split: [(place, f"{folder[label]}{place.rpartition('/')[2]}") for place, label in rows[split]]
-        for split in (*SPLITS, NO_SPLIT)
-        if rows.get(split)
-    }
-    kind: LayoutKind = "splits" if NO_SPLIT not in splits else ("classes" if classes else "flat")
-    return Reading(kind, splits, classes={name.replace("/", _OTHER_NAME): name for name in classes})
+
+def _folders(names: Sequence[str]) -> dict[str, str]:
+    """A folder for each class, by its name, with no slash and no two alike."""
+    found: dict[str, str] = {}
+    for number, name in enumerate(names):
+        folder = name.replace("/", _OTHER_NAME).strip() or f"class-{number}"
+        found[name] = f"{folder}-{number}" if folder in found.values() else folder
+    return found
 
 
 def _splits(files: Sequence[Path]) -> dict[Path, str]:
@@ -201,6 +227,11 @@ def _class_names(metadata: dict[bytes, bytes] | None) -> dict[str, tuple[str, ..
         for column, names in found.items()
         if isinstance(names, list) and names and all(isinstance(name, str) for name in names)
     }
+
+
+def _is_binary(types: Any, kind: Any) -> bool:
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
 
 
 def _suffix(data: bytes) -> str:

@@ -29,7 +29,15 @@ _BLOCK = 512
 class ShardFiles:
     """The shards of one folder while they are being written. A context: the last shard is closed at its end."""
 
-    def __init__(self, folder: Path, name: str, shard_bytes: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        shard_bytes: int,
+        finished: Callable[[Path, str], None] = lambda path, sha256: None,
+    ) -> None:
+        """`finished` is called with each shard that is complete on the disk, and its SHA-256."""
+        self._finished = finished
         self.digests: dict[Path, str] = {}
         self._checksums = array("I")
         self._contents = array("Q")
@@ -49,6 +57,15 @@ class ShardFiles:
         elif self._open is not None:
             self._finish(self._open)
 
+    def take(self, path: Path, sha256: str) -> None:
+        """Take over a shard that is finished already, the next by its number."""
+        index = build_index([path], checksum=False)
+        with path.open("rb") as file:
+            for offset, length in zip(index.offset.tolist(), index.length.tolist(), strict=True):
+                file.seek(offset)
+                self._count(file.read(length))
+        self.digests[path] = sha256
+
     def write(self, key: str, members: Mapping[str, bytes]) -> None:
         """Add a sample: the bytes of its members by suffix."""
         size = sum(_BLOCK + -(-len(data) // _BLOCK) * _BLOCK for data in members.values())
@@ -59,8 +76,7 @@ class ShardFiles:
         self._open.write(key, members)
         for suffix, data in members.items():
             if suffix in IMAGE_SUFFIXES:
-                self._checksums.append(checksum(data))
-                self._contents.frombytes(content_digest(data))
+                self._count(data)
 
     @property
     def contents(self) -> NDArray[np.uint64]:
@@ -78,6 +94,11 @@ class ShardFiles:
     def _finish(self, shard: _OpenShard) -> None:
         self.digests[shard.path] = shard.finish()
         self._open = None
+        self._finished(shard.path, self.digests[shard.path])
+
+    def _count(self, image: bytes) -> None:
+        self._checksums.append(checksum(image))
+        self._contents.frombytes(content_digest(image))
 
 
 class _OpenShard:

@@ -8,7 +8,6 @@ mean, such as splits and classes, is decided in `leoclr.datasets.packing.arrange
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,12 +15,12 @@ from typing import Protocol
 
 from leoclr.datasets.errors import DataError
 from leoclr.datasets.files import ignore
+from leoclr.datasets.notes import Notes
 from leoclr.datasets.packing.archives import ZipSource, open_zip, plain_tar, spooled_tar
-from leoclr.datasets.packing.file_kinds import advice, is_image, suffix_of
+from leoclr.datasets.packing.file_kinds import OtherFiles, advice, is_image, suffix_of
 from leoclr.datasets.packing.file_names import check_encoding
 from leoclr.datasets.packing.folder_source import FolderSource
 from leoclr.datasets.packing.layouts import Reading
-from leoclr.datasets.packing.notes import Notes
 from leoclr.datasets.packing.parquet_source import BY_SCHEMA, PARQUET, Columns, ParquetSource
 from leoclr.datasets.packing.torchvision_source import TORCHVISION_NAMES, TorchvisionSource
 
@@ -42,8 +41,8 @@ class Source(Protocol):
         ...
 
     @property
-    def other_files(self) -> Counter[str]:
-        """How many files were passed over because they are neither, by suffix; hidden ones do not count."""
+    def other_files(self) -> OtherFiles:
+        """Files that were passed over because they are neither."""
         ...
 
     @property
@@ -67,6 +66,10 @@ class Source(Protocol):
 
     def size(self, path: str) -> int | None:
         """The length of one of `paths` in bytes; None where it is not known without reading."""
+        ...
+
+    def stamp(self, path: str) -> tuple[int, int] | None:
+        """Length and time of modification in ns, by which a changed file is known; None where there is none."""
         ...
 
 
@@ -98,10 +101,12 @@ def open_source(
     lower = path.name.lower()
     if path.is_dir():
         folder = FolderSource(path, encoding, advance)
-        if folder.other_files[PARQUET] and not any(is_image(name) for name in folder.paths):
-            files = sorted(file for file in path.rglob(f"*{PARQUET}") if file.is_file())
+        if folder.tables and not any(is_image(name) for name in folder.paths):
+            files = sorted(path / table for table in folder.tables)
             with tempfile.TemporaryFile(dir=scratch) as spool:
-                yield ParquetSource(name, files, spool, columns, advance)
+                source = ParquetSource(name, files, spool, columns, advance)
+                source.notes.update(folder.notes)
+                yield source
         else:
             yield folder
     elif path.is_file() and lower.endswith(PARQUET):

@@ -34,6 +34,12 @@ _OTHER_NAMES = {
 _NAMES = PLAIN_NAMES | _OTHER_NAMES
 _ADORNED = re.compile(rf"({'|'.join(_NAMES)})([ _.-]?(set|data|split|images?|imgs|folder))?[ _.-]?[0-9]{{0,4}}")
 _BEGINNING = re.compile(r"(train|val|test)(?![a-z])|(train|val|test)[A-Z0-9_.-]")
+_WORD = re.compile(r"[^a-z]+")
+_IMAGES = frozenset("image images img imgs jpegimages photo photos picture pictures rgb original originals".split())
+_MASKS = frozenset(
+    "mask masks label labels annotation annotations segmentation segmentationclass segmentationobject gt groundtruth "
+    "ground_truth target targets depth edges".split()
+)
 _EDGE = re.compile(r"[ _.-]")
 
 
@@ -56,11 +62,23 @@ def is_plain(folder: str) -> bool:
     return folder.lower() in PLAIN_NAMES
 
 
-def suspicious(folders: Iterable[str]) -> list[str]:
-    """Names that begin as those of two splits or more do, such as trainA and testA; else none."""
-    found = {name: match for name in folders if (match := _BEGINNING.match(name) or _BEGINNING.match(name.lower()))}
+def suspicious(folders: Iterable[str]) -> dict[str, str]:
+    """Names that begin as those of two splits or more do, such as trainA and testA, or half of all names and more that
+    hold the words of several splits, such as seg_train, seg_test and seg_pred; each with its split; else none."""
+    names = sorted(folders)
+    found = {name: match for name in names if (match := _BEGINNING.match(name) or _BEGINNING.match(name.lower()))}
     stems = {(match[1] or match[2]).lower() for match in found.values()}
-    return sorted(found) if len(stems) > 1 else []
+    if len(stems) > 1:
+        return {name: (match[1] or match[2]).lower() for name, match in sorted(found.items())}
+    words = {name: [_NAMES[word] for word in _WORD.split(name.lower()) if word in _NAMES] for name in names}
+    meant = {name: splits[0] for name, splits in words.items() if splits}
+    return meant if len(set(meant.values())) > 1 and 2 * len(meant) >= len(names) else {}
+
+
+def parts_of_samples(folders: Iterable[str]) -> bool:
+    """Whether the names are those of images and of what belongs to them, such as images and masks, and of no class."""
+    names = {name.lower() for name in folders}
+    return len(names) > 1 and bool(names & _MASKS) and names <= _MASKS | _IMAGES
 
 
 def parse_split_names(text: str) -> dict[str, str]:

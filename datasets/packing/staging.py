@@ -11,7 +11,9 @@ from pathlib import Path
 
 from leoclr.datasets.errors import DataError, RunError
 from leoclr.datasets.files import fsync_folder
+from leoclr.datasets.packing.journal import JOURNAL_NAME, kept_shards
 from leoclr.datasets.shards.index import SUFFIX
+from leoclr.datasets.wording import counted
 
 STAGING_NAME = ".packing"
 _COLUMNS_SUFFIX = SUFFIX.replace(".json", ".safetensors")
@@ -22,7 +24,8 @@ def staged(out: Path, name: str, splits: tuple[str, ...], overwrite: bool) -> It
     """Yield an empty folder inside `out`; when the block ends well, what was written there moves to `out`.
 
     Shards move first and index files last, so that an index never names a shard that is not there. When the block
-    raises, also by Ctrl-C, everything it wrote is removed. What a killed process left behind is removed by the next.
+    raises, also by Ctrl-C, everything it wrote is removed, unless there is a journal of finished shards: then all stays
+    for the next packing, as it does where the process is killed. What is left without a journal is removed by the next.
 
     Args:
         name: What the new files are called, up to `-` or `.`.
@@ -41,6 +44,7 @@ def staged(out: Path, name: str, splits: tuple[str, ...], overwrite: bool) -> It
             out.mkdir(parents=True, exist_ok=True)
             with _private_folder(out) as staging:
                 yield staging
+                (staging / JOURNAL_NAME).unlink(missing_ok=True)
                 for path in old:
                     path.unlink()
                 _move(staging, out)
@@ -69,7 +73,8 @@ def _is_called(path: Path, name: str) -> bool:
 
 @contextmanager
 def _private_folder(out: Path) -> Iterator[Path]:
-    """The staging folder, empty and locked against other processes; removed at the end."""
+    """The staging folder, locked against other processes, and empty but for finished shards; removed at the end unless
+    a journal says that there are some."""
     staging = out / STAGING_NAME
     staging.mkdir(exist_ok=True)
     descriptor = os.open(staging, os.O_RDONLY)
@@ -79,10 +84,12 @@ def _private_folder(out: Path) -> Iterator[Path]:
         except BlockingIOError:
             raise RunError(f"{out}: another process is packing here; wait for it or name another folder") from None
         try:
-            _empty(staging)
+            if not kept_shards(staging):
+                _empty(staging)
             yield staging
         finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            if not kept_shards(staging):
+                shutil.rmtree(staging, ignore_errors=True)
     finally:
         os.close(descriptor)
 
@@ -113,4 +120,6 @@ def _named_errors(out: Path) -> Iterator[None]:
     except OSError as error:
         outside = error.filename and not str(error.filename).startswith(str(out))
         place = error.filename if outside else out
-        raise RunError(f"{place}: {error.strerror or error}; nothing was kept of this packing") from error
+        count = kept_shards(out / STAGING_NAME)
+        kept = f"{counted(count, 'finished shard')} kept, and the same command goes on from there" if count else ""
+        raise RunError(f"{place}: {error.strerror or error}; {kept or 'nothing was kept of this packing'}") from error

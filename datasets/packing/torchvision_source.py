@@ -7,14 +7,14 @@ its source code, and it refuses to load them otherwise; nothing here unpickles a
 from __future__ import annotations
 
 import io
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from leoclr.datasets.errors import BadImage, DataError
 from leoclr.datasets.images.decode import MAX_BYTES
+from leoclr.datasets.notes import Notes
+from leoclr.datasets.packing.file_kinds import OtherFiles
 from leoclr.datasets.packing.layouts import Reading
-from leoclr.datasets.packing.notes import Notes
 
 _SPLITS: dict[str, tuple[str, ...]] = {
     "cifar10": ("train", "test"),
@@ -37,7 +37,7 @@ class TorchvisionSource:
 
     def __init__(self, name: str, root: Path, download: bool) -> None:
         self.name = name
-        self.other_files: Counter[str] = Counter()
+        self.other_files = OtherFiles()
         self.repeated = ()
         self.notes = Notes()
         self._images: dict[str, tuple[Any, int]] = {}
@@ -56,6 +56,9 @@ class TorchvisionSource:
 
     def size(self, path: str) -> int | None:
         return None
+
+    def stamp(self, path: str) -> tuple[int, int] | None:
+        return None  # torchvision compares the checksums of the files
 
     def read(self, path: str) -> bytes:
         if path in self._files:

@@ -15,6 +15,7 @@ from PIL import Image
 from leoclr.datasets.errors import BadImage, DataError, Missing
 from leoclr.datasets.files import ignore
 from leoclr.datasets.images.decode import MAX_BYTES, decode_image, too_long
+from leoclr.datasets.images.file_facts import facts_of
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.labels import renumbered
 from leoclr.datasets.shards.reader import SampleReader
@@ -29,6 +30,9 @@ SKIPPED = "train puts another image in its place, up to data.max_bad_samples"
 USED = "train uses it as it is"
 _IN_FLIGHT = 64
 _FEW_VALUES = 16  # of 256: what 12 bits look like in a file that declares 16
+_ALMOST_ONE_VALUE = (
+    "images of almost one value (where 16 bits hold fewer, `leoclr shard --levels LOW:HIGH` says the range)"
+)
 _OUTLIERS = 0.001  # share of the pixels, at either end
 _PIECE = 1 << 25  # bytes of a shard that are in memory at a time
 
@@ -125,7 +129,7 @@ def _compare_members(index: Index, number: int, storage: Storage) -> Fault | Non
 def _undecodable(index: Index, number: int, advance: Callable[[int], None]) -> Iterator[Fault]:
     """One fault for each image that cannot be decoded. Pillow decodes outside Python's lock, so threads serve."""
     reader, path = SampleReader(index), index.shards[number].path
-    flat, first_flat = 0, ""
+    remarks: dict[str, tuple[int, str]] = {}
     first, last = np.searchsorted(index.shard, [number, number + 1])
     with ThreadPoolExecutor() as pool:
         for samples in _groups(index, int(first), int(last)):
@@ -139,18 +143,16 @@ def _undecodable(index: Index, number: int, advance: Callable[[int], None]) -> I
             except DataError as error:
                 yield Fault(path, str(error).removeprefix(f"{path}: "), STOPS)
                 break
-            for sample, (problem, values) in zip(samples, pool.map(_look, encoded), strict=True):
+            for sample, (problem, found) in zip(samples, pool.map(_look, encoded), strict=True):
                 advance(1)
                 if problem is not None:
                     yield Fault(path, f"{index.key(sample)}: {problem}", SKIPPED)
-                elif values is not None:
-                    flat += 1
-                    first_flat = first_flat or f"{index.key(sample)}, {values[0]} to {values[1]} of 255"
+                for remark, what in found.items():
+                    count, seen = remarks.get(remark, (0, f"{index.key(sample)}{what}"))
+                    remarks[remark] = (count + 1, seen)
     reader.close()
-    if flat:
-        yield Fault(
-            path, f"{flat:,} {'image is' if flat == 1 else 'images are'} almost one value (first: {first_flat})", USED
-        )
+    for remark, (count, seen) in remarks.items():
+        yield Fault(path, f"{remark}: {count:,} ({seen}{' first' if count > 1 else ''})", USED)
 
 
 def _groups(index: Index, first: int, last: int) -> Iterator[range]:
@@ -165,12 +167,16 @@ def _groups(index: Index, first: int, last: int) -> Iterator[range]:
         start = stop
 
 
-def _look(encoded: bytes) -> tuple[str | None, tuple[int, int] | None]:
-    """What is wrong with an image; and its lowest and highest value, where they are close together."""
+def _look(encoded: bytes) -> tuple[str | None, dict[str, str]]:
+    """What is wrong with an image; and remarks on one that is used, each with what is said of it beside its key."""
     try:
-        return None, _few_values(decode_image(encoded))
+        image = decode_image(encoded)
     except BadImage as error:
-        return str(error), None
+        return str(error), {}
+    remarks = dict.fromkeys(facts_of(encoded).remarks, "")
+    if (values := _few_values(image)) is not None:
+        remarks[_ALMOST_ONE_VALUE] = f", {values[0]} to {values[1]} of 255"
+    return None, remarks
 
 
 def _few_values(image: Image.Image) -> tuple[int, int] | None:

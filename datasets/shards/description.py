@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,13 @@ import numpy as np
 from leoclr.datasets.shards.index import NO_LABEL, Index
 from leoclr.datasets.shards.joining import UNUSABLE_LABEL
 from leoclr.datasets.shards.scan import NO_IMAGE
+from leoclr.datasets.storage.addresses import is_remote
+from leoclr.datasets.wording import printable
 
+_LIKE_SHARDS = re.compile(r"\.(tgz|tar\.[a-z0-9]{1,10})$", re.IGNORECASE)
 _SHOWN = 10
 _SHOWN_PAIRS = 3
+_KEYS_LOOKED_AT = 256
 
 
 def counted(count: int, one: str, many: str = "") -> str:
@@ -37,17 +43,23 @@ def class_line(index: Index) -> str | None:
     """The names of the classes that occur, or their numbers; None where there are no labels."""
     if not index.class_count:
         return None
-    names = [index.class_name(int(label)) for label in index.occurring[: _SHOWN + 1]]
-    unused = len(index.classes) - index.class_count
-    what = "classes" if index.classes else "class numbers"
-    return f"{what}: {shown(names, index.class_count)}" + (f" ({unused:,} more do not occur)" if unused > 0 else "")
+    return named_classes(index.classes, index.occurring.tolist())
+
+
+def named_classes(classes: Sequence[str], occurring: Iterable[int]) -> str:
+    """The same for class names by number, or for numbers without names, and the numbers that occur."""
+    labels = sorted(set(occurring))
+    names = [classes[label] if label < len(classes) else str(label) for label in labels[: _SHOWN + 1]]
+    unused = len(classes) - len(labels)
+    what = "classes" if classes else "class numbers"
+    return f"{what}: {shown(names, len(labels))}" + (f" ({unused:,} more do not occur)" if unused > 0 else "")
 
 
 def shown(names: Sequence[str], count: int | None = None) -> str:
     """The first of some names, and how many there are beside them."""
     count = len(names) if count is None else count
     more = f" and {count - _SHOWN:,} more" if count > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    return printable(", ".join(names[:_SHOWN])) + more
 
 
 def remarks(index: Index) -> Iterator[str]:
@@ -70,13 +82,39 @@ def remarks(index: Index) -> Iterator[str]:
         have = "have" if missing > 1 else "has"
         yield f"{missing:,} of {counted(len(index), 'image')} {have} {what}, {key!r} first{reasons}"
     yield from look_alikes(index.classes)
+    yield from _not_read(index)
+
+
+def _not_read(index: Index) -> Iterator[str]:
+    """A line for what lies beside local shards as if it were one of them: compressed, or not complete."""
+    folders = sorted({shard.path.rpartition("/")[0] for shard in index.shards if not is_remote(shard.path)})
+    found = [f"{folder}/{name}" for folder in folders for name in _names_in(folder) if _LIKE_SHARDS.search(name)]
+    if found:
+        which = counted(len(found), "file")
+        yield f"not read, {which} beside the shards that may be shards, compressed or incomplete: {shown(found)}"
+
+
+def _names_in(folder: str) -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(folder or ".") if not name.startswith("."))
+    except OSError:
+        return []
 
 
 def hint(index: Index) -> str | None:
     """How labels could be had of shards that have none, where other members may hold some."""
     beside = sorted({name for shard in index.shards for name in shard.beside})
-    if index.class_count or not beside:
+    if index.class_count or not len(index):
         return None
+    if not beside:
+        looked_at = np.linspace(0, len(index) - 1, _KEYS_LOOKED_AT).astype(int)
+        folders = sorted({index.key(int(number)).rpartition("/")[0] for number in looked_at})
+        named = shown([folder for folder in folders if folder])
+        return (
+            f"no labels; if the folders of the keys ({named}) are classes, `leoclr shard` packs the tars anew"
+            if (1 < len(folders))
+            else None
+        )
     names = shown([f".{name}" for name in beside])
     return f"no labels; --label-member takes them from another member ({names}), as in --label-member json:FIELD"
 
@@ -90,12 +128,14 @@ def look_alikes(names: Sequence[str]) -> Iterator[str]:
     if groups:
         pairs = "; ".join(" and ".join(repr(name) for name in group) for group in groups[:_SHOWN_PAIRS])
         more = f" and {len(groups) - _SHOWN_PAIRS:,} more" if len(groups) > _SHOWN_PAIRS else ""
-        yield f"class names that differ only by case, Unicode form or spaces are classes of their own: {pairs}{more}"
+        what = "class names that differ only by case, Unicode form, spaces or leading zeros"
+        yield f"{what} are classes of their own: {pairs}{more}"
 
 
 def plain(name: str) -> str:
-    """What stays of a name without case, Unicode form and spaces."""
-    return "".join(unicodedata.normalize("NFKC", name).casefold().split())
+    """What stays of a name without case, Unicode form, spaces and the leading zeros of a number."""
+    bare = "".join(unicodedata.normalize("NFKC", name).casefold().split())
+    return (bare.lstrip("0") or "0") if bare.isdecimal() else bare
 
 
 def as_json(index: Index) -> dict[str, Any]:

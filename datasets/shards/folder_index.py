@@ -98,4 +98,7 @@ def missing_message(missing: Sequence[Path], total: int) -> str:
     """What to say of missing shards: their names, but for a great many."""
     shown = ", ".join(str(path) for path in missing[:20])
     more = f" and {len(missing) - 20} more" if len(missing) > 20 else ""
-    return f"{len(missing)} of {total} shards are missing: {shown}{more}"
+    home = "; no shell replaces ~ within quotes" if str(missing[0]).startswith("~") else ""
+    if total == 1:
+        return f"{missing[0]}: no such file or folder{home}"
+    return f"{len(missing)} of {total} shards are missing: {shown}{more}{home}"

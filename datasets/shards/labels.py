@@ -61,6 +61,8 @@ def _value(text: str) -> int | str | None:
         return None
     if not any(character.isalpha() for character in text):  # "1 2", "0,1", "-"
         return None
+    if (text[0], text[-1]) in (("{", "}"), ("[", "]")):  # JSON, which may differ from image to image
+        return None
     return None if text.casefold() in _NONE else text
 
 

@@ -27,6 +27,7 @@ from leoclr.datasets.storage.block_cache import BlockCache
 
 MAX_EXPANSION = 1_000_000
 _SPLITS = ("val", "valid", "validation", "test")
+_TARS = "*.[tT][aA][rR]"
 _REFUSED = ("pipe:", "::", "${")
 _RANGE = re.compile(r"([0-9]{1,18})\.\.([0-9]{1,18})")
 
@@ -45,7 +46,7 @@ def open_data(specs: Sequence[str], advance: Callable[[int], None] = ignore, cac
         DataError: Nothing was named or found, shards are missing, damaged, named twice, or changed since indexed.
     """
     if not specs:
-        raise DataError("no data was named; give shards, a folder or an index file with --data")
+        raise DataError("no data was named; give a folder of images, shards or an index file with --data")
     parts = []
     for remote, group in itertools.groupby(specs, key=is_remote):
         together = list(group)
@@ -77,6 +78,7 @@ def with_all_splits(specs: Sequence[str]) -> list[str]:
     """
     found: list[str] = []
     for spec in specs:
+        refuse_commands(spec)
         folder = Path(local_path(spec))
         if is_remote(spec) or not folder.is_dir() or _shards_of_folder(folder):
             found.append(spec)
@@ -137,7 +139,7 @@ def sibling_split(specs: Sequence[str]) -> tuple[str, ...]:
     for spec in specs:
         for folder in () if is_remote(spec) else _folders_of(local_path(spec)):
             for name in _SPLITS:
-                if folder.name != name and any((folder.parent / name).glob("*.tar")):
+                if folder.name != name and any((folder.parent / name).glob(_TARS)):
                     return (str(folder.parent / name),)
     return ()
 
@@ -154,6 +156,8 @@ def local_path(spec: str) -> str:
 
 def refuse_commands(spec: str) -> None:
     """Raise DataError for what webdataset would run, chain or substitute, and for addresses that nothing reads."""
+    if not spec.strip():
+        raise DataError("no data was named (an empty name); give a folder of images, shards or an index file")
     for token in _REFUSED:
         if token in spec:
             raise DataError(f"{shown(spec)}: {token!r} is refused: data is named by files, and nothing is run")
@@ -242,13 +246,13 @@ def _refuse_repeated(paths: Sequence[str]) -> None:
 def _shards_of_folder(folder: Path) -> list[Path]:
     """All tars, and what the indexes beside them list: a shard that has gone must be missed, not passed over."""
     listed = {folder / name for index in folder.glob(f"*{SUFFIX}") for name in shard_names(index)}
-    return sorted(listed | {shard for shard in folder.glob("*.tar") if not shard.name.startswith(".")})
+    return sorted(listed | {shard for shard in folder.glob(_TARS) if not shard.name.startswith(".")})
 
 
 def _data_folder(folder: Path) -> Path:
     """A folder of splits stands for its training split."""
     train = folder / "train"
-    return train if train.is_dir() and not any(folder.glob("*.tar")) else folder
+    return train if train.is_dir() and not any(folder.glob(_TARS)) else folder
 
 
 def _folders_of(spec: str) -> Iterator[Path]:

@@ -13,7 +13,7 @@ from leoclr.datasets.images.decode import IMAGE_SUFFIXES
 from leoclr.datasets.shards.labels import MAX_JSON_BYTES, MAX_LABEL_BYTES, parse_json, parse_text
 
 LABEL_SUFFIX = "cls"
-_JSON_FIELD = re.compile(r"([^:\s]*json):(.+)")
+_JSON_FIELD = re.compile(r"([^:\s]+):(.+)")
 RECORDED = ("image_member", "label_member")
 _PRINTABLE = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,200}")
 
@@ -25,8 +25,8 @@ class Members:
     Attributes:
         image: The image's member, or several with commas between them, of which the first that is there counts. None:
             the one member that ends in an image's suffix.
-        label: The label's member, or `json:FIELD` for a field of a JSON object. None: `cls`, or else the one member
-            that ends in `.cls`.
+        label: The label's member, or `json:FIELD` (`cls:FIELD`, ...) for a field of a JSON object. None: `cls`, or else
+            the one member that ends in `.cls`.
     """
 
     image: str | None = None

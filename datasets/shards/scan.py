@@ -102,7 +102,8 @@ class _Rows:
             first, second = list(sample.images)[:2]
             raise DataError(
                 f"{self._path}: two images under the key {sample.key!r}; keys end at the first dot of the name, so "
-                f"that .{first} and .{second} are of one sample; `leoclr index --image-member {first}` takes one"
+                f"that .{first} and .{second} are of one sample; `leoclr index --image-member {first}` takes one, or "
+                f"if they are images of their own, `leoclr shard {self._path} OUT` gives them keys without dots"
             )
         return sample.images[name]
 

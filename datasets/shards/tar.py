@@ -196,6 +196,8 @@ def _start(file: BinaryIO) -> str:
         return "a compressed archive; shards are plain tars (uncompress it first)"
     if start.startswith(b"PK\x03\x04"):
         return "a zip archive, not a tar; `leoclr shard` packs its images into shards"
+    if start.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n")):
+        return "an image, not a tar; name the folder that it lies in"
     if start.lstrip()[:1] == b"<":
         return "HTML, not a tar; was an error page saved?"
     return "" if len(start) == BLOCK else f"not a tar (it has {len(start)} bytes)"

@@ -18,13 +18,14 @@ import torch
 from accelerate import Accelerator
 
 from leoclr.cli.benchmark.operations import operations
+from leoclr.cli.benchmark.step_memory import memory_of_a_step
 from leoclr.cli.benchmark.summary import Alternative, Part, Rate, Report
 from leoclr.cli.config.augmentation import augmentation_spec
 from leoclr.cli.config.fields import from_text, get, replaced
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.image_folders import as_shards
 from leoclr.cli.preflight.auto import DataFacts, settle
-from leoclr.cli.preflight.checks import facts_of
+from leoclr.cli.preflight.checks import facts_of, policy_problems
 from leoclr.cli.run.devices import accelerated, check_precision, choose_device
 from leoclr.cli.run.versions import environment, versions
 from leoclr.cli.training import build
@@ -60,14 +61,17 @@ class Bench:
     """
 
     def __init__(self, settings: Settings, seconds: float, folder: Path, advance: Advance) -> None:
+        for problem in policy_problems(settings):
+            raise RunError(problem)
         self._device = choose_device(settings.run.device)
         check_precision(settings.train.precision, self._device)
         self._index = open_data(as_shards(settings.data.train))
         facts = DataFacts(len(self._index), first_size(self._index))
         chosen = settle(settings, self._device.type, facts, None)
-        self._settings = replaced(chosen, {"data.batch_size": self._batch(chosen), "train.accumulation": 1})
-        self._folder, self._advance, self._slice = folder, advance, seconds / _PARTS
         self._workers = worker_count(settings.run.workers, self._device.type)
+        self._settings = replaced(chosen, {"data.batch_size": self._batch(chosen), "train.accumulation": 1})
+        self._memory = memory_of_a_step(chosen, self._settings, self._device, len(self._index), self._workers)
+        self._folder, self._advance, self._slice = folder, advance, seconds / _PARTS
         self._resident = False
 
     def measure(self) -> Report:
@@ -88,6 +92,7 @@ class Bench:
             model=model,
             end_to_end=end_to_end,
             alternatives=alternatives,
+            memory=self._memory,
             seconds=round(time.monotonic() - began, 1),
         )
 
@@ -188,7 +193,7 @@ class Bench:
                 return self._repeat("end to end", "all", work, slices=3)
 
     def _other_data(self, one: Rate, data: Rate) -> Iterator[Alternative]:
-        for executor in ("fast", "pillow"):
+        for executor in ("fast",) if self._settings.augmentation.reduced_decoding else ("fast", "pillow"):
             if executor != self._executor:
                 setting = f"augmentation.executor={executor}"
                 rate = self._one_worker(with_values(self._settings, {"augmentation.executor": executor}))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+from leoclr.cli.preflight.memory import memory_line
 
 _WORTH_IT = 1.05  # less than the machine drifts by
 
@@ -53,7 +55,7 @@ class Report:
         data: Views of all loader processes, without a model.
         model: Bare steps on views that are there already.
         end_to_end: Both at once, as in training.
-        views: Views of an image.
+        memory: Of a step of training, with `batch` images.
     """
 
     machine: dict[str, Any]
@@ -64,6 +66,7 @@ class Report:
     model: Rate
     end_to_end: Rate
     alternatives: tuple[Alternative, ...]
+    memory: Mapping[str, int | None]
     seconds: float
 
     @property
@@ -110,6 +113,7 @@ class Report:
             if tried
             else "nothing else was measured, which takes more --seconds"
         )
+        lines.append(f"memory    of a step of {self.memory['batch']} images, {memory_line(self.memory)}")
         return [*lines, f"try       {helps[0] if helps else none}", *(f"          {line}" for line in helps[1:])]
 
 

@@ -29,8 +29,9 @@ def bench(
 ) -> None:
     """Measure the speed of training on this machine by parts: read, decode, augment, step, and all together.
 
-    Reports whether data or model is the bottleneck and which setting would help. Without --data it generates images
-    that cost as much as photographs. On a CPU the batch is smaller than in training, which changes the rate little.
+    Reports whether data or model is the bottleneck, which setting would help, and the memory of a step. Without --data
+    it generates images that cost as much as photographs. On a CPU the batch is smaller than in training, which changes
+    the rate little.
 
     \b
     Examples:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from leoclr.cli.config.resolve import resolve
-from leoclr.cli.terminal import print_json, progress, warn
+from leoclr.cli.terminal import print_json, progress, say, warn
 from leoclr.datasets.wording import counted
 
 _FAULTY = 1
@@ -33,7 +33,7 @@ def check(
     """
     from leoclr.datasets.shards.check import SKIPPED, USED, Fault, check_shard
     from leoclr.datasets.shards.description import as_json as described
-    from leoclr.datasets.shards.description import class_line, contents, remarks
+    from leoclr.datasets.shards.description import class_line, contents, hint, remarks
     from leoclr.datasets.shards.locate import indexed_data, with_all_splits
 
     faults: list[Fault] = []
@@ -44,6 +44,8 @@ def check(
         found.append({"folder": place} | described(index))
         for line in remarks(index):
             warn(f"{place}: {line}")
+        if (advice := hint(index)) is not None:
+            say(f"{place}: {advice}")
         if not json_output:
             print(f"{place}: {contents(index)}")
             if classes := class_line(index):
@@ -66,7 +68,7 @@ def check(
             print(f"warning: {fault.shard}: {fault.what}")
         if warnings:
             more = f" ({counted(len(warnings), 'shard')} in all)" if len(warnings) > _SHOWN else ""
-            print(f"    -> {USED}; where 16 bits hold fewer, `leoclr shard --levels LOW:HIGH` says the range{more}")
+            print(f"    -> {USED}{more}")
         if skipped:
             print(f"{counted(skipped, 'image')} cannot be used: {skipped / samples:.2%}; train stops above {share:.2%}")
         decoded = ", every image decoded" if decode and not faults else ""

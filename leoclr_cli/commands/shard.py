@@ -233,7 +233,7 @@ def _report(out: Path, name: str, splits: Sequence[PackedSplit]) -> dict[str, ob
 
 
 def _print_table(splits: Sequence[PackedSplit]) -> None:
-    from leoclr.datasets.shards.description import shown
+    from leoclr.datasets.shards.description import named_classes
 
     print(f"{'split':<10} {'images':>12} {'classes':>8} {'shards':>7} {'MB':>10} {'skipped':>8}")
     for split in splits:
@@ -244,7 +244,7 @@ def _print_table(splits: Sequence[PackedSplit]) -> None:
         )
     classes = next((split.classes for split in splits if split.classes), ())
     if classes:
-        print(f"classes: {shown(classes)}")
+        print(named_classes(classes, [label for split in splits for label in split.index.occurring.tolist()]))
 
 
 def _say_skipped(splits: Sequence[PackedSplit]) -> None:

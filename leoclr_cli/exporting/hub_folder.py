@@ -45,7 +45,7 @@ class HubFolder(Target):
             "leoclr": header_of(self.encoder).model_dump(mode="json"),  # other programs pass over it
         }
         save_file(plain_tensors(self.encoder), path / WEIGHTS, metadata={"format": "pt"})  # transformers asks for it
-        (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         write_card(path, self.encoder, name, self.options)
 
     def open(self, path: Path) -> Network:
@@ -78,7 +78,7 @@ class HubFolder(Target):
 
 
 def _cfg(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((path / CONFIG).read_text())["pretrained_cfg"]
+    found: dict[str, Any] = json.loads((path / CONFIG).read_text(encoding="utf-8"))["pretrained_cfg"]
     return found
 
 

@@ -153,7 +153,7 @@ def _batch(
     free = "" if machine.free is None else f" of {machine.free / (1 << 30):.1f} GiB"
     limits = [
         (usual, f"as in {base}"),
-        (_power(few), f"{_many(images)}: {_STEPS_AN_EPOCH} steps an epoch or more"),
+        (_power(few), f"{_many(images)}: {counted(images.total // _power(few), 'step')} an epoch"),
         (_power(fit), f"{counted(fit, 'image')} fit into the free memory{free}"),
     ]
     if machine.device == "cpu" and chosen.get("data.image_size", 0) > 40:

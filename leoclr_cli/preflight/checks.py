@@ -41,15 +41,20 @@ def facts_of(settings: Settings, images: int, ranks: int) -> RunFacts:
     return RunFacts(tuple(policy.views), policy.pairs, images, micro, ranks, settings.train.accumulation)
 
 
-def problems(settings: Settings, facts: RunFacts) -> Iterator[str]:
-    """Why the method cannot train so, a line for each reason."""
+def policy_problems(settings: Settings) -> Iterator[str]:
+    """Why the method cannot take these views, whatever the data and the batch."""
     missing = [NEEDS.get(need, need) for need in settings.view_policy.needs if need not in settings.method.offers]
     if missing:
         able = [name for name in plugins(METHODS) if set(settings.view_policy.needs) <= set(_offers(name))]
         yield (
-            f"views {settings.views} need {' and '.join(missing)}, which {settings.backend} has not; "
-            f"backends that have: {', '.join(able)}"
+            f"views {settings.views} need {' and '.join(missing)}, which {settings.backend} does not have; "
+            f"backends that do: {', '.join(able)}"
         )
+
+
+def problems(settings: Settings, facts: RunFacts) -> Iterator[str]:
+    """Why the method cannot train so, a line for each reason."""
+    yield from policy_problems(settings)
     yield from settings.method.problems(facts)
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from leoclr.backends.method import Method, Progress
 from leoclr.cli.config.settings import Settings
 from leoclr.datasets.errors import RunError
 from leoclr.datasets.images.normalise import normalise
+from leoclr.datasets.wording import counted
 
 # Fitted to peaks of real steps on a CPU: ResNet-18 at 32 and 128 px, ResNet-50 at 224 px, within 4 %. The factors
 # stand for the gradients of activations and for convolutions' work space. Those of a GPU are estimates, not measured.
@@ -105,6 +106,25 @@ def refuse_too_much(memory: StepMemory, device: torch.device, settings: Settings
     return [f"{words}; if it ends for lack of memory, {advice}"]
 
 
+def memory_record(memory: StepMemory, device: torch.device, micro: int) -> dict[str, int | None]:
+    """An estimate for `micro` images at a time as JSON values: its parts, what is needed and free on the device, in
+    bytes, and how many images would fit at a time."""
+    needed, free = memory.needed(device.type), free_bytes(device)
+    fits = None if free is None else max(0, int(micro * _room(memory, free, device)))
+    return {**asdict(memory), "needed": needed, "free": free, "images_that_fit": fits}
+
+
+def memory_line(record: Mapping[str, int | None]) -> str:
+    """The same for people."""
+    gib = {name: f"{count / (1 << 30):.1f}" for name, count in record.items() if count is not None}
+    fits = record["images_that_fit"]
+    free = "" if fits is None else f"; {gib['free']} GiB are free, enough for {counted(fits, 'image')} at a time"
+    return (
+        f"about {gib['needed']} GiB: {gib['state']} weights and optimizer, {gib['activations']} activations and views, "
+        f"{gib['loaders']} loader processes, {gib['processes']} the program itself{free}"
+    )
+
+
 def free_bytes(device: torch.device) -> int | None:
     """Memory that can be had on a device, in this process's limits; None where the system does not say."""
     if device.type == "cuda":
@@ -157,14 +177,19 @@ def _blank(settings: Settings, side: int, images: int, device: torch.device) -> 
 
 
 def _advice(memory: StepMemory, free: int, device: torch.device, settings: Settings) -> str:
-    rest = memory.needed(device.type) - memory.activations
-    room = (free - rest) / memory.activations if memory.activations else 0.0
+    room = _room(memory, free, device)
     if room <= 0:
         return "a smaller backbone or fewer --workers"
     batch = settings.data.batch_size
     fits = 1 << max(0, int(batch * room).bit_length() - 1)
     parts = next((n for n in range(2, batch + 1) if batch % n == 0 and batch // n <= batch * room), batch)
     return f"--batch-size {min(fits, batch)}, or --set train.accumulation={parts} for the same batch in {parts} parts"
+
+
+def _room(memory: StepMemory, free: int, device: torch.device) -> float:
+    """How many times the activations fit into what is free beside all else."""
+    rest = memory.needed(device.type) - memory.activations
+    return (free - rest) / memory.activations if memory.activations else 0.0
 
 
 def _gib(count: int) -> str:

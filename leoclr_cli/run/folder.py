@@ -147,7 +147,8 @@ def newest_run(root: Path = Path(".")) -> Path:
     runs = [file.parent for pattern in RUNS for file in root.glob(pattern)]
     if not runs:
         raise RunError(
-            f"no run in {root.resolve()} or its runs folder: name one, or make one with `leoclr train --data SHARDS`"
+            f"no run in {root.resolve()} or its runs folder: name one, or make one with `leoclr train --data FOLDER "
+            "--preset auto`"
         )
     return max(runs, key=_started)
 

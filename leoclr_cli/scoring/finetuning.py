@@ -76,7 +76,7 @@ def finetuned(
 
     Raises:
         Diverged: The training did.
-        EvaluationError: Labels are missing, or `test` has a class that `train` has not.
+        EvaluationError: Labels are missing, or `test` has a class that `train` does not have.
         RunError: The backbone cannot be trained on such images on this device.
     """
     numbers = match_classes(train, test)

@@ -40,7 +40,7 @@ def with_choices(given: Given, processes: int = 1) -> Given:
     """The same, with what `--preset auto` stands for, if that is the preset.
 
     Raises:
-        SettingsError: No data is named, or several processes would each choose by their own device.
+        SettingsError: No data set is named, or several processes would each choose by their own device.
         LeoclrError: The data or the device cannot be used.
     """
     if given.preset != AUTO:
@@ -48,7 +48,7 @@ def with_choices(given: Given, processes: int = 1) -> Given:
     before = replace(given, preset=None).resolve()
     settings = before.settings
     if not settings.data.train:
-        raise SettingsError("--preset auto: the settings follow from a data set, and none is named with --data")
+        raise SettingsError("--preset auto: the settings follow from the data; name a folder of images, or shards")
     if processes > 1 or launched():
         raise SettingsError(
             "--preset auto chooses for one process; `leoclr show-config --preset auto --data SHARDS --toml > run.toml` "

@@ -52,7 +52,7 @@ class BadImages:
         if not new:
             return
         if self._speaks:
-            with self._path.open("a") as file:
+            with self._path.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.writelines(f"{line}\n" for line in new)
             if not self._known:
                 warn(f"skipped {new[0]}; this and others are listed in {self._path}")

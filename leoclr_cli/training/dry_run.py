@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from leoclr.cli.config.settings import Settings
 from leoclr.cli.image_folders import as_shards
 from leoclr.cli.preflight.checks import facts_of, refuse_problems, warnings_about
 from leoclr.cli.preflight.initial_weights import start_from_weights
-from leoclr.cli.preflight.memory import estimate, free_bytes, refuse_too_much
+from leoclr.cli.preflight.memory import estimate, memory_line, memory_record, refuse_too_much
 from leoclr.cli.preflight.remote_cache import block_cache, check_cache
 from leoclr.cli.run.devices import check_precision, choose_device
 from leoclr.cli.training import build
@@ -59,7 +58,7 @@ def plan_of(settings: Settings, processes: int) -> dict[str, Any]:
         "batch_size": batch,
         "images_per_process": [share] * processes,
         "shuffle_window": window or len(index),
-        "memory_bytes": {**asdict(memory), "needed": memory.needed(device.type), "free": free_bytes(device)},
+        "memory": memory_record(memory, device, facts.micro),
         "warnings": [*warnings_about(settings, index, facts), *remarks],
         "first_keys": [index.key(int(number)) for number in first],
     }
@@ -82,17 +81,8 @@ def as_text(plan: dict[str, Any]) -> str:
             f"a step    {plan['batch_size']:,} images: {' + '.join(f'{n:,}' for n in plan['images_per_process'])} "
             "by process",
             f"shuffle   {plan['shuffle_window']:,} samples mixed at a time ({mixed})",
-            f"memory    {_memory(plan['memory_bytes'])}",
+            f"memory    {memory_line(plan['memory'])}",
             f"order     {', '.join(plan['first_keys'])}, ...",
             *(f"warning   {line}" for line in plan["warnings"]),
         )
-    )
-
-
-def _memory(found: dict[str, Any]) -> str:
-    gib = {name: f"{count / (1 << 30):.1f}" for name, count in found.items() if count is not None}
-    free = f"; {gib['free']} GiB are free" if "free" in gib else ""
-    return (
-        f"about {gib['needed']} GiB: {gib['state']} weights and optimizer, {gib['activations']} activations and views, "
-        f"{gib['loaders']} loader processes, {gib['processes']} the program itself{free}"
     )

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from leoclr.datasets.errors import BadImage
-from leoclr.datasets.images.decode import decode_image, decode_pixels
+from leoclr.datasets.images.decode import decode_image, decode_pixels, depends_on_levels
 
 HEIGHT, WIDTH = 6, 5
 Numbers = NDArray[np.int64]
@@ -157,6 +157,20 @@ def test_inks_of_16_bits() -> None:
         assert_shows(data, 255 * (1 - inks[..., :3]) * (1 - inks[..., 3:]), 2)
 
 
+@pytest.mark.parametrize("layout", [{"planes": planes, "order": order} for planes in (False, True) for order in "<>"])
+@pytest.mark.parametrize(("bits", "channels"), [(1, 1), (8, 1), (16, 1), (8, 3), (16, 4)])
+def test_a_tiff_of_which_strips_are_missing_is_refused(bits: int, channels: int, layout: dict[str, object]) -> None:
+    """Without a word of it, half of the image would be black, or be made of whatever stands behind the strip."""
+    numbers = drawn(bits, channels)
+    kind = {262: [2 if channels > 1 else 1]} | ({338: [2]} if channels == 4 else {})
+    assert decode_image(tiff(numbers, bits, kind, **layout)).size == (WIDTH, HEIGHT)  # type: ignore[arg-type]
+    for taller in ({257: [2 * HEIGHT]}, {257: [2 * HEIGHT], 278: [2 * HEIGHT]}):
+        data = tiff(numbers, bits, kind | taller, **layout)  # type: ignore[arg-type]
+        for decode in (decode_image, decode_pixels):
+            with pytest.raises(BadImage, match="truncated"):
+                decode(data + bytes(9999))
+
+
 def test_a_maximum_that_is_a_statistic_is_no_depth() -> None:
     for bits, value in ((16, 4000), (16, 51234), (8, 200)):
         numbers = drawn(bits, 1) % value
@@ -173,6 +187,7 @@ def without_range() -> Iterator[tuple[str, bytes]]:
     for bits in (8, 16, 32):
         yield f"signed {bits}-bit integers", tiff(signed, bits, {262: [1], 339: [2]}, kind="i")
     yield "32-bit integers", tiff(drawn(32, 1), 32, {262: [1]})
+    yield "floating-point samples", f"Pf\n{WIDTH} {HEIGHT}\n-1.0\n".encode() + drawn(7, 1).astype("<f4").tobytes()
     yield "floating-point samples", tiff(signed, 32, {262: [1], 339: [3]}, kind="f")
 
 
@@ -252,6 +267,11 @@ def test_stated_levels() -> None:
         (pgm(numbers, 4095), (low, high)),
     ):
         np.testing.assert_allclose(np.asarray(decode_image(data, levels)).astype(float), expected, atol=1)
+    three = drawn(12, 3)
+    expected = shown(((three - low) / (high - low)).clip(0, 1))
+    for data in (pgm(three, 4095), png(three, 16, 2)):
+        np.testing.assert_allclose(np.asarray(decode_image(data, (low, high))).astype(float), expected, atol=1)
+    assert depends_on_levels(pgm(three, 4095)) and not depends_on_levels(pgm(three >> 4, 255))
     colours = drawn(16, 4)
     data = png(colours, 16, 6)
     shares = ((colours[..., :3] - 1000) / 9000).clip(0, 1)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
 
 from leoclr.datasets.errors import DataError
+from leoclr.datasets.notes import Notes
 from leoclr.datasets.packing.arrangement import Collection, arrange
+from leoclr.datasets.packing.file_kinds import OtherFiles
 from leoclr.datasets.packing.layouts import Layout, LayoutKind
-from leoclr.datasets.packing.notes import Notes
 from leoclr.datasets.packing.split_names import parse_split_names, splits_of
 
 
@@ -17,7 +16,7 @@ class Names:
     """A source that is nothing but names."""
 
     name = "names"
-    other_files = Counter[str]()
+    other_files = OtherFiles()
     repeated = ()
     reading = None
 
@@ -30,6 +29,9 @@ class Names:
 
     def size(self, path: str) -> int | None:
         return len(path)
+
+    def stamp(self, path: str) -> tuple[int, int] | None:
+        return None
 
 
 def read(*folders: str, extra: tuple[str, ...] = (), kind: LayoutKind | None = None, splits: str = "") -> Collection:
@@ -84,6 +86,11 @@ def test_the_usual_names_of_splits_need_no_word() -> None:
         (("train2014/a", "train2017/a", "val2017/a"), "two of the folders .* are the same split; .*--split-names"),
         (("cat/train", "cat/test", "dog/train", "dog/test"), "--layout classes-splits, --layout classes"),
         (("images/train", "images/val", "masks/train", "masks/val"), "hold folders train, val"),
+        (("seg_train", "seg_test", "seg_pred"), "seg_test, seg_train can be read .* test=seg_test,train=seg_train"),
+        (("0_train", "1_test"), "0_train, 1_test can be read in two ways"),
+        (("images", "masks"), "images, masks can be read in two ways: classes, or images and what belongs to them"),
+        (("VOC/JPEGImages", "VOC/SegmentationClass"), "Say --layout classes, or name the folder of images"),
+        (("train/images", "train/labels", "val/images", "val/labels"), "Say --layout splits, or name"),
     ],
 )
 def test_two_readings_are_asked_about(folders: tuple[str, ...], message: str) -> None:
@@ -91,7 +98,21 @@ def test_two_readings_are_asked_about(folders: tuple[str, ...], message: str) ->
         read(*folders)
 
 
+def test_a_folder_around_all_of_a_split_is_looked_through() -> None:
+    collection = read("train/train/cat", "train/train/dog", "test/photos/a/cat", "test/photos/a/dog", "val/cat")
+    assert shape(collection) == {"train": {0, 1}, "val": {0}, "test": {0, 1}} and collection.classes == ("cat", "dog")
+    assert "looked through: 2 (train/train/ first)" in lines(collection)
+    alone = read("train/cat", "train/dog", "test/cat/a", "test/cat/b")  # a class with folders of its own
+    assert shape(alone) == {"train": {0, 1}, "test": {0}}
+
+
+def test_words_of_splits_among_many_classes_are_classes() -> None:
+    assert len(read("bullet_train", "test_tube", "cat", "dog", "elk").classes) == 5
+    assert read("image", "photo").classes == ("image", "photo") and read("depth", "cat").classes == ("cat", "depth")
+
+
 def test_options_choose_a_reading() -> None:
+    assert read("images", "masks", kind="classes").classes == ("images", "masks")
     pair = ("Training/cat", "Training/dog", "Testing/cat", "Testing/dog")
     assert read(*pair, kind="classes").classes == ("Testing", "Training")
     assert shape(read(*pair, kind="flat")) == {"": {-1}}

@@ -253,9 +253,9 @@ def test_a_full_disk_while_an_archive_is_unpacked(small_disk: Path, tmp_path: Pa
 
 def test_images_keep_their_bytes_unless_asked() -> None:
     for suffix, data in {"png": encoded(), "jpg": encoded(format="JPEG"), "webp": encoded(format="WEBP")}.items():
-        assert Encoding().apply(data, suffix) == (data, suffix)
-        assert Encoding(shortest_side=16).apply(data, suffix) == (data, suffix)  # 24 x 16: small enough
-        assert Encoding(shortest_side=100).apply(data, suffix) == (data, suffix)  # never enlarged
+        assert Encoding().apply(data, suffix)[:2] == (data, suffix)
+        assert Encoding(shortest_side=16).apply(data, suffix)[:2] == (data, suffix)  # 24 x 16: small enough
+        assert Encoding(shortest_side=100).apply(data, suffix)[:2] == (data, suffix)  # never enlarged
     assert Encoding().apply(encoded(format="JPEG"), "jpeg")[1] == "jpg"
 
 
@@ -264,24 +264,24 @@ def test_images_keep_their_bytes_unless_asked() -> None:
     [("jpg", "JPEG", "JPEG"), ("png", "PNG", "PNG"), ("webp", "WEBP", "WEBP"), ("bmp", "BMP", "PNG")],
 )
 def test_shrinking_keeps_the_shape_and_the_format(suffix: str, format: str, stored: str) -> None:
-    data, suffix = Encoding(shortest_side=8).apply(encoded(0, 31, 16, format), suffix)
+    data, suffix, _ = Encoding(shortest_side=8).apply(encoded(0, 31, 16, format), suffix)
     with Image.open(io.BytesIO(data)) as image:
         assert (image.size, image.format) == ((16, 8), stored)
     assert suffix == {"JPEG": "jpg"}.get(stored, stored.lower())
 
 
 def test_a_shrunk_png_is_stored_without_loss() -> None:
-    data, _ = Encoding(shortest_side=8).apply(encoded(0, 32, 16), "png")
+    data, *_ = Encoding(shortest_side=8).apply(encoded(0, 32, 16), "png")
     expected = decode_image(encoded(0, 32, 16)).resize((16, 8), Image.Resampling.BICUBIC)
     assert decode_image(data).tobytes() == expected.tobytes()
 
 
 def test_a_format_converts_the_others_and_quality_all() -> None:
     jpeg = encoded(format="JPEG", quality=95)
-    assert Encoding(format="jpg").apply(jpeg, "jpg") == (jpeg, "jpg")
-    smaller, suffix = Encoding(format="jpg", quality=30).apply(jpeg, "jpg")
+    assert Encoding(format="jpg").apply(jpeg, "jpg")[:2] == (jpeg, "jpg")
+    smaller, suffix, _ = Encoding(format="jpg", quality=30).apply(jpeg, "jpg")
     assert suffix == "jpg" and len(smaller) < len(jpeg)
-    webp, suffix = Encoding(format="webp").apply(jpeg, "jpg")
+    webp, suffix, _ = Encoding(format="webp").apply(jpeg, "jpg")
     assert suffix == "webp" and webp[8:12] == b"WEBP"
 
 
@@ -293,7 +293,7 @@ def test_an_image_too_long_for_the_format_is_a_bad_image() -> None:
 def test_orientation_is_applied_when_an_image_is_coded_again() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
-    data, _ = Encoding(shortest_side=8).apply(encoded(0, 32, 16, "JPEG", exif=exif), "jpg")
+    data, *_ = Encoding(shortest_side=8).apply(encoded(0, 32, 16, "JPEG", exif=exif), "jpg")
     with Image.open(io.BytesIO(data)) as image:
         assert image.size == (8, 16)
         assert image.getexif().get(0x0112, 1) == 1

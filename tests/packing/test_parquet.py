@@ -22,6 +22,8 @@ from leoclr.datasets.packing.sources import open_source
 from leoclr.datasets.shards.locate import open_data
 from leoclr.datasets.shards.reader import SampleReader
 
+STRUCT = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+
 
 def png(number: int) -> bytes:
     data = io.BytesIO()
@@ -79,6 +81,57 @@ def test_a_data_set_of_the_hub_is_packed(tmp_path: Path, capsys: pytest.CaptureF
 def test_labels_of_any_type(values: list[Any], classes: tuple[str, ...], numbers: list[int], tmp_path: Path) -> None:
     collection = collected(write(tmp_path / "x.parquet", label=values), tmp_path)
     assert collection.classes == classes and labels(collection) == {"": numbers}
+
+
+@pytest.mark.parametrize(
+    ("declared", "values", "classes", "numbers", "note"),
+    [
+        (("a", "b"), [1, 7, 0, None], ("a", "b"), [1, -1, 0, -1], "no number of the 2 class names: 1 (7 in row 2 of"),
+        (("a", "b"), [1, -1, 0, 0], ("a", "b"), [1, -1, 0, 0], "no class number or name: 1 ('-1' in row 2 of"),
+        (("a", "a"), [0, 1, 1, 0], ("0", "1"), [0, 1, 1, 0], "several classes have the same one: 1 (a)"),
+        (("a/b", "a-b", ""), [0, 1, 2, 0], ("a/b", "a-b", ""), [0, 1, 2, 0], ""),
+        ((), ["x", "1", None, "x"], ("1", "x"), [1, 0, -1, 1], "beside class numbers, each a class of its own: 1 (x)"),
+        ((), ["x", "1", None, "x"], ("1", "x"), [1, 0, -1, 1], "rows without a label: 1 (row 3 of x.parquet)"),
+    ],
+)
+def test_no_label_is_lost_or_merged_in_silence(
+    declared: tuple[str, ...],
+    values: list[Any],
+    classes: tuple[str, ...],
+    numbers: list[int],
+    note: str,
+    tmp_path: Path,
+) -> None:
+    with open_source(str(write(tmp_path / "x.parquet", declared, label=values)), tmp_path) as source:
+        collection = arrange(source)
+        assert collection.classes == classes and labels(collection) == {"": numbers}
+        assert note in "\n".join(source.notes.lines())
+        assert len({picture.key for picture in collection.splits[""]}) == 4
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pyarrow.binary(), pyarrow.large_binary(), pyarrow.binary_view(), pyarrow.dictionary("i4", pyarrow.binary())],
+)
+def test_encoded_images_of_any_binary_type(kind: Any, tmp_path: Path) -> None:
+    images = pyarrow.array([png(0), png(1), png(0)], pyarrow.binary()).cast(kind)
+    parquet.write_table(pyarrow.table({"jpg": images, "fine_label": [0, 1, 0]}), tmp_path / "x.parquet")
+    with open_source(str(tmp_path / "x.parquet"), tmp_path) as source:
+        assert [source.read(path) for path in source.paths] == [png(0), png(1), png(0)]
+        assert list(source.notes.lines()) == [
+            "no labels (--label-member takes them from another column): 1 (fine_label)"
+        ]
+
+
+def test_hidden_files_are_no_data_and_rows_without_bytes_are_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "in/A.PARQUET", label=[0, 1])
+    for hidden in ("in/._A.parquet", "in/.cache/b.parquet"):
+        (tmp_path / hidden).parent.mkdir(exist_ok=True)
+        (tmp_path / hidden).write_bytes(b"-")
+    assert labels(collected(tmp_path / "in", tmp_path)) == {"": [0, 1]}
+    parquet.write_table(pyarrow.table({"image": pyarrow.array([{"bytes": None, "path": "a.png"}] * 3, STRUCT)}), path)
+    with pytest.raises(DataError, match="no images; .*rows without the bytes of an image .a path is not followed.: 3"):
+        collected(path, tmp_path)
 
 
 def test_columns_are_chosen_or_asked_for(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import io
 import json
 import os
 import socket
+import subprocess
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -76,6 +78,45 @@ def test_what_is_no_regular_file_is_passed_over(tmp_path: Path, shard: Run, monk
         _, errors = shard()
     assert "passed over, no regular files: 4 (" in errors
     assert len(open_data([str(tmp_path / "out")])) == 2
+
+
+def tarred(path: Path, files: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.type, info.size = (tarfile.DIRTYPE, 0) if name.endswith("/") else (tarfile.REGTYPE, len(data))
+            archive.addfile(info, io.BytesIO(data))
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "zip"])
+def test_hidden_images_and_folders_without_images_are_told(kind: str, tmp_path: Path) -> None:
+    files = {"cat/1.png": b"-", "dog/2.png": b"-", "elk/3.heic": b"-", "a/b/c.csv": b"-", "cat/.4.png": b"-"}
+    files |= {"cat/._1.png": b"-", "__MACOSX/cat/._1.png": b"-", ".DS_Store": b"-", "cat/.note": b"-"}
+    place = tmp_path / f"in.{kind}"
+    if kind == "folder":
+        write(place, files)
+        (place / "empty").mkdir()
+    elif kind == "tar":
+        tarred(place, {"cat/": b"", "empty/": b""} | files)
+    else:
+        with zipfile.ZipFile(place, "w") as archive:
+            for name, data in ({"cat/": b"", "empty/": b""} | files).items():
+                archive.writestr(name, data)
+    with open_source(str(place), tmp_path) as source:
+        assert sorted(source.paths) == ["cat/1.png", "dog/2.png"]
+        assert source.other_files == {".heic": 1, ".csv": 1} and source.other_files.first == "a/b/c.csv"
+        assert sorted(source.notes.lines()) == [
+            "folders without an image: 3 (a first)",
+            "passed over, hidden images (a name that begins with a dot): 1 (cat/.4.png)",
+        ]
+
+
+def test_odd_names_stay_on_one_line(tmp_path: Path, shard: Run) -> None:
+    write(tmp_path / "in", {"cat/a\nb.png": b"-", "cat/1.png": png(1), "dog/\x1b[2J.csv": b"-", "dog/1.png": png(2)})
+    write(tmp_path / "in", {"dog/\x85.\u2028.png": png(2), ".x\n/y.png": png(3)})
+    out, errors = shard()
+    assert all(line.startswith(("warning: ", "next: ")) for line in errors.split("\n") if line)
+    assert "skipped cat/a\\nb.png: " in errors and "hidden folders: 1 (.x\\n)" in errors and "\x1b" not in errors
 
 
 def test_a_pipe_for_a_shard_or_index_is_refused_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,3 +284,17 @@ def test_the_index_records_how_the_data_were_made(tmp_path: Path, shard: Run) ->
     shard("--val", "0.25", "--seed", "3", "--format", "webp")
     made = json.loads((tmp_path / "out/val/in.index.json").read_text())["made"]
     assert made == {"layout": "classes", "val": 0.25, "format": "webp", "seed": 3}
+
+
+def test_a_locale_changes_no_name_and_costs_no_traceback(tmp_path: Path) -> None:
+    """One without letters beyond ASCII, which Python would take for a reason to use UTF-8 if it were let."""
+    write(tmp_path / "in", {"été/1.png": png(1), "日本/é2.png": png(2), "日本/bad.png": b"-"})
+    locale = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PATH": os.environ["PATH"]}
+    for command in (["shard", "in", "out"], ["check", "out"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "leoclr.cli", *command], cwd=tmp_path, env=locale, capture_output=True, text=True
+        )
+        assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+        assert "classes: \\xe9t\\xe9, \\u65e5\\u672c" in done.stdout
+    index = Index.load(tmp_path / "out/in.index.json")
+    assert index.classes == ("été", "日本") and sorted(index.keys()) == ["été/1", "日本/é2"]

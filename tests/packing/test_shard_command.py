@@ -79,7 +79,7 @@ def test_what_is_passed_over_is_told() -> None:
     Path("photos", "a link").symlink_to("cat")
     _, messages = run("shard", "photos", "out", "--max-bad", "0")
     assert messages.splitlines()[:2] == [
-        "warning: passed over 4 files without an image's suffix: 2 .heic, 1 .cr2, 1 without suffix",
+        "warning: passed over 4 files without an image's suffix: 2 .heic, 1 .cr2, 1 without suffix (cat/a.HEIC first)",
         "warning: passed over 1 folder that links lead to a second time: a link",
     ]
     assert Index.load(Path("out/photos.index.json")).classes == ("cat", "dog")  # and not the link's name

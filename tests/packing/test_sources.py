@@ -20,9 +20,10 @@ from torchvision.datasets import CIFAR10, STL10
 
 from leoclr.datasets.errors import BadImage, DataError
 from leoclr.datasets.images.decode import MAX_BYTES, decode_image
+from leoclr.datasets.notes import Notes
 from leoclr.datasets.packing.arrangement import NO_SPLIT, Collection, arrange, make_keys
+from leoclr.datasets.packing.file_kinds import OtherFiles
 from leoclr.datasets.packing.hold_out import hold_out
-from leoclr.datasets.packing.notes import Notes
 from leoclr.datasets.packing.sources import open_source
 
 LABELLED = {"cat/1.png": b"c1", "cat/2.JPEG": b"c2", "dog/1.png": b"d1", "dog/notes.md": b"-", ".hidden/3.png": b"h"}
@@ -32,7 +33,7 @@ class Names:
     """A source that is nothing but names."""
 
     name = "names"
-    other_files = Counter[str]()
+    other_files = OtherFiles()
     repeated = ()
     reading = None
 
@@ -45,6 +46,9 @@ class Names:
 
     def size(self, path: str) -> int | None:
         return len(path)
+
+    def stamp(self, path: str) -> tuple[int, int] | None:
+        return None
 
 
 def write_folder(path: Path, files: Mapping[str, bytes]) -> None:

@@ -95,7 +95,7 @@ for format, lines in json.loads(Path("usage.json").read_text()).items():
 """
 
 
-@pytest.mark.slow(ci=True)
+@pytest.mark.slow
 def test_the_printed_lines_run_as_pasted_in_another_folder_and_give_the_same_features(
     tmp_path: Path, cifar_encoder: LoadedEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,7 +55,16 @@ def leoclr(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, str]]
 @pytest.mark.parametrize(
     "text",
     [b"-1", b"-7", b"1.0", b"0.0", b"1e3", b"nan", b"", b"\n", b"1 2", b"0,1", b"9" * 20, b"7" * 5000, b"\xff\xfe"]
-    + ["٣".encode(), b"None", b"a caption\nof two lines", b"x" * 2000, b"[1]", b"red\x1b[2J"],
+    + [
+        "٣".encode(),
+        b"None",
+        b"a caption\nof two lines",
+        b"x" * 2000,
+        b"[1]",
+        b"red\x1b[2J",
+        b'{"label": "cat", "id": 7}',
+        b'["cat"]',
+    ],
 )
 def test_what_is_no_label_is_counted_and_the_image_stays(text: bytes, tmp_path: Path) -> None:
     index = build_index([labelled(tmp_path / "s.tar", [b"3", text])])
@@ -133,13 +142,23 @@ def test_class_names_that_look_alike_are_told() -> None:
     assert list(look_alikes(["cat", "Dog", "ant"])) == []
     (line,) = look_alikes(["cat", "Cat", "e\u0301te\u0301", "\u00e9t\u00e9", "a  b", "a b ", "dog"])
     assert all(pair in line for pair in ("'cat' and 'Cat'", "'a  b' and 'a b '", "é"))
+    (line,) = look_alikes(["0", "1", "01", "10", "100", "1a", "01a"])
+    assert line.endswith(": '1' and '01'")
 
 
 # Which members
 
 
 NAMED = [{"image.jpg": b"first", "label.cls": b"4"}]
-PAIRS = [{"jpg": b"photo", "mask.png": b"mask", "json": b'{"kind": "cat", "id": 7, "far": -1}', "txt": b"9"}]
+PAIRS = [
+    {
+        "jpg": b"photo",
+        "mask.png": b"mask",
+        "json": b'{"kind": "cat", "id": 7, "far": -1}',
+        "txt": b"9",
+        "cls": b'{"kind": "dog"}',
+    }
+]
 
 
 def test_members_with_names_of_their_own_are_taken(tmp_path: Path) -> None:
@@ -158,7 +177,14 @@ def test_two_images_are_refused_with_the_option_that_chooses(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("member", "label", "classes"),
-    [("json:kind", 0, ("cat",)), ("json:id", 7, ()), ("json:far", -1, ()), ("txt", 9, ()), ("json:none", -1, ())],
+    [
+        ("cls:kind", 0, ("dog",)),
+        ("json:kind", 0, ("cat",)),
+        ("json:id", 7, ()),
+        ("json:far", -1, ()),
+        ("txt", 9, ()),
+        ("json:none", -1, ()),
+    ],
 )
 def test_labels_of_other_members(member: str, label: int, classes: tuple[str, ...], tmp_path: Path) -> None:
     index = build_index([write(tmp_path / "s.tar", PAIRS)], which=Members("jpg", member))
@@ -196,3 +222,46 @@ def test_samples_of_unknown_formats_are_told(tmp_path: Path, leoclr: Callable[..
     for command in (("index",), ("check", "--no-decode"), ("index", "--json")):
         _, errors = leoclr(*command, tmp_path / "data")
         assert line.format(tmp_path / "data/s.tar") in errors
+
+
+# What lies beside, and in which folders
+
+
+def test_what_is_not_read_beside_the_shards_is_told_by_all(
+    tmp_path: Path, leoclr: Callable[..., tuple[str, str]]
+) -> None:
+    labelled(tmp_path / "data/a.tar", [b"1"])
+    labelled(tmp_path / "data/B.TAR", [b"2"])
+    for name in ("c.tar.gz", "d.tgz", "e.TAR.part", "a.tar.aria2", "notes.gz", ".f.tar.zst"):
+        (tmp_path / "data" / name).write_bytes(b"-")
+    line = "not read, 4 files beside the shards that may be shards, compressed or incomplete: "
+    for command in (("index",), ("check", "--no-decode")):
+        out, errors = leoclr(*command, tmp_path / "data")
+        assert "2 images, 2 classes, 2 shards" in out and f"{line}{tmp_path / 'data/a.tar.aria2'}, " in errors
+    assert any(found.startswith(line) for found in remarks(open_data([str(tmp_path / "data")])))
+
+
+def test_keys_in_folders_and_no_labels_are_told(tmp_path: Path, leoclr: Callable[..., tuple[str, str]]) -> None:
+    (tmp_path / "data").mkdir()
+    with tarfile.open(tmp_path / "data/s.tar", "w") as tar:
+        for name in ("cat/1.png", "cat/2.png", "dog/3.png"):
+            tar.addfile(tarfile.TarInfo(name))
+    for command in (("index",), ("check", "--no-decode")):
+        assert "no labels; if the folders of the keys (cat, dog) are classes" in leoclr(*command, tmp_path / "data")[1]
+
+
+def test_images_with_dots_in_their_names_are_no_members_of_one_sample(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.tar", [{"1.jpg": b"-", "2.jpg": b"-"}])
+    with pytest.raises(DataError, match=r"or if they are images of their own, `leoclr shard .*s.tar OUT`"):
+        build_index([path])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [("", "an empty name"), ("  ", "an empty name"), ("~/x.tar", "no shell replaces ~ within quotes")],
+)
+def test_names_that_name_nothing(data: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("index", "check") if not data.strip() else ("index",):
+        with pytest.raises(SystemExit, match="2"):
+            main([command, data])
+        assert message in capsys.readouterr().err

@@ -284,7 +284,7 @@ def test_all_missing_shards_are_named_at_once(data: Path) -> None:
 def test_nothing_there_is_said_plainly(data: Path, tmp_path: Path) -> None:
     assert "no data was named" in refused()
     assert "no file matches" in refused(tmp_path / "none-*.tar")
-    assert "1 of 1 shards are missing" in refused(tmp_path / "none.tar")
+    assert "none.tar: no such file or folder" in refused(tmp_path / "none.tar")
     (tmp_path / "empty").mkdir()
     assert "holds no .tar shards; pack images with `leoclr shard" in refused(tmp_path / "empty")
 

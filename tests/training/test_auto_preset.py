@@ -137,7 +137,7 @@ def test_a_run_keeps_its_choice(
     )
     assert shown["origins"]["run.device"] == "flag --device" and shown["warnings"] == []
     if gib > 10:
-        assert (batch, origin) == (32, "auto: 400 images: 8 steps an epoch or more")
+        assert (batch, origin) == (32, "auto: 400 images: 12 steps an epoch")
     else:
         assert batch == 16 and origin.endswith("images fit into the free memory of 1.4 GiB")
         assert run(capsys, "train", *auto, "--dry-run")["warnings"] == []
@@ -156,7 +156,7 @@ def test_without_data_or_for_several_processes_nothing_is_chosen(
     make_shards: MakeShards, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for words, expected in (
-        (["show-config"], "follow from a data set, and none is named with --data"),
+        (["show-config"], "follow from the data; name a folder of images, or shards"),
         (
             ["train", "--data", str(make_shards((8,))), "--num-processes", "2"],
             "--toml > run.toml` writes its choice down",

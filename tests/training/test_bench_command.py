@@ -40,6 +40,7 @@ def test_it_measures_everything_without_data() -> None:
     ):
         assert part in text
     assert "limit     " in text and "together  " in text and "try       " in text
+    assert "memory    of a step of 128 images, about " in text and "at a time\n" in text
 
 
 @pytest.mark.parametrize("executor", ["pillow", "device"])
@@ -57,8 +58,11 @@ def test_it_measures_the_settings_and_the_data_it_is_given(executor: str, make_s
     )
 
 
-def test_no_learning_rate_ends_it() -> None:
-    assert json.loads(bench("--json", "--set", "optimizer.lr=1e30"))["model"]["images_per_second"] > 0
+def test_no_learning_rate_and_no_reduced_decoding_ends_it() -> None:
+    reduced = ["--set", "augmentation.executor=fast", "--set", "augmentation.reduced_decoding=true"]
+    found = json.loads(bench("--json", "--set", "optimizer.lr=1e30", *reduced))
+    assert found["model"]["images_per_second"] > 0
+    assert "augmentation.executor=pillow" not in {other["setting"] for other in found["alternatives"]}  # which cannot
 
 
 @pytest.mark.slow
@@ -67,6 +71,29 @@ def test_groups_of_batch_norm_are_filled_or_the_data_is_called_too_small(make_sh
     assert json.loads(bench("--data", str(make_shards((64,))), *many))["settings"]["batch"] == 64
     with pytest.raises(RunError, match="5 images are too few: .* 8 groups of two or more"):
         bench("--data", str(make_shards((5,), name="few")), "--backend", "moco", "--set", "moco.bn_splits=8")
+
+
+@pytest.mark.parametrize("batch", ["1", "16"])
+def test_views_that_the_method_cannot_take_are_refused_as_by_training(
+    batch: str, make_shards: Callable[..., Path], tmp_path: Path
+) -> None:
+    flags = ["--data", str(make_shards((20,))), "--backend", "vicreg", "--views", "clsa", "--batch-size", batch]
+    refused = []
+    for command in (["bench", *SMALL], ["train", "--preset", "quickstart", "--output", str(tmp_path / "run")]):
+        with pytest.raises(RunError) as error:
+            CliRunner().invoke(app, [*command, *flags], catch_exceptions=False)
+        refused.append(str(error.value).splitlines()[0])
+    assert refused[0] == refused[1] and "views clsa need a distribution over keys" in refused[0]
+
+
+def test_a_step_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leoclr.cli.preflight.memory.free_bytes", lambda device: 1 << 20)
+    with pytest.raises(RunError, match="a step needs about .* GiB, and 0.0 GiB are free on this machine"):
+        bench()
+
+
+MEMORY = {"batch": 64, "state": 1 << 30, "activations": 2 << 30, "loaders": 0, "processes": 1 << 30}
+MEMORY |= {"needed": 4 << 30, "free": 6 << 30, "images_that_fit": 128}
 
 
 def report(data: float, model: float, together: float, *alternatives: Alternative) -> Report:
@@ -83,6 +110,7 @@ def report(data: float, model: float, together: float, *alternatives: Alternativ
         rate("model step", "model", model),
         rate("end to end", "all", together),
         alternatives,
+        MEMORY,
         1.0,
     )
 

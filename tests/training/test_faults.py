@@ -255,7 +255,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.mark.slow(ci=True)
+@pytest.mark.slow
 def test_a_disk_that_fills_up_ends_both_ranks_and_the_run_goes_on_with_more_space(
     make_shards: MakeShards, small_disk: Path, config: Path
 ) -> None:

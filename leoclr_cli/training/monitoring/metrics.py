@@ -57,9 +57,9 @@ class MetricsLog:
         if not accelerator.is_main_process:
             return
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
             write_atomic(path, "".join(f"{line}\n" for line in kept).encode())
-        self._file = path.open("a")
+        self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Record the values of a step. What is not finite is null in the file."""

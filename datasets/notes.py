@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from leoclr.datasets.wording import printable
+
 
 class Notes:
     """Reasons, each with the number of names it holds for and the first of them."""
@@ -21,6 +23,10 @@ class Notes:
         for reason, (count, first) in other._found.items():
             self.add(reason, first, count)
 
+    def found(self) -> dict[str, tuple[int, str]]:
+        """Count and first name by reason."""
+        return dict(self._found)
+
     def counts(self) -> dict[str, int]:
         """By reason."""
         return {reason: count for reason, (count, _) in self._found.items()}
@@ -28,4 +34,4 @@ class Notes:
     def lines(self) -> Iterator[str]:
         """`REASON: COUNT, FIRST first`, one for each reason."""
         for reason, (count, first) in self._found.items():
-            yield f"{reason}: {count:,} ({first}{' first' if count > 1 else ''})"
+            yield f"{printable(reason)}: {count:,} ({printable(first)}{' first' if count > 1 else ''})"

@@ -1,0 +1,61 @@
+"""What a person should know of an image file beside its pixels: its format, and what of it is not used or not declared.
+
+Only headers are read. Packing and `leoclr check` count these remarks; training does not look for them.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from leoclr.datasets.images.decode import FORMATS
+
+FURTHER_IMAGES = "files of several images (pages, frames), of which the first is used"
+FURTHER_CHANNELS = "images with channels that are neither colour nor alpha, which are not used"
+FOURTH_CHANNEL = "images with a fourth channel of which the file does not say what it is, taken for alpha"
+UNMARKED_CMYK = "CMYK JPEGs without Adobe's marker, taken for what Adobe writes (0 is full ink)"
+
+_SAMPLES_PER_PIXEL, _PHOTOMETRIC, _EXTRA_SAMPLES = 277, 262, 338
+_COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3, 9: 3}  # by photometric interpretation
+_ALPHA = (1, 2)
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """Pillow's name of the format, and remarks: those named above that hold for the file."""
+
+    format: str
+    remarks: tuple[str, ...] = ()
+
+
+def facts_of(data: bytes) -> FileFacts:
+    """The facts of a file that has been decoded."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        return FileFacts(image.format or "", tuple(_remarks(image)))
+
+
+def _remarks(image: Any) -> list[str]:
+    found = []
+    if image.format != "MPO" and _is_animated(image):  # the further images of an MPO are previews
+        found.append(FURTHER_IMAGES)
+    if image.format == "JPEG" and image.mode == "CMYK" and "adobe" not in image.info:
+        found.append(UNMARKED_CMYK)
+    if image.format == "TIFF":
+        tags = image.tag_v2
+        extra = tags.get(_EXTRA_SAMPLES, ())
+        beyond = tags.get(_SAMPLES_PER_PIXEL, 1) - _COLOURS.get(tags.get(_PHOTOMETRIC, 0), 99)
+        if beyond == 1 and not extra and image.mode == "RGBA":
+            found.append(FOURTH_CHANNEL)
+        elif beyond > any(kind in _ALPHA for kind in extra):
+            found.append(FURTHER_CHANNELS)
+    return found
+
+
+def _is_animated(image: Any) -> bool:
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # a damaged second image, which nobody reads
+        return True
