@@ -22,6 +22,7 @@ COMMANDS = {
     "check": Entry("leoclr.cli.commands.check:check", "Verify shards against their index."),
     "views": Entry("leoclr.cli.commands.views:views", "Draw images as the model sees them."),
     "train": Entry("leoclr.cli.commands.train:train", "Pre-train an encoder on shards."),
+    "certify": Entry("leoclr.cli.commands.certify:certify", "Check on this machine that runs lose nothing."),
     "bench": Entry("leoclr.cli.commands.bench:bench", "Measure the speed of training on this machine."),
     "show-config": Entry("leoclr.cli.commands.show_config:show_config", "Show every setting with its origin."),
     "method": Entry("leoclr.cli.commands.method:app", "List methods, create a new one, or check one."),

@@ -105,16 +105,16 @@ def check(
     plugin(METHODS, name)  # an unknown name is answered before torch is loaded
     say(f"checking {name}: small networks on the CPU, about a minute")
 
-    from leoclr.cli.methods.checks import as_json, check_method
+    from leoclr.cli.methods.checks import check_method
 
     results = []
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         for result in check_method(name, Path(folder)):
             results.append(result)
             if not json_output:
-                print(f"{'pass' if result.passed else 'FAIL'}  {result.name}: {result.detail}", flush=True)
+                print(result, flush=True)
     failed = [result for result in results if not result.passed]
     if json_output:
-        print_json({"method": name, "passed": not failed, "checks": [as_json(result) for result in results]})
+        print_json({"method": name, "passed": not failed, "checks": [result.as_json() for result in results]})
     if failed:
         raise typer.Exit(1)

@@ -7,15 +7,10 @@ the method's own `small` settings.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Container, Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -25,38 +20,21 @@ from leoclr.backends.method import Method, Progress
 from leoclr.cli.config.fields import replaced
 from leoclr.cli.config.plugins import METHODS, VIEWS, method_settings, plugin, plugins
 from leoclr.cli.config.settings import Settings
+from leoclr.cli.methods.outcome import Failure, Result, result_of, some
+from leoclr.cli.methods.processes import refuse_failed, run_processes
 from leoclr.cli.methods.ranks import two_steps
 from leoclr.cli.preflight.checks import facts_of, problems
 from leoclr.cli.run.checkpoint import load_checkpoint, save_checkpoint
 from leoclr.cli.run.encoders import load_encoder, read_encoder, write_encoder
 from leoclr.cli.training import build
 from leoclr.cli.training.trainer import train
-from leoclr.datasets.errors import LeoclrError
 from leoclr.datasets.photo_like import photo_like
 
 _CPU = torch.device("cpu")
 _BATCH, _SIDE, _WIDTH = 8, 16, 16
-_SECONDS = 600
 _TOLERANCE = 1e-7  # of numbers in float64 that two processes add in another order
 _EXPORT_TOLERANCE = 1e-5
 _Check = Callable[[Settings, Path], str]
-
-
-@dataclass(frozen=True)
-class Result:
-    """How one check ended.
-
-    Attributes:
-        detail: What was found, or what is wrong.
-    """
-
-    name: str
-    passed: bool
-    detail: str
-
-
-class _Failure(Exception):
-    """A promise that is not kept. The message says which and where."""
 
 
 def check_method(name: str, folder: Path, only: Container[str] | None = None) -> Iterator[Result]:
@@ -71,16 +49,16 @@ def check_method(name: str, folder: Path, only: Container[str] | None = None) ->
     settings = small_settings(name)
     checks: dict[str, _Check] = {
         "loss and gradients": _loss_and_gradients,
-        "two processes equal one": _two_processes,
+        "two processes equal one": two_processes,
         "stopped equals uninterrupted": _resume,
         "checkpoint round trip": _checkpoint,
         "export round trip": _export,
     }
     for title, check in checks.items():
         if only is None or title in only:
-            yield _result(title, check, settings, folder)
+            yield result_of(title, partial(check, settings, folder))
     for views in plugins(VIEWS) if only is None else ():
-        yield _result(f"views {views}", _views, replaced(settings, {"views": views}), folder)
+        yield result_of(f"views {views}", partial(_views, replaced(settings, {"views": views}), folder))
 
 
 def small_settings(name: str) -> Settings:
@@ -100,83 +78,47 @@ def small_settings(name: str) -> Settings:
     )
 
 
-def _result(title: str, check: _Check, settings: Settings, folder: Path) -> Result:
-    try:
-        return Result(title, True, check(settings, folder))
-    except (_Failure, LeoclrError) as error:
-        return Result(title, False, str(error))
-    except Exception as error:  # a method may raise anything
-        return Result(title, False, f"{type(error).__name__}: {error}")
-
-
 def _loss_and_gradients(settings: Settings, folder: Path) -> str:
     method = _built(settings)
     found = _backward(method, settings, step=0)
     trained = {name: parameter for name, parameter in method.named_parameters() if parameter.requires_grad}
     if not trained:
-        raise _Failure("no parameter is trained")
+        raise Failure("no parameter is trained")
     without = [name for name, parameter in trained.items() if parameter.grad is None]
     if without:
-        raise _Failure(f"no gradient for {_some(without)}: leave it out, or set requires_grad to False")
+        raise Failure(f"no gradient for {some(without)}: leave it out, or set requires_grad to False")
     broken = [name for name, parameter in trained.items() if not bool(torch.isfinite(_gradient(parameter)).all())]
     if broken:
-        raise _Failure(f"the gradient of {_some(broken)} is not finite")
+        raise Failure(f"the gradient of {some(broken)} is not finite")
     constants = [name for name, parameter in method.named_parameters() if parameter.grad is not None]
     if extra := sorted(set(constants) - set(trained)):
-        raise _Failure(f"{_some(extra)} has a gradient and requires_grad False")
+        raise Failure(f"{some(extra)} has a gradient and requires_grad False")
     if not any(float(_gradient(parameter).abs().max()) > 0 for parameter in trained.values()):
-        raise _Failure("every gradient is zero")
+        raise Failure("every gradient is zero")
     return f"loss {found:.4f}; {len(trained)} trained parameters, all with a finite gradient"
 
 
-def _two_processes(settings: Settings, folder: Path) -> str:
+def two_processes(settings: Settings, folder: Path) -> str:
+    """Whether two processes compute what one does; Failure where they do not."""
     torch.manual_seed(0)
     alone = two_steps(settings)
     together = _in_processes(settings, folder / "ranks")
     for rank, found in enumerate(together):
         for name, value in alone.items():
             if name not in found:
-                raise _Failure(f"process {rank} has no {name}")
+                raise Failure(f"process {rank} has no {name}")
             difference = float((found[name].double() - value.double()).abs().max()) if value.numel() else 0.0
             scale = max(1.0, float(value.double().abs().max())) if value.numel() else 1.0
             if not difference <= _TOLERANCE * scale:
-                raise _Failure(f"{name} differs by {difference:.2e} in process {rank} of 2")
+                raise Failure(f"{name} differs by {difference:.2e} in process {rank} of 2")
     return (
         f"{len(alone)} losses, gradients and states within {_TOLERANCE:.0e} (float64, BatchNorm by running statistics)"
     )
 
 
 def _in_processes(settings: Settings, target: Path) -> list[dict[str, Tensor]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "leoclr.cli.methods.ranks", str(target)]
-    text = json.dumps(settings.model_dump(mode="json")).encode()
-    children = [
-        subprocess.Popen(
-            command, env=os.environ | group | {"RANK": str(rank)}, stdin=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        for rank in range(2)
-    ]
-    try:
-        for child in children:
-            assert child.stdin is not None
-            child.stdin.write(text)
-            child.stdin.close()
-            child.stdin = None
-        codes = [child.wait(timeout=_SECONDS) for child in children]
-    except subprocess.TimeoutExpired:
-        raise _Failure(
-            f"two processes do not end within {_SECONDS} s: one waits for an exchange the other skips"
-        ) from None
-    finally:
-        for child in children:
-            child.kill()
-        words = [child.communicate()[1].decode(errors="replace") for child in children]
-    if any(codes):
-        last = next(text for text, code in zip(words, codes, strict=True) if code).strip().splitlines()
-        raise _Failure(f"one of two processes failed: {last[-1] if last else codes}")
+    work = json.dumps(settings.model_dump(mode="json"))
+    refuse_failed(run_processes("leoclr.cli.methods.ranks", [str(target)], work, count=2, threads=1))
     return [load_file(f"{target}.{rank}") for rank in range(2)]
 
 
@@ -195,8 +137,8 @@ def _resume(settings: Settings, folder: Path) -> str:
         one, other = (load_file(end / file) for end in ends)
         different = [name for name, value in one.items() if not torch.equal(value, other[name])]
         if different:
-            raise _Failure(
-                f"{_some(different)} in {file} differs after a resume: keep state in buffers, draw from now.step"
+            raise Failure(
+                f"{some(different)} in {file} differs after a resume: keep state in buffers, draw from now.step"
             )
     return f"{whole.steps} steps, stopped after {again.steps - (whole.steps - int(half.name[5:]))}: the same bits"
 
@@ -209,21 +151,21 @@ def _checkpoint(settings: Settings, folder: Path) -> str:
     other.load_state_dict(load_checkpoint(saved).tensors["model"])
     losses = [_backward(one.eval(), settings, step=1) for one in (method, other)]
     if losses[0] != losses[1]:
-        raise _Failure(f"the loss after loading is {losses[1]!r} instead of {losses[0]!r}: some state is no buffer")
+        raise Failure(f"the loss after loading is {losses[1]!r} instead of {losses[0]!r}: some state is no buffer")
     return f"{len(method.state_dict())} tensors"
 
 
 def _export(settings: Settings, folder: Path) -> str:
     run = folder / "whole"
     if not (run / "run.json").exists():
-        raise _Failure("there is no run to export, as its training failed")
+        raise Failure("there is no run to export, as its training failed")
     encoder = load_encoder(run)
     write_encoder(encoder, folder / "encoder.safetensors")
     images = torch.randn(4, 3, _SIDE, _SIDE, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         features, again = (one.backbone(images) for one in (encoder, read_encoder(folder / "encoder.safetensors")))
     if float((features - again).abs().max()) > _EXPORT_TOLERANCE:
-        raise _Failure("the exported encoder has other features")
+        raise Failure("the exported encoder has other features")
     place = next(iter(_built(settings).backbones()))
     return f"{place}, features of {features.shape[1]} numbers"
 
@@ -253,7 +195,7 @@ def _backward(method: Method, settings: Settings, step: int) -> float:
         now = Progress(step, 4, 2, phase)
         output = method(views, policy.pairs, now)
         if output.loss.ndim or not bool(torch.isfinite(output.loss)):
-            raise _Failure(f"the loss must be one finite number, and is {output.loss}")
+            raise Failure(f"the loss must be one finite number, and is {output.loss}")
         output.loss.backward()
         method.after_update(now)
         loss = float(output.loss.detach())
@@ -265,15 +207,6 @@ def _gradient(parameter: torch.nn.Parameter) -> Tensor:
     return parameter.grad
 
 
-def _some(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-
-
 def _made(folder: Path) -> Path:
     folder.mkdir()
     return folder
-
-
-def as_json(result: Result) -> dict[str, Any]:
-    """One result for a program."""
-    return {"check": result.name, "passed": result.passed, "detail": result.detail}

@@ -1,7 +1,4 @@
-"""The HTML page of a report, in one file that makes no network requests.
-
-Its content security policy forbids scripts and requests, whatever its text contains.
-"""
+"""The HTML page of a report."""
 
 from __future__ import annotations
 
@@ -14,15 +11,14 @@ from datetime import datetime
 from PIL import Image
 
 from leoclr.cli.reporting.charts import PERCENT, PLAIN, label_chart, loss_kind, training_charts
+from leoclr.cli.reporting.document import document
 from leoclr.cli.reporting.feature_map import scatter
 from leoclr.cli.reporting.markup import Html, element, join
 from leoclr.cli.reporting.run_facts import ReportedRun, number
 from leoclr.cli.reporting.run_pictures import Pictures
 from leoclr.cli.reporting.run_tables import chip, environment_table, score_tables, settings_tables
 from leoclr.cli.reporting.score_tiles import ScoreTile, score_tiles
-from leoclr.cli.reporting.style import style_sheet
 
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _INTERVAL = "±: half of a 95 % interval over the test images. It holds neither other seeds nor other pre-trainings."
 
 
@@ -49,25 +45,12 @@ def report_page(runs: Sequence[ReportedRun], pictures: Sequence[Pictures], defau
     links = [element("a", heading, href=f"#{key}") for key, (heading, _) in shown.items()]
     body = [element("section", element("h2", heading), content, id=key) for key, (heading, content) in shown.items()]
     made = f"Made by leoclr report on {datetime.now().astimezone():%d %B %Y, %H:%M %Z}."
-    page = element(
-        "html",
-        element(
-            "head",
-            element("meta", charset="utf-8"),
-            element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-            element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-            element("title", f"{title}: leoclr report"),
-            element("style", style_sheet()),
-        ),
-        element(
-            "body",
-            element("header", element("h1", title), _legend(runs)),
-            element("nav", element("div", *links), aria_label="Sections"),
-            element("main", *body, element("footer", made)),
-        ),
-        lang="en",
+    return document(
+        f"{title}: leoclr report",
+        element("header", element("h1", title), _legend(runs)),
+        element("nav", element("div", *links), aria_label="Sections"),
+        element("main", *body, element("footer", made)),
     )
-    return join(Html("<!doctype html>\n"), page)
 
 
 def _legend(runs: Sequence[ReportedRun]) -> Html:

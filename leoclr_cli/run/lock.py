@@ -31,15 +31,13 @@ class RunLock:
         self._made: list[Path] = []
 
     def __enter__(self) -> RunLock:
-        try:
-            folder = self._file.parent
-            self._made = [path for path in (folder, *folder.parents) if not path.exists()]
-            folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise RunError(f"cannot write to the run folder {self._file.parent}: {error}") from error
+        descriptor = self._opened()
         try:
             _lock(descriptor)
+            while not _is_at(self._file, descriptor):  # a run that failed meanwhile has taken its folder away
+                os.close(descriptor)
+                descriptor = self._opened()
+                _lock(descriptor)
             os.ftruncate(descriptor, 0)
             os.write(descriptor, json.dumps(_this_process()).encode())
         except BlockingIOError:
@@ -55,6 +53,15 @@ class RunLock:
         # A forked loader worker shares the lock, and could outlive a killed trainer with it.
         os.register_at_fork(after_in_child=self._close)
         return self
+
+    def _opened(self) -> int:
+        try:
+            folder = self._file.parent
+            self._made = [path for path in (folder, *folder.parents) if not path.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+            return os.open(self._file, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise RunError(f"cannot write to the run folder {self._file.parent}: {error}") from error
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -79,6 +86,14 @@ def _lock(descriptor: int) -> None:
         return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     time.sleep(_INSTANT_SECONDS)
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether an open file is still the one at `path`."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except OSError:
+        return False
 
 
 def is_locked(run: Path) -> bool:

@@ -14,7 +14,8 @@ import pytest
 from leoclr.cli.commands.app import main
 from leoclr.cli.config import fields, plugins
 from leoclr.cli.config.resolve import resolve
-from leoclr.cli.methods.checks import Result, check_method
+from leoclr.cli.methods.checks import check_method
+from leoclr.cli.methods.outcome import Result
 from leoclr.cli.methods.scaffold import write_package
 from leoclr.datasets.errors import SettingsError
 

@@ -24,7 +24,7 @@ from leoclr.backends.wrappers.regioncl import RegionCL, region
 from leoclr.backends.wrappers.unmix import UnMix
 from leoclr.cli.config.fields import replaced
 from leoclr.cli.config.settings import Settings
-from leoclr.cli.methods.checks import _two_processes, small_settings
+from leoclr.cli.methods.checks import small_settings, two_processes
 from leoclr.cli.preflight.checks import facts_of, problems
 from leoclr.cli.training import build
 from leoclr.cli.training.trainer import train
@@ -325,9 +325,9 @@ def test_a_wrapped_run_resumes_bit_for_bit(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("views", ["clsa", "unmix", "mixsiam", "regioncl", "logo"])
-def test_two_processes_equal_one(views: str, tmp_path: Path) -> None:
+def testtwo_processes_equal_one(views: str, tmp_path: Path) -> None:
     settings = replaced(small_settings("moco"), {"views": views})
-    assert "within" in _two_processes(settings, tmp_path)
+    assert "within" in two_processes(settings, tmp_path)
 
 
 @pytest.mark.parametrize("views", ["clsa", "unmix", "mixsiam", "regioncl"])

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from leoclr.cli.run import lock
 from leoclr.cli.run.checkpoint import save_checkpoint
 from leoclr.cli.run.folder import RunFolder, newest_run, resolve_checkpoint
 from leoclr.cli.run.lock import RunLock
@@ -181,6 +182,23 @@ def test_the_lock_is_free_again_after_the_block_even_when_it_raises(tmp_path: Pa
         with pytest.raises(RunError, match=f"process {os.getpid()} "):
             with RunLock(tmp_path / "run"):
                 pass
+
+
+def test_a_lock_is_on_the_file_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another run fails and takes its folder away, between the opening of the file and the lock on it."""
+    run, take = tmp_path / "run", lock._lock
+
+    def after_the_other_has_gone(descriptor: int) -> None:
+        monkeypatch.undo()
+        (run / "lock").unlink()
+        run.rmdir()
+        take(descriptor)
+
+    monkeypatch.setattr(lock, "_lock", after_the_other_has_gone)
+    with lock.RunLock(run):
+        assert lock.is_locked(run)
+        with pytest.raises(RunError, match="is in use by"), lock.RunLock(run):
+            pass
 
 
 def test_a_folder_that_cannot_hold_a_lock_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,48 @@
+"""How a check ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from leoclr.datasets.errors import LeoclrError
+
+
+@dataclass(frozen=True)
+class Result:
+    """How one check ended.
+
+    Attributes:
+        detail: What was found, or what is wrong.
+    """
+
+    name: str
+    passed: bool
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{'pass' if self.passed else 'FAIL'}  {self.name}: {self.detail}"
+
+    def as_json(self) -> dict[str, Any]:
+        """The result for a program."""
+        return {"check": self.name, "passed": self.passed, "detail": self.detail}
+
+
+class Failure(Exception):
+    """A promise that is not kept. The message says which and where."""
+
+
+def result_of(name: str, check: Callable[[], str]) -> Result:
+    """The result of a check that returns what it found, and raises what is wrong."""
+    try:
+        return Result(name, True, check())
+    except (Failure, LeoclrError) as error:
+        return Result(name, False, str(error))
+    except Exception as error:  # a method may raise anything
+        return Result(name, False, f"{type(error).__name__}: {error}")
+
+
+def some(names: list[str]) -> str:
+    """The first of some names, and how many more there are."""
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
