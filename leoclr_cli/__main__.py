@@ -56,12 +56,12 @@ def _name_the_user() -> None:
 
 def main() -> None:
     """Run the command line of this process, and exit."""
-    _open_standard_streams()
-    _print_any_text()
-    _name_the_user()
-    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # else it is ignored, as by nohup
-        signal.signal(signal.SIGINT, _interrupted)
     try:
+        _open_standard_streams()
+        _print_any_text()
+        _name_the_user()
+        if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # else it is ignored, as by nohup
+            signal.signal(signal.SIGINT, _interrupted)
         from leoclr.cli.commands.app import main as run
 
         run()
