@@ -73,9 +73,11 @@ class Settings(MethodSettings):
     def problems(self, facts: RunFacts) -> Iterator[str]:
         splits = max(1, self.bn_splits // facts.ranks)
         if facts.micro % splits or facts.micro // splits < 2:
+            what = "one image" if facts.micro == 1 else f"{facts.micro} images"
+            fewer = f", or --set {self.section}.bn_splits=1" if splits > 1 and facts.micro > 1 else ""
             yield (
-                f"a batch of {facts.micro} images cannot be split into {splits} groups of two or more for BatchNorm; "
-                f"change --batch-size, or --set {self.section}.bn_splits=1"
+                f"a batch of {what} in a process cannot be split into groups of two images or more for BatchNorm, "
+                f"{splits} in number; change --batch-size{fewer}"
             )
 
     def warnings(self, facts: RunFacts) -> Iterator[str]:

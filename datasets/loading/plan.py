@@ -55,7 +55,7 @@ class Plan:
         if self.size < self.batch_size:
             raise DataError(
                 f"the batch of {self.batch_size} is larger than the data set of {self.size} images; "
-                f"use --batch-size {self.size // self.ranks * self.ranks} or less, or --preset auto"
+                f"use --batch-size {self.size // self.ranks * self.ranks} or less, or --preset auto alone"
             )
 
     @staticmethod

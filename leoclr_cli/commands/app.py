@@ -11,6 +11,7 @@ import typer
 
 from leoclr.cli.commands.base.errors import exit_code
 from leoclr.cli.commands.base.lazy import Entry, group_of
+from leoclr.cli.commands.base.loading import announce_loading
 from leoclr.cli.run.variables import drop_what_changes_results
 from leoclr.cli.terminal import warn
 from leoclr.datasets.errors import SettingsError
@@ -82,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
     if dropped := drop_what_changes_results(os.environ):  # before any command imports torch or NumPy
-        warn(f"not taken from the environment, as results follow from the settings: {', '.join(dropped)}")
+        warn(f"ignored from the environment, where it would change results: {', '.join(dropped)}")
+    announce_loading()
     command: Any = typer.main.get_command(app)
     raise SystemExit(exit_code(lambda: command.main(words, "leoclr", standalone_mode=False), "--json" in words))

@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import typer
 from typer.testing import CliRunner
 
 from leoclr.cli.commands.app import app
+from leoclr.cli.commands.base.loading import announce_loading
 
 HEAVY = ("accelerate", "scipy", "sklearn", "torch", "torchvision", "webdataset")
 
@@ -61,7 +63,7 @@ for words, wanted in (["--help"], set()), (["eval", "--help"], {"eval.group"}), 
     assert CliRunner().invoke(app, words).exit_code == 0
     here = "leoclr.cli.commands."
     loaded = {name.removeprefix(here) for name in sys.modules if name.startswith(here)}
-    shared = {"app", "base", "base.errors", "base.lazy", "base.parsing", "eval", "eval.group"}
+    shared = {"app", "base", "base.errors", "base.lazy", "base.loading", "base.parsing", "eval", "eval.group"}
     assert loaded - shared == wanted - {"eval.group"}, loaded
 """
     subprocess.run([sys.executable, "-c", program], check=True)
@@ -93,3 +95,17 @@ def processor_seconds(*arguments: str) -> float:
     subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_is_told_once_that_torch_is_loaded(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    announce_loading()
+    for _ in range(2):
+        assert find_spec("torch") is not None
+    assert capsys.readouterr().err == ("loading PyTorch\n" if terminal else "")

@@ -301,7 +301,7 @@ def test_moved_data_is_remembered(
     ("changes", "message"),
     [
         ({"data.batch_size": "64"}, "larger than the data set of 16 images; use --batch-size 16"),
-        ({"moco.bn_splits": "3"}, "cannot be split into 3 groups"),
+        ({"moco.bn_splits": "3"}, "cannot be split into groups of two images or more for BatchNorm, 3 in number"),
         ({"encoder.backbone": "resnet19"}, "no classifier 'resnet19'"),
         ({"run.trackers": "mlflow"}, "mlflow is not installed: pip install mlflow"),
         ({"run.device": "cuda:99"}, "no CUDA GPU|there is no cuda:99"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,6 +60,12 @@ def resolved(given: Given, base: Settings | None = None, processes: int = 1) -> 
         processes: That are to train together.
     """
     if given.preset == AUTO and base is None:
+        from leoclr.cli.image_folders import as_shards
+        from leoclr.datasets.shards.locate import check_specs
+
+        said = replace(given, preset=None).resolve().settings  # mistakes are told before torch is imported
+        if said.data.train:
+            check_specs(as_shards(said.data.train, announce=False))
         from leoclr.cli.training.auto_settings import with_choices
 
         given = with_choices(given, processes)
