@@ -82,12 +82,12 @@ class TrainingData:
 
     def describe(self) -> Iterator[str]:
         """Lines for a person: how much there is, and in what steps it comes."""
-        plan = self.plan
+        plan, rest = self.plan, self.plan.size % self.plan.batch_size
         yield (
             f"{counted(plan.size, 'image')} in {counted(len(self.index.shards), 'shard')}; "
             f"{counted(self.settings.train.epochs, 'epoch')} of "
-            f"{counted(plan.steps_per_epoch, 'step')} of {plan.batch_size:,} images; "
-            f"{plan.size % plan.batch_size:,} left out, others each epoch"
+            f"{counted(plan.steps_per_epoch, 'step')} of {plan.batch_size:,} images"
+            + (f"; each epoch leaves out another {counted(rest, 'image')}" if rest else "")
         )
         if line := class_line(self.index):
             yield line

@@ -77,7 +77,7 @@ def as_text(plan: dict[str, Any]) -> str:
             f"{plan['bytes'] / mib:,.1f} MiB, "
             f"digest {plan['data_digest'][:12]}",
             f"steps     {plan['steps']:,} in {counted(plan['epochs'], 'epoch')} of {plan['steps_per_epoch']:,}; "
-            f"{plan['left_out_each_epoch']:,} samples left out, others each epoch",
+            f"{plan['left_out_each_epoch']:,} samples left out, other ones each time",
             f"a step    {plan['batch_size']:,} images: {' + '.join(f'{n:,}' for n in plan['images_per_process'])} "
             "by process",
             f"shuffle   {plan['shuffle_window']:,} samples mixed at a time ({mixed})",
