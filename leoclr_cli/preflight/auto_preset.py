@@ -134,7 +134,7 @@ def _schedule(made: _Choices, images: Images, machine: Machine, base: str, recip
         made.put("moco.bn_splits", splits, f"groups of {batch // splits} of the {batch} images of a batch")
         few = min(_FEW_KEYS, _power(images.total // 2))
         queue = max(batch, few, min(_MOST_KEYS, _power(images.total // 10)))
-        made.put("moco.queue", queue, f"{_many(images)}: {queue / images.total:.2g} of them")
+        made.put("moco.queue", queue, f"{_many(images)}: about a tenth of them, more of few")
         decay = 0.99 if steps < 200 else 0.995 if steps < 1000 else 0.999
         made.put("moco.momentum", decay, f"{counted(steps, 'step')} an epoch")
     rate = recipe["optimizer.lr"]
@@ -142,7 +142,8 @@ def _schedule(made: _Choices, images: Images, machine: Machine, base: str, recip
     epochs = made.put("train.epochs", *_epochs(images, machine, recipe["train.epochs"], batch))
     warmup = max(recipe["optimizer.warmup_epochs"], math.ceil(_WARMUP_STEPS / steps))
     warmup = min(float(warmup), epochs / 10)
-    made.put("optimizer.warmup_epochs", warmup, f"{counted(round(warmup * steps), 'step')} of {epochs * steps:,}")
+    first = counted(round(warmup * steps), "step")
+    made.put("optimizer.warmup_epochs", warmup, f"the first {first} of {epochs * steps:,}")
 
 
 def _batch(
