@@ -23,7 +23,8 @@ from leoclr.datasets.errors import RunError
 from leoclr.datasets.images.normalise import normalise
 from leoclr.datasets.wording import counted
 
-# Fitted to peaks of real steps on a CPU: ResNet-18 at 32 and 128 px, ResNet-50 at 224 px, within 4 %. The factors
+# Fitted to peaks of real steps on a CPU: ResNet-18 at 32 and 128 px, ResNet-50 at 224 px. For ResNet-18, ResNet-50 and
+# ViT-tiny at 32, 96 and 224 px the estimate was 0.89 to 1.08 of the peak (benchmarks/step_memory.py). The factors
 # stand for the gradients of activations and for convolutions' work space. Those of a GPU are estimates, not measured.
 _PROCESS_BYTES = {"cpu": 1100 << 20, "cuda": 600 << 20}  # Python with torch and its libraries; the CUDA context
 _BACKWARD = {"cpu": 1.43, "cuda": 1.2}
