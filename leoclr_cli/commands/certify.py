@@ -32,8 +32,6 @@ def certify(
       leoclr certify --data shards/train
       leoclr certify --preset cifar10 --data shards/cifar10 --output runs/certificate --json
     """
-    import contextlib
-    import io
     import tempfile
     import time
 
@@ -42,6 +40,7 @@ def certify(
         raise SettingsError("data.train is not set: name the shards to check with --data")
 
     from leoclr.cli.methods.certificate import certificate, certify_all, plans_of
+    from leoclr.cli.methods.outcome import collected
     from leoclr.cli.reporting.certificate_page import certificate_page
     from leoclr.cli.scoring.records import write_record
     from leoclr.datasets.files import write_atomic
@@ -49,12 +48,8 @@ def certify(
     began = time.monotonic()
     plans = plans_of(settings)
     say(f"checking runs of a few steps of {plans.settings.data.batch_size} images; this takes minutes")
-    results = []
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-        for result in certify_all(plans, Path(folder)):
-            results.append(result)
-            if not json_output:
-                print(result, flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        results = collected(certify_all(plans, Path(folder)), show=not json_output)
         record: dict[str, Any] = certificate(settings, plans, results, Path(folder), began)
     write_record(output / "certificate.json", record)
     write_atomic(output / "certificate.html", certificate_page(record).encode())

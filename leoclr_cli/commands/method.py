@@ -96,8 +96,6 @@ def check(
       leoclr method check moco
       leoclr method check byol --json
     """
-    import contextlib
-    import io
     import tempfile
 
     from leoclr.cli.config.plugins import METHODS, plugin
@@ -106,13 +104,10 @@ def check(
     say(f"checking {name}: small networks on the CPU, about a minute")
 
     from leoclr.cli.methods.checks import check_method
+    from leoclr.cli.methods.outcome import collected
 
-    results = []
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-        for result in check_method(name, Path(folder)):
-            results.append(result)
-            if not json_output:
-                print(result, flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        results = collected(check_method(name, Path(folder)), show=not json_output)
     failed = [result for result in results if not result.passed]
     if json_output:
         print_json({"method": name, "passed": not failed, "checks": [result.as_json() for result in results]})

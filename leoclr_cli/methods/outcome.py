@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import io
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +43,18 @@ def result_of(name: str, check: Callable[[], str]) -> Result:
         return Result(name, False, str(error))
     except Exception as error:  # a method may raise anything
         return Result(name, False, f"{type(error).__name__}: {error}")
+
+
+def collected(results: Iterable[Result], show: bool) -> list[Result]:
+    """All results; with `show`, each is printed when it is there. What the runs that are checked say on stderr is left
+    out."""
+    found = []
+    with contextlib.redirect_stderr(io.StringIO()):
+        for result in results:
+            found.append(result)
+            if show:
+                print(result, flush=True)
+    return found
 
 
 def some(names: list[str]) -> str:
