@@ -25,6 +25,7 @@ if not torch.cuda.is_available():  # the GPU's kernels run on the processor; to 
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 drop_what_changes_results(os.environ)  # a machine's own variables would add a line to what commands print
+os.environ["TERM"] = "xterm-256color"  # a dumb terminal has no bar
 
 MakeShards = Callable[..., Path]
 MakeTinted = Callable[..., Path]
