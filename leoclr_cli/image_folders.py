@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -83,8 +84,8 @@ def list_folder(spec: str, folder: Path) -> Listing:
     images = sum(is_image(path) for path in source.paths)
     if not images:
         raise DataError(
-            f"{spec}: the folder holds neither .tar shards nor images; `leoclr shard {spec} OUT` packs archives and "
-            "Parquet files"
+            f"{spec}: the folder holds neither .tar shards nor images; `leoclr shard {shlex.quote(spec)} OUT` packs "
+            "archives and Parquet files"
         )
     digest = hashlib.sha256(json.dumps(_FORMAT).encode())
     total = 0
@@ -114,15 +115,20 @@ def _cached(spec: str, announce: bool) -> str:
     except OSError as error:
         raise RunError(
             f"{spec}: the cache {place} cannot be used ({error.strerror or error}); set XDG_CACHE_HOME to another "
-            f"folder, or pack the images yourself: leoclr shard {spec} shards/{shard_name(local_path(spec))}"
+            f"folder, or pack the images yourself: {_by_hand(spec)}"
         ) from error
     return str(shards / known["train"])
+
+
+def _by_hand(spec: str) -> str:
+    """The command that packs a folder where the user can see the shards."""
+    return shlex.join(("leoclr", "shard", spec, f"shards/{shard_name(local_path(spec))}"))
 
 
 def _pack(spec: str, folder: Path, shards: Path, listing: Listing) -> dict[str, Any]:
     """Pack a folder into `shards`, which appears complete; what `listing.json` says of it."""
     name = shard_name(local_path(spec))
-    by_hand = f"leoclr shard {spec} shards/{name}"
+    by_hand = _by_hand(spec)
     partial = shards.with_name(f"{_PARTIAL}-{shards.name}")
     there = sum(file.stat().st_size for file in partial.rglob("*.tar"))
     free = shutil.disk_usage(shards.parent).free

@@ -199,7 +199,7 @@ class Evaluation:
             images: How the test images were preprocessed, in lines for a person.
             scored: What of the encoder was scored; {} is its name.
         """
-        encoder, data, score = self.encoder, self.data, self._without_trivial(score)
+        encoder, data, score = self.encoder, self.data, self._without_trivial(score.with_intervals())
         mean, std = ("/".join(f"{value:g}" for value in values) for values in (encoder.mean, encoder.std))
         content = {
             "results": {
