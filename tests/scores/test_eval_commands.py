@@ -112,12 +112,18 @@ def test_rates_are_numbers(leoclr: Run, run: Path, arguments: tuple[str, ...]) -
     assert code == 2 and not out and "lr" in err and "Traceback" not in err
 
 
-def test_a_score_that_cannot_be_printed_is_kept(leoclr: Run, run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_score_that_cannot_be_printed_is_kept(
+    leoclr: Run, run: Path, tmp_path: Path, flags: tuple[str, ...], unbuffered: str
+) -> None:
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
     with open("/dev/full", "w") as full:
-        command = [sys.executable, "-m", "leoclr.cli", "eval", "knn", str(run)]
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
-    assert done.returncode == 2 and "error: the output cannot be written: No space left on device" in done.stderr
-    assert "Traceback" not in done.stderr and record(run, "knn")["results"]
+        command = [sys.executable, "-m", "leoclr.cli", "eval", "knn", str(run), *flags]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2 and errors == ["error: the output cannot be written: No space left on device"]
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr and record(run, "knn")["results"]
 
 
 @pytest.mark.parametrize("output", [".", "/", "folder"])
