@@ -37,7 +37,6 @@ from leoclr.datasets.loading.device_feed import Pace
 from leoclr.datasets.loading.loader import StepDataset
 from leoclr.datasets.loading.plan import Plan
 from leoclr.datasets.loading.resident import first_size
-from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.locate import open_data
 from leoclr.datasets.shards.reader import SampleReader
 
