@@ -102,7 +102,6 @@ class TrainStep:
         """
         optimizer, length = self.settings.optimizer, self.length
         now = Progress(step, length.steps, length.steps_per_epoch)
-        self._remember()
         rate = learning_rate(step, length.steps, length.warmup_steps, optimizer.lr, optimizer.final_lr)
         schedule(self.optimizer, self.method, now, rate, optimizer.lr)
         self.seed(now)
@@ -117,6 +116,7 @@ class TrainStep:
 
     def body(self, inputs: Mapping[str, Tensor], now: Progress) -> StepResult:
         """The step itself, from inputs to the update; the optimizer's groups have their rates."""
+        self._remember()
         pixels = self._make_views(inputs)
         result = self._phase(pixels, now)
         for phase in range(1, self.method.phases):
