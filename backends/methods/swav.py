@@ -24,6 +24,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from leoclr.backends.losses import cross_entropy
 from leoclr.backends.method import Facts, Method, Output, ParameterGroup, Progress, share_batch_norm
 from leoclr.backends.networks.backbones import Backbone
 from leoclr.backends.networks.encoder import Encoder
@@ -116,7 +117,7 @@ class SwAV(Method):
             for number, positive in enumerate(positives):
                 code_BK = self._codes(scores[positive].detach(), number, now)
                 own = [predictions[anchor] for anchor, other in pairs if other == positive]
-                losses.append(torch.stack([-(code_BK * each).sum(dim=1).mean() for each in own]).mean())
+                losses.append(torch.stack([cross_entropy(code_BK, each) for each in own]).mean())
                 codes.append(code_BK)
             metrics = _health(codes)
         return Output(torch.stack(losses).mean(), embeddings[anchors[0]].detach(), metrics)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from leoclr.backends.losses import cross_entropy
 from leoclr.backends.method import Facts, Progress
 from leoclr.backends.methods import dino as dino_module
 from leoclr.backends.methods import swav as swav_module
@@ -129,7 +130,7 @@ def test_differences_grow_out_of_uniform_outputs_only_where_the_views_agree_enou
     size = torch.tensor(1e-3, dtype=torch.float64, requires_grad=True)  # of the differences, in scores of about 0
     scores = 1e-3 * (one - one.mean(dim=0))
     target = sinkhorn(scores, 0.05, 3) if kind == "swav" else (scores / 0.05).softmax(dim=1)
-    loss = dino_module.cross_entropy(target, (size * two / 0.1).log_softmax(dim=1))
+    loss = cross_entropy(target, (size * two / 0.1).log_softmax(dim=1))
     (slope,) = torch.autograd.grad(loss, size)
     assert (slope.item() < 0) == grows
 
