@@ -79,3 +79,8 @@ def nt_xent(first_BD: Tensor, second_BD: Tensor, temperature: float, stop_gradie
         constant = torch.cat([second_BD, first_BD]).detach()
         similarity_2B2N.scatter_(1, positive[:, None], (anchors_2BD * constant).sum(dim=1, keepdim=True) / temperature)
     return F.cross_entropy(similarity_2B2N, positive)
+
+
+def cross_entropy(targets: Tensor, log_predictions: Tensor) -> Tensor:
+    """`-sum_k target_k log prediction_k`, the mean over the batch."""
+    return -(targets * log_predictions).sum(dim=-1).mean()

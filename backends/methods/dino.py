@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leoclr.backends.distributed import gather
+from leoclr.backends.losses import cross_entropy
 from leoclr.backends.method import Facts, Method, Output, ParameterGroup, Progress, momentum_update, share_batch_norm
 from leoclr.backends.networks.backbones import Backbone
 from leoclr.backends.networks.encoder import Encoder
@@ -72,8 +73,8 @@ class Settings(BatchNormSettings):
     frozen_epochs: NonNegative = Field(default=1.0, description="Epochs for which the output layer is frozen.")
     clip: NonNegative = Field(default=3.0, description="Largest gradient norm of each parameter; 0: no limit.")
 
-    def forward_passes(self, facts: RunFacts) -> int:
-        return 3 * len(anchors_of(facts.pairs)) + len(positives_of(facts.pairs))
+    def forward_passes(self, facts: RunFacts) -> float:
+        return facts.passes(anchors_of(facts.pairs), positives_of(facts.pairs))
 
 
 class DINO(Method):
@@ -149,11 +150,6 @@ class DINO(Method):
 
     def backbones(self) -> dict[str, Backbone]:
         return {"encoder.backbone": self.encoder.backbone, "teacher.backbone": self.teacher.backbone}
-
-
-def cross_entropy(targets: Tensor, log_predictions: Tensor) -> Tensor:
-    """`-sum_k target_k log prediction_k`, the mean over the batch."""
-    return -(targets * log_predictions).sum(dim=-1).mean()
 
 
 @torch.no_grad()

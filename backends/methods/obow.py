@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leoclr.backends.distributed import gather, rank, ranks
-from leoclr.backends.losses import exact
+from leoclr.backends.losses import cross_entropy, exact
 from leoclr.backends.method import Facts, Method, Output, Progress, momentum_update, share_batch_norm
 from leoclr.backends.networks.backbones import Backbone
 from leoclr.backends.networks.encoder import Encoder
@@ -74,9 +74,9 @@ class Settings(BatchNormSettings):
         default=1.0, description="Final EMA decay of the teacher, reached by a cosine schedule."
     )
 
-    def forward_passes(self, facts: RunFacts) -> int:
+    def forward_passes(self, facts: RunFacts) -> float:
         couples = students_and_teachers(facts.pairs)
-        return 3 * len(anchors_of(couples)) + len(positives_of(couples))
+        return facts.passes(anchors_of(couples), positives_of(couples))
 
 
 class OBoW(Method):
@@ -112,13 +112,16 @@ class OBoW(Method):
         features = {name: self.encoder(views[name]) for name in anchors_of(couples)}
         words = [F.normalize(vocabulary.keys, dim=1) for vocabulary in self._vocabularies()]
         weights = [generator(each) for generator, each in zip(self.generators, words, strict=True)]
+        entropies = {name: [torch.special.entr(bag).sum(dim=1).mean() for bag in each] for name, each in bags.items()}
         by_size: dict[int, list[Tensor]] = {}
         for student, teacher in couples:
-            targets = zip(weights, bags[teacher], strict=True)
-            losses = [self._divergence(features[student], each, bag) for each, bag in targets]
+            targets = zip(weights, bags[teacher], entropies[teacher], strict=True)
+            losses = [self._cross_entropy(features[student], each, bag) - entropy for each, bag, entropy in targets]
             by_size.setdefault(views[student].shape[-1], []).append(torch.stack(losses).mean())
         loss = torch.stack([torch.stack(same).mean() for same in by_size.values()]).sum()
-        return Output(loss, features[couples[0][0]].detach(), _health(next(iter(bags.values()))))
+        return Output(
+            loss, features[couples[0][0]].detach(), _health(*next(zip(bags.values(), entropies.values(), strict=True)))
+        )
 
     @torch.no_grad()
     def after_update(self, now: Progress) -> None:
@@ -133,10 +136,10 @@ class OBoW(Method):
     def backbones(self) -> dict[str, Backbone]:
         return {"encoder.backbone": self.encoder.backbone, "teacher.backbone": self.teacher.backbone}
 
-    def _divergence(self, features: Tensor, weights: Tensor, bag: Tensor) -> Tensor:
+    def _cross_entropy(self, features: Tensor, weights: Tensor, bag: Tensor) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):
             logits = self.settings.scale * features @ F.normalize(exact(weights), dim=1).T
-            return F.kl_div(F.log_softmax(logits, dim=1), bag, reduction="batchmean")
+            return cross_entropy(bag, F.log_softmax(logits, dim=1))
 
     @torch.no_grad()
     def _bags(self, views: Mapping[str, Tensor], now: Progress) -> dict[str, list[Tensor]]:
@@ -223,9 +226,11 @@ def local_features(maps: Tensor, place: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _health(bags: list[Tensor]) -> dict[str, Tensor]:
-    def entropy(shares: list[Tensor]) -> Tensor:
-        each = [torch.special.entr(share).sum(dim=-1).mean() / math.log(max(2, share.shape[-1])) for share in shares]
-        return torch.stack(each).mean()
+def _health(bags: list[Tensor], entropies: list[Tensor]) -> dict[str, Tensor]:
+    words = [math.log(max(2, bag.shape[1])) for bag in bags]
+    of_batch = [torch.special.entr(bag.mean(dim=0)).sum() for bag in bags]
 
-    return {"bag_entropy": entropy(bags), "batch_entropy": entropy([bag.mean(dim=0) for bag in bags])}
+    def share(each: list[Tensor]) -> Tensor:
+        return torch.stack([entropy / most for entropy, most in zip(each, words, strict=True)]).mean()
+
+    return {"bag_entropy": share(entropies), "batch_entropy": share(of_batch)}

@@ -27,9 +27,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from leoclr.backends.losses import exact
+from leoclr.backends.losses import cross_entropy, exact
 from leoclr.backends.method import Facts, Output, Progress, momentum_update, share_batch_norm
-from leoclr.backends.methods.dino import DINO, cross_entropy, move_centre
+from leoclr.backends.methods.dino import DINO, move_centre
 from leoclr.backends.methods.dino import Settings as DINOSettings
 from leoclr.backends.networks.encoder import Encoder
 from leoclr.backends.networks.feature_maps import map_channels, recorded_maps

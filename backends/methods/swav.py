@@ -5,7 +5,12 @@ the batches of all processes, and have no gradient. `-sum_k code_k log softmax(s
 the anchors of each positive, then over the positives. With the `leoclr` views X predicts the codes of X1 and of X2,
 which are assigned separately and never predict each other. BatchNorm normalises each view separately; the authors join
 crops of one size. Health: `used_prototypes`, the share of prototypes that are nearest to an image (of as many as a
-batch could use). A loss stuck at log(prototypes) needs fewer prototypes, or a shorter or later queue.
+batch could use); `code_entropy`, of the codes, as a share of log(prototypes).
+
+A loss that stays at log(prototypes), with a code entropy that goes to 1: uniform codes and predictions fit each other.
+To first order a difference between images grows out of them only where the two views' embeddings, less their means,
+correlate by more than `epsilon / temperature`. The authors' 0.05 / 0.1 asks for 0.5, which early and narrow encoders do
+not reach: lower `epsilon`, or weaken the augmentation. The paper, too, warns of uniform codes at a high epsilon.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from leoclr.backends.losses import cross_entropy
 from leoclr.backends.method import Facts, Method, Output, ParameterGroup, Progress, share_batch_norm
 from leoclr.backends.networks.backbones import Backbone
 from leoclr.backends.networks.encoder import Encoder
@@ -47,7 +53,10 @@ class Settings(BatchNormSettings):
     dim: PositiveCount = Field(default=128, description="Dimension of the embedding.")
     prototypes: PositiveCount = Field(default=3000, description="Number of prototypes, about three per class.")
     temperature: Positive = Field(default=0.1, description="Temperature of the predictions.")
-    epsilon: Positive = Field(default=0.05, description="Sinkhorn's regularisation; try 0.03 if training breaks down.")
+    epsilon: Positive = Field(
+        default=0.05,
+        description="Sinkhorn's regularisation; 0.03 or less if the loss stays at the logarithm of the prototypes.",
+    )
     iterations: PositiveCount = Field(default=3, description="Sinkhorn iterations.")
     queue: Count = Field(
         default=0,
@@ -63,9 +72,9 @@ class Settings(BatchNormSettings):
         if self.queue % facts.ranks:
             yield f"swav.queue {self.queue} cannot be split evenly over {facts.ranks} processes"
 
-    def forward_passes(self, facts: RunFacts) -> int:
+    def forward_passes(self, facts: RunFacts) -> float:
         anchors = anchors_of(facts.pairs)
-        return 3 * len(anchors) + sum(name not in anchors for name in positives_of(facts.pairs))
+        return facts.passes(anchors, [name for name in positives_of(facts.pairs) if name not in anchors])
 
 
 class SwAV(Method):
@@ -104,13 +113,13 @@ class SwAV(Method):
         with torch.autocast(next(iter(views.values())).device.type, enabled=False):
             scores = {name: self.prototypes(each) for name, each in embeddings.items()}
             predictions = {name: F.log_softmax(scores[name] / self.settings.temperature, dim=1) for name in anchors}
-            losses, used = [], []
+            losses, codes = [], []
             for number, positive in enumerate(positives):
                 code_BK = self._codes(scores[positive].detach(), number, now)
                 own = [predictions[anchor] for anchor, other in pairs if other == positive]
-                losses.append(torch.stack([-(code_BK * each).sum(dim=1).mean() for each in own]).mean())
-                used.append(_used(code_BK))
-        metrics = {"used_prototypes": torch.stack(used).mean()}
+                losses.append(torch.stack([cross_entropy(code_BK, each) for each in own]).mean())
+                codes.append(code_BK)
+            metrics = _health(codes)
         return Output(torch.stack(losses).mean(), embeddings[anchors[0]].detach(), metrics)
 
     @torch.no_grad()
@@ -142,6 +151,11 @@ class SwAV(Method):
         self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
 
 
-def _used(code_BK: Tensor) -> Tensor:
-    nearest = torch.zeros_like(code_BK[0]).index_fill_(0, code_BK.argmax(dim=1), 1.0)
-    return nearest.sum() / min(code_BK.shape)
+@torch.no_grad()
+def _health(codes: list[Tensor]) -> dict[str, Tensor]:
+    used, entropies = [], []
+    for code_BK in codes:
+        nearest = torch.zeros_like(code_BK[0]).index_fill_(0, code_BK.argmax(dim=1), 1.0)
+        used.append(nearest.sum() / min(code_BK.shape))
+        entropies.append(torch.special.entr(code_BK).sum(dim=1).mean() / math.log(max(2, code_BK.shape[1])))
+    return {"used_prototypes": torch.stack(used).mean(), "code_entropy": torch.stack(entropies).mean()}

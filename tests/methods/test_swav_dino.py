@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from leoclr.backends.losses import cross_entropy
 from leoclr.backends.method import Facts, Progress
 from leoclr.backends.methods import dino as dino_module
 from leoclr.backends.methods import swav as swav_module
@@ -80,9 +81,10 @@ def test_swav_is_the_mean_over_codes_of_the_mean_over_their_anchors(
     rows = method.prototypes.weight
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(8, dtype=torch.float64))
     scores = {name: method.encoder(image) @ rows.T for name, image in images.items()}
-    of_codes = []
+    of_codes, entropies = [], []
     for positive in dict.fromkeys(positive for _, positive in pairs):
         code = sinkhorn_reference(scores[positive].detach(), 0.05, 3)
+        entropies.append(-(code * code.log()).sum(dim=1).mean().item())
         own = [scores[anchor] / 0.1 for anchor, other in pairs if other == positive]
         of_codes.append(torch.stack([-(code * (s - s.logsumexp(1, keepdim=True))).sum(1).mean() for s in own]).mean())
     expected, output = torch.stack(of_codes).mean(), method(images, pairs, NOW)
@@ -93,6 +95,7 @@ def test_swav_is_the_mean_over_codes_of_the_mean_over_their_anchors(
     ):
         torch.testing.assert_close(ours, theirs)
     assert 0 < output.metrics["used_prototypes"] <= 1
+    assert output.metrics["code_entropy"].item() == pytest.approx(sum(entropies) / len(entropies) / math.log(8))
 
 
 def test_the_queue_of_swav_joins_the_codes_when_it_is_full(tiny_facts: Facts) -> None:
@@ -113,6 +116,23 @@ def test_the_queue_of_swav_joins_the_codes_when_it_is_full(tiny_facts: Facts) ->
     torch.testing.assert_close(method._codes(scores, 0, Progress(3, 10, 5)), sinkhorn_reference(scores, 0.05, 3))
     torch.testing.assert_close(method._codes(scores, 0, Progress(4, 10, 5)), sinkhorn_reference(joined, 0.05, 3)[:6])
     assert method.per_rank == ("queue",) and swav(tiny_facts).per_rank == ()
+
+
+@pytest.mark.parametrize(("correlation", "grows"), [(0.4, False), (0.6, True)])
+@pytest.mark.parametrize("kind", ["swav", "dino"])
+def test_differences_grow_out_of_uniform_outputs_only_where_the_views_agree_enough(
+    kind: str, correlation: float, grows: bool
+) -> None:
+    """At a target's temperature of 0.05 and a prediction's of 0.1 a correlation of more than their ratio, 0.5."""
+    generator = torch.Generator().manual_seed(0)
+    shared, own, other = (torch.randn(2000, 20, generator=generator, dtype=torch.float64) for _ in range(3))
+    one, two = (correlation**0.5 * shared + (1 - correlation) ** 0.5 * noise for noise in (own, other))
+    size = torch.tensor(1e-3, dtype=torch.float64, requires_grad=True)  # of the differences, in scores of about 0
+    scores = 1e-3 * (one - one.mean(dim=0))
+    target = sinkhorn(scores, 0.05, 3) if kind == "swav" else (scores / 0.05).softmax(dim=1)
+    loss = cross_entropy(target, (size * two / 0.1).log_softmax(dim=1))
+    (slope,) = torch.autograd.grad(loss, size)
+    assert (slope.item() < 0) == grows
 
 
 @pytest.mark.parametrize(("step", "frozen"), [(0, True), (9, True), (10, False)])

@@ -173,3 +173,17 @@ def test_names_of_models_are_corrected(name: str, said: str) -> None:
     with pytest.raises(ValueError, match="has no") as error:
         build_backbone(name)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", ["--version", "method list --json", "runs --json"])
+def test_a_reader_that_has_gone_is_no_error(words: str, unbuffered: str, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "leoclr.cli", *words.split()]
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    with os.fdopen(writing, "w") as output:
+        done = subprocess.run(
+            command, stdout=output, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, "")

@@ -100,7 +100,7 @@ def test_the_five_best_of_three_classes_are_no_figure_whatever_their_numbers(leo
     for kind, row in (("knn", "weighted"), ("linear", "linear")):
         code, out, _ = leoclr(kind)
         assert code == 0 and "top-1" in out and "top-5" not in out
-        assert record(tmp_path / "runs" / "gaps", kind)["results"][row].keys() == {"top1"}
+        assert record(tmp_path / "runs" / "gaps", kind)["results"][row].keys() == {"top1", "top1_image_half_width"}
 
 
 @pytest.mark.parametrize(
@@ -112,12 +112,18 @@ def test_rates_are_numbers(leoclr: Run, run: Path, arguments: tuple[str, ...]) -
     assert code == 2 and not out and "lr" in err and "Traceback" not in err
 
 
-def test_a_score_that_cannot_be_printed_is_kept(leoclr: Run, run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_score_that_cannot_be_printed_is_kept(
+    leoclr: Run, run: Path, tmp_path: Path, flags: tuple[str, ...], unbuffered: str
+) -> None:
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
     with open("/dev/full", "w") as full:
-        command = [sys.executable, "-m", "leoclr.cli", "eval", "knn", str(run)]
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
-    assert done.returncode == 2 and "error: the output cannot be written: No space left on device" in done.stderr
-    assert "Traceback" not in done.stderr and record(run, "knn")["results"]
+        command = [sys.executable, "-m", "leoclr.cli", "eval", "knn", str(run), *flags]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2 and errors == ["error: the output cannot be written: No space left on device"]
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr and record(run, "knn")["results"]
 
 
 @pytest.mark.parametrize("output", [".", "/", "folder"])
@@ -154,7 +160,7 @@ def test_knn_needs_no_arguments_after_a_run(leoclr: Run, run: Path, data: Path) 
     assert "k = 60, tau = 0.1" in out and "k = 20, majority" in out and "top-1 %" in out
     assert "whole image" in out and "cosine" in out and "beside the training data" in out
     found = record(run, "knn")
-    assert found["results"]["weighted"].keys() == {"top1"}
+    assert found["results"]["weighted"].keys() == {"top1", "top1_image_half_width"}
     assert found["results"]["majority"]["top1"] > 0.4
     assert f"{100 * found['results']['majority']['top1']:.2f}" in out
     assert found["data"]["train"]["samples"] == 60 and found["data"]["test"]["samples"] == 30

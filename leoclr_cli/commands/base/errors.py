@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import resource
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import typer
@@ -15,6 +18,7 @@ from leoclr.datasets.storage.addresses import redacted
 
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT
+_READER_GONE = 1  # as typer has it
 _TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 _UNWRITABLE = (errno.ENOSPC, errno.EIO)
 
@@ -30,27 +34,37 @@ def exit_code(command: Callable[[], Any], as_json: bool) -> int:
         as_json: Whether an error is printed as `{"error": ...}` too, unless the result was.
     """
     try:
-        return command() or 0
+        code = command() or 0
+        sys.stdout.flush()  # Python would tell a failure at exit, in words and a code of its own
+        return code
     except NotKept as error:
         return _failed(str(error), USER_ERROR, as_json=False)
     except LeoclrError as error:
-        return _failed(redacted(str(error)), USER_ERROR, as_json)
+        return _failed(_with_limit(redacted(str(error))), USER_ERROR, as_json)
     except (KeyboardInterrupt, typer.Abort):
         if as_json:
-            print_json({"error": "interrupted"})
+            _print_error("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
-        raise  # typer's affair: it ends without a word, as Unix tools do
+        return _READER_GONE  # without a word, as Unix tools do
     except OSError as error:
         if error.errno in _TOO_MANY_FILES:
-            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-            message = f"a process may open {limit} files here (`ulimit -n`), which is too few; 1024 are enough"
-            return _failed(message, USER_ERROR, as_json)
+            return _failed(_with_limit(os.strerror(error.errno)), USER_ERROR, as_json)
         if error.errno not in _UNWRITABLE:
             raise
         return _failed(f"{error.filename or 'the output cannot be written'}: {error.strerror}", USER_ERROR, as_json)
     except _ClickException as error:
         return _failed(usage(error), error.exit_code, as_json)
+    finally:
+        _discard_what_cannot_be_written()
+
+
+def _with_limit(message: str) -> str:
+    """The message, with the limit on open files where it tells of that, in whatever words and process it came about."""
+    if not any(os.strerror(number) in message for number in _TOO_MANY_FILES):
+        return message
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return f"{message}; a process may open {limit} files here (`ulimit -n`), which is too few; 1024 are enough"
 
 
 def usage(error: Any) -> str:
@@ -68,5 +82,20 @@ def usage(error: Any) -> str:
 def _failed(message: str, code: int, as_json: bool) -> int:
     say(f"error: {message}")
     if as_json:
-        print_json({"error": message})
+        _print_error(message)
     return code
+
+
+def _print_error(message: str) -> None:
+    with suppress(OSError):  # the error may be that nothing can be printed
+        print_json({"error": message})
+
+
+def _discard_what_cannot_be_written() -> None:
+    """Python flushes standard output at exit and tells a failure in a traceback."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
