@@ -9,7 +9,7 @@ import shutil
 import stat
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -86,11 +86,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def filled_folder(folder: Path) -> Iterator[Path]:
+def filled_folder(folder: Path, stale: Sequence[str] = ()) -> Iterator[Path]:
     """Yield a hidden folder inside `folder`, made where there is none; when the block ends well its files move into
     `folder` one by one, each replacing the file of its name. Other files there stay: it may be a clone of a repository.
 
     When the block raises, `folder` is as it was.
+
+    Args:
+        stale: Names of files in `folder` that go when the block ends well, unless they are among the new ones.
 
     Raises:
         OSError: `folder` is a file, or cannot be written to.
@@ -102,6 +105,8 @@ def filled_folder(folder: Path) -> Iterator[Path]:
         temporary.mkdir()
         yield temporary
         mode = new_file_mode(folder)
+        for name in stale:
+            (folder / name).unlink(missing_ok=True)
         for file in sorted(temporary.iterdir()):
             file.chmod(mode)
             with file.open("rb+") as written:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
 
 TOP_FIVE_CLASSES = 5
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,15 @@ class Predictions:
         is left out below five classes."""
         metrics = ("top1", "top5") if self.class_count >= TOP_FIVE_CLASSES else ("top1",)
         return {metric: float(self.right(metric).mean()) for metric in metrics}
+
+    def half_widths(self) -> dict[str, float]:
+        """Half of the 95 % intervals of `accuracies` and `mean_per_class`, over the samples. The mean over classes has
+        none where a class has a single sample, whose variance is unknown."""
+        found = {metric: half_width(self.right(metric)) for metric in self.accuracies()}
+        classes = [self.right("top1")[self.labels == label] for label in np.unique(self.labels)]
+        if all(len(right) > 1 for right in classes):
+            found["mean_per_class"] = math.hypot(*(half_width(right) for right in classes)) / len(classes)
+        return found
 
     def mean_per_class(self) -> float:
         """Top-1 accuracy of each class that has samples, averaged over these classes: every class weighs alike."""
@@ -76,6 +88,14 @@ def predictions(
         ranks=(above_MC.sum(dim=1) - 1).cpu().numpy(),
         class_count=scores_MC.shape[1],
     )
+
+
+def half_width(values_M: NDArray[np.float64]) -> float:
+    """Half of the 95 % interval of a mean, by the normal approximation; 0 for a single value."""
+    if len(values_M) < 2:
+        return 0.0
+    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    return z * float(np.std(values_M, ddof=1)) / math.sqrt(len(values_M))
 
 
 def joined(parts: Sequence[Predictions]) -> Predictions:

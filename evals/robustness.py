@@ -18,6 +18,7 @@ from scipy import stats
 
 from leoclr.datasets.images.augmentation import UNIFORMS, AugmentationSpec, crop_box
 from leoclr.datasets.randomness import stream, uniforms
+from leoclr.evals.accuracy import CONFIDENCE, half_width
 from leoclr.evals.features.preprocessing import resized_side
 
 DEFAULT_DRAWS = 5
@@ -26,7 +27,6 @@ CROP_SCALE = (0.08, 1.0)  # torchvision's RandomResizedCrop; the paper names no 
 CROP_RATIO = (3 / 4, 4 / 3)
 CURVE_SHARES = (0.08, 0.15, 0.25, 0.4, 0.6, 0.8, 1.0)
 _SQUARE = (1.0, 1.0)
-_CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def crop_drop(centre_M: NDArray[np.float64], random_SM: NDArray[np.float64]) -> 
     random_S, per_image_M = random_SM.mean(axis=1), random_SM.mean(axis=0)
     over_draws = None
     if len(random_S) > 1:
-        t = float(stats.t.ppf((1 + _CONFIDENCE) / 2, len(random_S) - 1))
+        t = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(random_S) - 1))
         over_draws = t * float(np.std(random_S, ddof=1)) / len(random_S) ** 0.5
     return CropDrop(
         centre=float(centre_M.mean()),
@@ -124,11 +124,3 @@ def crop_drop(centre_M: NDArray[np.float64], random_SM: NDArray[np.float64]) -> 
         mean_over_images=half_width(per_image_M),
         drop_over_images=half_width(centre_M - per_image_M),
     )
-
-
-def half_width(values_M: NDArray[np.float64]) -> float:
-    """Half of the 95 % interval of a mean, by the normal approximation; 0 for a single value."""
-    if len(values_M) < 2:
-        return 0.0
-    z = float(stats.norm.ppf((1 + _CONFIDENCE) / 2))
-    return z * float(np.std(values_M, ddof=1)) / math.sqrt(len(values_M))

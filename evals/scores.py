@@ -6,7 +6,7 @@ Test features carry labels in training's numbering (`leoclr.evals.classes.match_
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -68,6 +68,16 @@ class Score:
     details: dict[str, Any]
     notes: tuple[str, ...] = ()
     predictions: Mapping[str, Predicted] = field(default_factory=dict)
+
+    def with_intervals(self) -> Score:
+        """The same, each row that predictions make with its intervals over the test images."""
+        rows = []
+        for row in self.rows:
+            made = self.predictions.get(row.key)
+            halves = made.predictions.half_widths() if made is not None else {}
+            own = {metric: half for metric, half in halves.items() if metric in row.values}
+            rows.append(replace(row, image_half_widths=own | row.image_half_widths))
+        return replace(self, rows=tuple(rows))
 
 
 def knn_score(

@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from leoclr.cli.packing import pack_source, shard_name
 from leoclr.cli.terminal import progress, say, warn
 from leoclr.datasets.errors import DataError, RunError
 from leoclr.datasets.files import cache_root, fsync_folder, write_atomic
+from leoclr.datasets.json_text import parse_json_text
 from leoclr.datasets.packing.file_kinds import is_image
 from leoclr.datasets.packing.folder_source import FolderSource
 from leoclr.datasets.packing.journal import kept_shards
@@ -82,8 +84,8 @@ def list_folder(spec: str, folder: Path) -> Listing:
     images = sum(is_image(path) for path in source.paths)
     if not images:
         raise DataError(
-            f"{spec}: the folder holds neither .tar shards nor images; `leoclr shard {spec} OUT` packs archives and "
-            "Parquet files"
+            f"{spec}: the folder holds neither .tar shards nor images; `leoclr shard {shlex.quote(spec)} OUT` packs "
+            "archives and Parquet files"
         )
     digest = hashlib.sha256(json.dumps(_FORMAT).encode())
     total = 0
@@ -113,15 +115,20 @@ def _cached(spec: str, announce: bool) -> str:
     except OSError as error:
         raise RunError(
             f"{spec}: the cache {place} cannot be used ({error.strerror or error}); set XDG_CACHE_HOME to another "
-            f"folder, or pack the images yourself: leoclr shard {spec} shards/{shard_name(local_path(spec))}"
+            f"folder, or pack the images yourself: {_by_hand(spec)}"
         ) from error
     return str(shards / known["train"])
+
+
+def _by_hand(spec: str) -> str:
+    """The command that packs a folder where the user can see the shards."""
+    return shlex.join(("leoclr", "shard", spec, f"shards/{shard_name(local_path(spec))}"))
 
 
 def _pack(spec: str, folder: Path, shards: Path, listing: Listing) -> dict[str, Any]:
     """Pack a folder into `shards`, which appears complete; what `listing.json` says of it."""
     name = shard_name(local_path(spec))
-    by_hand = f"leoclr shard {spec} shards/{name}"
+    by_hand = _by_hand(spec)
     partial = shards.with_name(f"{_PARTIAL}-{shards.name}")
     there = sum(file.stat().st_size for file in partial.rglob("*.tar"))
     free = shutil.disk_usage(shards.parent).free
@@ -169,7 +176,7 @@ def _what(known: dict[str, Any]) -> str:
 def _read(file: Path) -> dict[str, Any] | None:
     """What is known of cached shards; None where there are none, or of another format."""
     try:
-        found = json.loads(file.read_bytes())
+        found = parse_json_text(file.read_bytes())
         return found if found["format"] == _FORMAT and isinstance(found["train"], str) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

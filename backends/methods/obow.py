@@ -74,9 +74,9 @@ class Settings(BatchNormSettings):
         default=1.0, description="Final EMA decay of the teacher, reached by a cosine schedule."
     )
 
-    def forward_passes(self, facts: RunFacts) -> int:
+    def forward_passes(self, facts: RunFacts) -> float:
         couples = students_and_teachers(facts.pairs)
-        return 3 * len(anchors_of(couples)) + len(positives_of(couples))
+        return facts.passes(anchors_of(couples), positives_of(couples))
 
 
 class OBoW(Method):

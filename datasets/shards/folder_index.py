@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -40,9 +41,10 @@ def open_group(paths: list[Path], advance: Callable[[int], None]) -> Index:
         return concatenate([index.with_shards([number]) for index, number in (places[name] for name in wanted)])
     if any(places[name][0].classes for name in known):
         unknown = next(name for name in wanted if name not in places)
+        command = shlex.join(("leoclr", "index", str(folder)))
         raise DataError(
             f"{folder}: its indexes list {len(known)} of these {len(wanted)} shards, and not {unknown}; the numbers of "
-            f"classes may differ. Keep data sets in folders of their own, or make one index: leoclr index {folder}"
+            f"classes may differ. Keep data sets in folders of their own, or make one index: {command}"
         )
     index = build_index(paths, checksum=False, advance=advance)
     index_path = folder / f"{common_name(wanted)}{SUFFIX}"

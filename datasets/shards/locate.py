@@ -12,6 +12,7 @@ import glob
 import itertools
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -221,7 +222,8 @@ def _existing_paths(specs: Sequence[str]) -> list[Path]:
         refuse_commands(spec)
         named = [Path(local_path(spec))] if spec.endswith(SUFFIX) else shard_paths(spec)
         if not named:
-            raise DataError(f"{spec}: the folder holds no .tar shards; pack images with `leoclr shard {spec} OUT`")
+            pack = shlex.join(("leoclr", "shard", spec, "OUT"))
+            raise DataError(f"{spec}: the folder holds no .tar shards; pack images with `{pack}`")
         paths += named
     missing = [path for path in paths if not os.path.isfile(path)]
     if missing:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -100,10 +101,11 @@ class _Rows:
         name = self._which.chosen(list(sample.images), self._which.images)
         if name is None:
             first, second = list(sample.images)[:2]
+            pack = shlex.join(("leoclr", "shard", str(self._path), "OUT"))
             raise DataError(
                 f"{self._path}: two images under the key {sample.key!r}; keys end at the first dot of the name, so "
                 f"that .{first} and .{second} are of one sample; `leoclr index --image-member {first}` takes one, or "
-                f"if they are images of their own, `leoclr shard {self._path} OUT` gives them keys without dots"
+                f"if they are images of their own, `{pack}` gives them keys without dots"
             )
         return sample.images[name]
 

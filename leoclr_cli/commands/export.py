@@ -72,10 +72,7 @@ def export(
       leoclr export runs/first --format onnx --with-preprocessing -o encoder.onnx
       leoclr export moco_v2_800ep_pretrain.pth.tar --format safetensors
     """
-    from leoclr.cli.exporting.export import export_encoder
     from leoclr.cli.exporting.push import push_folder, require_hub
-    from leoclr.cli.exporting.target import ExportOptions
-    from leoclr.cli.run.encoders import load_encoder
 
     if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license):
         raise SettingsError(f"--license {license}: must be an identifier such as apache-2.0, cc-by-4.0 or other")
@@ -87,6 +84,10 @@ def export(
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", push):
             raise SettingsError(f"--push {push}: must be OWNER/NAME")
         require_hub()
+    from leoclr.cli.exporting.export import export_encoder
+    from leoclr.cli.exporting.target import ExportOptions
+    from leoclr.cli.run.encoders import load_encoder
+
     encoder = load_encoder(checkpoint, backbone)
     path = output or default_path(encoder.name, encoder.run, format, with_preprocessing)
     report = export_encoder(encoder, format, path, ExportOptions(license, not no_views, with_preprocessing))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -77,9 +78,9 @@ def new(
     if json_output:
         print_json({"files": [str(path) for path in written]})
         return
-    where = target if target.is_absolute() else Path(".") / target
     say("\n".join(str(path) for path in written))
-    say(f"next:  pip install {'' if target.is_absolute() else './'}{where} && leoclr method check {name}")
+    where = shlex.quote(str(target) if target.is_absolute() else f"./{target}")
+    say(f"next:  pip install {where} && leoclr method check {name}")
 
 
 def check(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ def export_encoder(
     target.check()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _staged(path, format) as temporary:
+        with _staged(path, format, target.stale(path)) as temporary:
             target.write(temporary)
             names = [file.name for file in sorted(temporary.iterdir())] if format.is_folder else []
             difference, largest = _largest_difference(target, target.open(temporary))
@@ -95,8 +96,8 @@ def preprocessing_difference(encoder: LoadedEncoder, transform: Transform) -> fl
     return largest
 
 
-def _staged(path: Path, format: ExportFormat) -> AbstractContextManager[Path]:
-    return filled_folder(path) if format.is_folder else atomic_path(path)
+def _staged(path: Path, format: ExportFormat, stale: Sequence[str]) -> AbstractContextManager[Path]:
+    return filled_folder(path, stale) if format.is_folder else atomic_path(path)
 
 
 @torch.no_grad()

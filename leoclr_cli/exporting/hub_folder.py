@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from leoclr.cli.exporting.model_card import write_card
+from leoclr.cli.exporting.model_card import CURVE, VIEWS, write_card
 from leoclr.cli.exporting.target import Network, Target, Transform
 from leoclr.cli.exporting.timm_models import arguments, pretrained_cfg, require_timm, timm_name
 from leoclr.cli.run.encoders import header_of, plain_tensors
@@ -47,6 +47,13 @@ class HubFolder(Target):
         save_file(plain_tensors(self.encoder), path / WEIGHTS, metadata={"format": "pt"})  # transformers asks for it
         (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         write_card(path, self.encoder, name, self.options)
+
+    def stale(self, path: Path) -> tuple[str, ...]:
+        """The pictures of an earlier export: nobody would look for views of training images after `--no-views`."""
+        config = path / CONFIG
+        if not config.is_file() or '"leoclr"' not in config.read_text(encoding="utf-8", errors="replace"):
+            return ()
+        return (CURVE, VIEWS)
 
     def open(self, path: Path) -> Network:
         import timm

@@ -6,6 +6,7 @@ images if the user excludes them.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,10 +15,11 @@ from typing import Any
 from leoclr.cli.exporting.target import ExportOptions
 from leoclr.cli.plotting.charts import Line, line_chart
 from leoclr.cli.reporting.line_charts import thin
-from leoclr.cli.reporting.run_facts import ReportedRun, number, read_run
+from leoclr.cli.reporting.run_facts import ReportedRun, read_run
 from leoclr.cli.reporting.run_pictures import anonymous_views
-from leoclr.cli.reporting.run_tables import has_effect
+from leoclr.cli.reporting.run_tables import has_effect, percent
 from leoclr.cli.run.encoders import LoadedEncoder
+from leoclr.cli.run.json_file import number
 from leoclr.cli.terminal import warn
 from leoclr.evals.tables import METRICS
 
@@ -26,6 +28,7 @@ _MOST_POINTS = 60
 _HALF_WIDTH = "_half_width"
 _PRIVATE = ("data.train", "data.val", "encoder.weights", "run.")
 _PATH = re.compile(r"(?<![\w.])(?:[a-z0-9]+://|~?/|\.{1,2}/)[^\s,;]+|[^\s,;]*[A-Za-z_][^\s,;]*/[^\s,;]*\.[a-z]+")
+_PROGRAM = "leoclr itself is under Apache-2.0: no telemetry, no account. The weights that you train with it are yours."
 _CITATION = """\
 ```bibtex
 @article{alkhalefi2024leoclr,
@@ -55,6 +58,7 @@ def write_card(folder: Path, encoder: LoadedEncoder, architecture: str, options:
         *_limitations(run),
         "## Licence",
         f"`{options.license}`" if options.license else "Not stated: the owner of these weights decides.",
+        _PROGRAM,
         "## Citation",
         _CITATION,
     ]
@@ -145,12 +149,14 @@ def _scores(encoder: LoadedEncoder, run: ReportedRun) -> Iterator[str]:
         rows = [
             (
                 _cell(_part(record, "rows").get(key, key.replace("_", " "))),
-                *(_figure(values, metric) for metric in metrics),
+                *(percent(values, metric) for metric in metrics),
             )
             for key, values in results.items()
         ]
         yield f"### {_cell(record['kind'])}"
         yield _table(("", *(_cell(METRICS.get(metric, metric)) for metric in metrics)), rows)
+        if _HALF_WIDTH in json.dumps(results):
+            yield "±: half of the 95 % interval over the test images, or over random draws."
         yield "\n".join(f"- {line}" for line in _protocol(record))
     if not own:
         yield "None yet."
@@ -206,16 +212,6 @@ def _limitations(run: ReportedRun | None) -> Iterator[str]:
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (headings, ["---"] * len(headings), *rows))
-
-
-def _figure(values: Mapping[str, Any], metric: str) -> str:
-    value = number(values.get(metric))
-    half = number(values.get(f"{metric}{_HALF_WIDTH}", values.get(f"{metric}_image{_HALF_WIDTH}")))
-    if value is None:
-        return ""
-    if not -1 <= value <= 1:
-        return f"{value:g}"
-    return f"{100 * value:.2f}" + (f" ± {100 * half:.2f}" if half is not None else "")
 
 
 def _part(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -52,6 +52,10 @@ class Target(ABC):
     def open(self, path: Path) -> Network:
         """Images to features, a row each, computed by the library that the file is for, from the file alone."""
 
+    def stale(self, path: Path) -> tuple[str, ...]:
+        """Names of files in the folder that an earlier export wrote and that go unless they are written again."""
+        return ()
+
     def reference(self) -> Network:
         """What `open` gives, computed by the encoder itself."""
         return copy.deepcopy(self.encoder.backbone).cpu().eval()

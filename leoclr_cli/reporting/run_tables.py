@@ -7,10 +7,11 @@ from typing import Any
 
 from leoclr.cli.config.fields import plugin_sections
 from leoclr.cli.reporting.markup import Html, element, join, table
-from leoclr.cli.reporting.run_facts import ReportedRun, flat, number
+from leoclr.cli.reporting.run_facts import ReportedRun, flat
+from leoclr.cli.run.json_file import number
 from leoclr.evals.tables import METRICS
 
-_HALF_WIDTH = "_half_width"
+_HALF_WIDTHS = {"_half_width": "draws", "_image_half_width": "images"}
 _METRICS = METRICS | {"ap50": "AP50 %", "ap": "AP %", "ap75": "AP75 %"}
 
 
@@ -93,7 +94,7 @@ def _scores(found: Sequence[tuple[int, ReportedRun, dict[str, Any]]]) -> Html:
             for _, _, record in found
             for values in _results(record).values()
             for metric in values
-            if not metric.endswith(_HALF_WIDTH)
+            if not metric.endswith(tuple(_HALF_WIDTHS))
         )
     )
     keys = dict.fromkeys(key for _, _, record in found for key in _results(record))
@@ -102,7 +103,7 @@ def _scores(found: Sequence[tuple[int, ReportedRun, dict[str, Any]]]) -> Html:
     for key in keys:  # the runs below each other, figure by figure
         for colour, run, record in found:
             if values := _results(record).get(key):
-                cells = [_percent(values, metric) for metric in metrics]
+                cells = [percent(values, metric) for metric in metrics]
                 place = protocols[_protocol(run, record)]
                 which = f", protocol {place}" if len(protocols) > 1 else ""
                 rows.append([chip(colour, run.name), f"{_label(record, key)}{_weights(run, record)}{which}", *cells])
@@ -135,14 +136,16 @@ def _results(record: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     }
 
 
-def _percent(values: Mapping[str, float], metric: str) -> str:
-    if metric not in values:
+def percent(values: Mapping[str, Any], metric: str) -> str:
+    """A result in per cent with its intervals, such as "75.00 ± 2.10 (images)"; "" where it is none."""
+    value = number(values.get(metric))
+    if value is None:
         return ""
-    if not -1 <= values[metric] <= 1:
-        return f"{values[metric]:g}"
-    halves = ((values.get(f"{metric}{_HALF_WIDTH}"), "draws"), (values.get(f"{metric}_image{_HALF_WIDTH}"), "images"))
-    intervals = [f"± {100 * half:.2f} ({over})" for half, over in halves if half is not None]
-    return " ".join([f"{100 * values[metric]:.2f}", *intervals])
+    if not -1 <= value <= 1:
+        return f"{value:g}"
+    halves = {over: number(values.get(f"{metric}{name}")) for name, over in _HALF_WIDTHS.items()}
+    intervals = [f"± {100 * half:.2f} ({over})" for over, half in halves.items() if half is not None]
+    return " ".join([f"{100 * value:.2f}", *intervals])
 
 
 def _protocols(found: Sequence[tuple[int, ReportedRun, dict[str, Any]]]) -> Html:

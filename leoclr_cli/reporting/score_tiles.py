@@ -6,19 +6,18 @@ training or the most draws, then the newest.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from leoclr.cli.reporting.run_facts import ReportedRun, number
+from leoclr.cli.reporting.run_facts import ReportedRun
+from leoclr.cli.run.json_file import number
 
 _METRICS = {"top1": "top-1", "mean_per_class": "mean per class", "ap50": "AP50"}
 _ORDER = ("knn", "linear", "robustness", "semisup", "transfer-linear", "transfer", "detection")
 _USUAL_CROPS = "0.08-1"
-_Z = 1.96
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def score_tiles(run: ReportedRun) -> list[ScoreTile]:
 def _tile(scored: _Scored, record: Mapping[str, Any], splits: list[str]) -> ScoreTile:
     figures = _figures(record, scored.row)
     value = number(figures.get(scored.metric)) or 0.0
-    half, over = _interval(figures, scored, value, record)
+    half, over = _interval(figures, scored)
     metric = "" if scored.row == "drop" else _METRICS.get(scored.metric, scored.metric)
     parts = [metric, scored.score, scored.effort_label]
     parts += [f"{'trained' if split == 'train' else 'tested'} on {_source(record, split)}" for split in splits]
@@ -119,17 +118,12 @@ def _place(record: Mapping[str, Any]) -> int:
     return _ORDER.index(kind) if kind in _ORDER else len(_ORDER)
 
 
-def _interval(
-    figures: Mapping[str, Any], scored: _Scored, value: float, record: Mapping[str, Any]
-) -> tuple[float | None, str]:
-    """Half of a 95 % interval, over the test images where that is told or follows from their number."""
+def _interval(figures: Mapping[str, Any], scored: _Scored) -> tuple[float | None, str]:
+    """Half of a 95 % interval, over the test images where that is told."""
     if (half := number(figures.get(f"{scored.metric}_image_half_width"))) is not None:
         return half, ""
     if (half := number(figures.get(f"{scored.metric}_half_width"))) is not None:
         return half, "± over draws"
-    images = number(_mapping(_mapping(record.get("data")).get("test")).get("samples"))
-    if scored.metric == "top1" and scored.row != "drop" and images and 0 <= value <= 1:
-        return _Z * math.sqrt(value * (1 - value) / images), ""
     return None, ""
 
 

@@ -17,11 +17,13 @@ from leoclr.cli.preflight.auto import DataFacts, settle
 from leoclr.cli.preflight.remote_cache import block_cache, cache_line, check_cache
 from leoclr.cli.terminal import progress
 from leoclr.datasets.errors import RunError
+from leoclr.datasets.images.augmentation import view_specs
 from leoclr.datasets.loading.device_feed import on_device
 from leoclr.datasets.loading.handover import shared_memory_line
 from leoclr.datasets.loading.loader import Batch, StepDataset, batches
 from leoclr.datasets.loading.plan import Plan
 from leoclr.datasets.loading.resident import ResidentImages, first_size, load_resident, resident_batches
+from leoclr.datasets.loading.view_maker import ViewMaker
 from leoclr.datasets.shards.description import class_line, contents, remarks
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.locate import open_data, sibling_split
@@ -39,6 +41,7 @@ class TrainingData:
             none.
         plan: Which samples make up which step.
         settings: Those of the run, with nothing `auto` about the views.
+        make_views: From the inputs of a batch to its views.
 
     Args:
         recorded: The settings in the run.json of a run that is resumed.
@@ -67,9 +70,11 @@ class TrainingData:
             self._images = resident_images(self.index, self._device, self.workers, must=data.resident == "yes")
             if self._images is None:
                 self.settings = replaced(self.settings, {"data.resident": "no"})
+        specs = view_specs(self.settings.view_policy, augmentation_spec(self.settings))
+        self.make_views = ViewMaker(specs, None if self._images is None else self._images.pixels)
 
     def batches(self, start: int, stop: int, asked_to_stop: Callable[[], bool] = lambda: False) -> Iterator[Batch]:
-        """This process's part of the steps from `start` to before `stop`, on its device.
+        """This process's part of the steps from `start` to before `stop`, their inputs on its device.
 
         They end early where it is asked to stop and no batch comes.
         """

@@ -109,7 +109,9 @@ class Trainer:
         self.remarks = check_memory(self.method, settings, self.facts.micro, self.data.workers, self.device)
         warmup = round(settings.optimizer.warmup_epochs * self.plan.steps_per_epoch)
         length = RunLength(self.steps, self.plan.steps_per_epoch, warmup)
-        self.take_step = TrainStep(settings, accelerator, self.method, self.facts.pairs, self.facts.micro, length)
+        self.take_step = TrainStep(
+            settings, accelerator, self.method, self.facts.pairs, self.facts.micro, length, self.data.make_views
+        )
         if self.main:  # several processes have no graph, which one of them says
             use_graph(self.take_step, say)
         self.optimizer = self.take_step.optimizer
@@ -239,7 +241,7 @@ class Trainer:
     def _train_step(self, batch: Batch) -> StepResult:
         self.samples = batch.samples
         try:
-            return self.take_step(batch.views, self.step)
+            return self.take_step(batch.inputs, self.step)
         except FloatingPointError:
             raise self._not_finite() from None
 

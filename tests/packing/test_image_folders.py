@@ -89,6 +89,12 @@ def test_a_folder_is_packed_once_as_shard_packs_it(
     assert (by_hand.digest, by_hand.classes) == (cached.digest, cached.classes) and cached.classes == ("cat", "dog")
 
 
+def test_the_command_for_a_folder_with_a_space_can_be_pasted(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("photos").rename("my photos")
+    as_shards(["my photos"])
+    assert said(capsys)[0].endswith("leoclr shard 'my photos' shards/my-photos")
+
+
 @pytest.mark.parametrize("change", ["new", "gone", "other", "touched"])
 def test_a_changed_folder_is_packed_anew(cache: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
     (before,) = as_shards(["photos"])

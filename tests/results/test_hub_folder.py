@@ -168,9 +168,11 @@ def test_the_card_tells_training_scores_and_loading_but_no_path(folder: Path) ->
     card = (folder / "README.md").read_text()
     for line in ("library_name: timm", "pipeline_tag: image-feature-extraction", "license: cc-by-4.0"):
         assert line in card.partition("\n---\n")[0]
-    assert "| weighted | 50.00 ± 2.00 |" in card and "5 test images" in card and "seed 3" in card
+    assert "| weighted | 50.00 ± 2.00 (draws) |" in card and "5 test images" in card and "seed 3" in card
     assert "1 scores of other checkpoints" in card and "### linear" not in card
     assert "torchvision.models.resnet18()" in card and "local-dir:" in card and "AutoModel" in card
+    for words in ("95 % interval", "Apache-2.0", "no telemetry", "no account", "are yours"):
+        assert words in card
     assert "2403.06813" in card and "(curve.png)" in card
     assert "secret" not in card and str(folder.parent) not in card
     assert Image.open(io.BytesIO((folder / "curve.png").read_bytes())).width > 400
@@ -183,6 +185,8 @@ def test_views_of_training_images_can_be_left_out(tmp_path: Path, make_shards: M
     main_of("export", run, "--format", "hf", "-o", tmp_path / "without", "--no-views")
     assert not (tmp_path / "without" / "views.png").exists()
     assert "views.png" not in (tmp_path / "without" / "README.md").read_text()
+    main_of("export", run, "--format", "hf", "-o", tmp_path / "with", "--no-views")
+    assert not (tmp_path / "with" / "views.png").exists()
 
 
 def main_of(*arguments: object) -> None:
@@ -194,8 +198,10 @@ def test_a_clone_of_a_repository_keeps_its_other_files(tmp_path: Path) -> None:
     encoder = load_encoder(make_run(tmp_path / "run"))
     (tmp_path / "clone" / ".git").mkdir(parents=True)
     (tmp_path / "clone" / "config.json").write_text("old")
+    (tmp_path / "clone" / "views.png").write_text("of another program")
     export_encoder(encoder, ExportFormat.hf, tmp_path / "clone")
     assert (tmp_path / "clone" / ".git").is_dir()
+    assert (tmp_path / "clone" / "views.png").read_text() == "of another program"
     assert json.loads((tmp_path / "clone" / "config.json").read_text())["architecture"] == "resnet18"
     assert not list((tmp_path / "clone").glob(".*.tmp"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections import Counter
@@ -239,7 +240,10 @@ def test_scores_of_several_checkpoints_are_told_apart(report: Run, make_run: Mak
 def score(kind: str, row: str, value: float, **content: Any) -> dict[str, Any]:
     checkpoint = {"path": "/x/checkpoints/step-000000005", "digest": "c" * 64}
     data = {split: {"digest": split, "samples": 400, "source": [f"/shards/{split}"]} for split in ("train", "test")}
-    results = {row: {content.get("details", {}).get("metric", "top1"): value}}
+    metric = content.get("details", {}).get("metric", "top1")
+    results = {row: {metric: value}}
+    if metric == "top1" and row != "drop":
+        results[row]["top1_image_half_width"] = 1.96 * math.sqrt(value * (1 - value) / 400)
     return {"kind": kind, "results": results, "checkpoint": checkpoint, "data": data, "protocol": []} | content
 
 

@@ -100,7 +100,7 @@ def test_the_five_best_of_three_classes_are_no_figure_whatever_their_numbers(leo
     for kind, row in (("knn", "weighted"), ("linear", "linear")):
         code, out, _ = leoclr(kind)
         assert code == 0 and "top-1" in out and "top-5" not in out
-        assert record(tmp_path / "runs" / "gaps", kind)["results"][row].keys() == {"top1"}
+        assert record(tmp_path / "runs" / "gaps", kind)["results"][row].keys() == {"top1", "top1_image_half_width"}
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_knn_needs_no_arguments_after_a_run(leoclr: Run, run: Path, data: Path) 
     assert "k = 60, tau = 0.1" in out and "k = 20, majority" in out and "top-1 %" in out
     assert "whole image" in out and "cosine" in out and "beside the training data" in out
     found = record(run, "knn")
-    assert found["results"]["weighted"].keys() == {"top1"}
+    assert found["results"]["weighted"].keys() == {"top1", "top1_image_half_width"}
     assert found["results"]["majority"]["top1"] > 0.4
     assert f"{100 * found['results']['majority']['top1']:.2f}" in out
     assert found["data"]["train"]["samples"] == 60 and found["data"]["test"]["samples"] == 30

@@ -6,11 +6,14 @@ import io
 import tarfile
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
+from safetensors.numpy import save_file
 from torch import Tensor, nn
 from torchvision import transforms
 
@@ -204,6 +207,31 @@ def test_a_damaged_cache_file_is_no_features(index: Index, tmp_path: Path) -> No
     path.write_bytes(path.read_bytes()[:-20])
     assert cache.load("key", index) is None
     path.write_bytes(b"")
+    assert cache.load("key", index) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"numbers": np.array([10**6])}, {"skipped": "[]"}),
+        ({"numbers": np.array([-1])}, {"skipped": "[]"}),
+        ({"numbers": np.array([0.0])}, {"skipped": "[]"}),
+        ({"features": np.zeros((2, 4), np.float32)}, {"skipped": "[]"}),
+        ({"features": np.zeros((1, 4))}, {"skipped": "[]"}),
+        ({}, {"skipped": "{}"}),
+        ({}, {"skipped": "[1]"}),
+        ({}, {"skipped": "[" * 100_000}),
+        ({}, None),
+    ],
+)
+def test_a_cache_file_of_something_else_is_no_features(
+    change: dict[str, NDArray[Any]], told: dict[str, str] | None, index: Index, tmp_path: Path
+) -> None:
+    cache = FeatureCache(tmp_path)
+    tensors = {"features": np.zeros((1, 4), np.float32), "numbers": np.array([0])}
+    save_file(tensors, tmp_path / "key.safetensors", {"skipped": "[]"})
+    assert cache.load("key", index) is not None
+    save_file(tensors | change, tmp_path / "key.safetensors", told)
     assert cache.load("key", index) is None
 
 

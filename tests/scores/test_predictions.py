@@ -14,6 +14,7 @@ import torch
 
 from leoclr.backends.networks.backbones import build_backbone
 from leoclr.cli.commands.app import main
+from leoclr.evals.accuracy import Predictions
 from leoclr.evals.mcnemar import compare
 
 Run = Callable[..., tuple[int, str, str]]
@@ -58,7 +59,21 @@ def test_the_figures_follow_from_the_predictions(
         assert all((row["label"] == row["prediction"]) == (row["right"] == "1") for row in mine)
         assert all(1 / 3 <= float(row["score"]) <= 1 for row in mine)
         right = sum(row["right"] == "1" for row in mine) / 40
-        assert right == pytest.approx(json.loads(out)["results"][result]["top1"])
+        figures = json.loads(out)["results"][result]
+        assert right == pytest.approx(figures["top1"])
+        half = 1.96 * math.sqrt(right * (1 - right) / 39)
+        assert figures["top1_image_half_width"] == pytest.approx(half, rel=1e-4)
+
+
+def test_the_interval_of_the_mean_over_classes() -> None:
+    labels = np.array([0] * 10 + [1] * 40)
+    ranks = np.array([1] * 5 + [0] * 5 + [1] * 10 + [0] * 30)
+    found = Predictions(labels, labels, np.ones(50, np.float32), ranks, 2)
+    variance = (0.5 * 0.5 / 9 + 0.25 * 0.75 / 39) / 4
+    assert found.mean_per_class() == (0.5 + 0.75) / 2
+    assert found.half_widths()["mean_per_class"] == pytest.approx(1.96 * math.sqrt(variance), rel=1e-4)
+    single = Predictions(labels[9:], labels[9:], np.ones(41, np.float32), ranks[9:], 2)
+    assert "mean_per_class" not in single.half_widths()
 
 
 def test_two_files_are_compared_by_mcnemars_test(leoclr: Run, capsys: pytest.CaptureFixture[str]) -> None:

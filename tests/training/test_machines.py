@@ -50,8 +50,12 @@ def test_few_file_handles_are_shared_and_too_few_told(
     def fail() -> int:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    assert exit_code(fail, as_json=False) == 2
-    assert "may open 12 files" in capsys.readouterr().err
+    def fail_where_it_is_named() -> int:
+        raise DataError(f"a.tar: cannot be read ({os.strerror(errno.EMFILE)})")
+
+    for failure in (fail, fail_where_it_is_named):
+        assert exit_code(failure, as_json=False) == 2
+        assert "Too many open files" in (told := capsys.readouterr().err) and "may open 12 files" in told
 
 
 def test_closed_streams_stay_out_of_files_and_of_results(

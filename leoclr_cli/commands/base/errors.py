@@ -40,7 +40,7 @@ def exit_code(command: Callable[[], Any], as_json: bool) -> int:
     except NotKept as error:
         return _failed(str(error), USER_ERROR, as_json=False)
     except LeoclrError as error:
-        return _failed(redacted(str(error)), USER_ERROR, as_json)
+        return _failed(_with_limit(redacted(str(error))), USER_ERROR, as_json)
     except (KeyboardInterrupt, typer.Abort):
         if as_json:
             _print_error("interrupted")
@@ -49,9 +49,7 @@ def exit_code(command: Callable[[], Any], as_json: bool) -> int:
         return _READER_GONE  # without a word, as Unix tools do
     except OSError as error:
         if error.errno in _TOO_MANY_FILES:
-            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-            message = f"a process may open {limit} files here (`ulimit -n`), which is too few; 1024 are enough"
-            return _failed(message, USER_ERROR, as_json)
+            return _failed(_with_limit(os.strerror(error.errno)), USER_ERROR, as_json)
         if error.errno not in _UNWRITABLE:
             raise
         return _failed(f"{error.filename or 'the output cannot be written'}: {error.strerror}", USER_ERROR, as_json)
@@ -59,6 +57,14 @@ def exit_code(command: Callable[[], Any], as_json: bool) -> int:
         return _failed(usage(error), error.exit_code, as_json)
     finally:
         _discard_what_cannot_be_written()
+
+
+def _with_limit(message: str) -> str:
+    """The message, with the limit on open files where it tells of that, in whatever words and process it came about."""
+    if not any(os.strerror(number) in message for number in _TOO_MANY_FILES):
+        return message
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return f"{message}; a process may open {limit} files here (`ulimit -n`), which is too few; 1024 are enough"
 
 
 def usage(error: Any) -> str:

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from leoclr.cli.terminal import warn
 from leoclr.datasets.errors import RunError
 from leoclr.datasets.files import write_atomic
+from leoclr.datasets.json_text import parse_json_text
 
 _MODULES = {"tensorboard": ("tensorboardX", "tensorboard"), "wandb": ("wandb",), "mlflow": ("mlflow",)}
 
@@ -92,6 +93,6 @@ class MetricsLog:
 
 def _step_of(line: str) -> float:
     try:
-        return float(json.loads(line)["step"])
+        return float(parse_json_text(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf  # half a line, from a process that was killed
