@@ -71,12 +71,18 @@ def _say_how_it_goes_on(run: RunFolder, saved: bool) -> None:
         say(f"{what} {newest.step:,}, as the run cannot go on; once it can:  {command}")
 
 
-def saved_for_the_first(run: RunFolder, step: int, save: Callable[[], None]) -> bool:
-    """Save on another process than the first, if that has ended without. Of several, the one that gets the lock does.
+def saved_by_one(run: RunFolder, main: bool, step: int, save: Callable[[], None]) -> bool:
+    """Save on the first process, or on another if that has ended without. Of several, the one that gets the lock does.
 
     Returns:
         Whether this process saved.
+
+    Raises:
+        LeoclrError: The first process cannot save.
     """
+    if main:
+        save()
+        return True
     if not run.settings_file.exists():  # a run folder that this machine does not share with the first process
         return False
     try:

@@ -45,7 +45,7 @@ from leoclr.cli.training.monitoring.meter import Meter
 from leoclr.cli.training.monitoring.metrics import Listener, MetricsLog, require_trackers, start_trackers
 from leoclr.cli.training.monitoring.progress_line import ProgressLine, StepReading
 from leoclr.cli.training.monitoring.throughput import Clock, slowest
-from leoclr.cli.training.rescue import Unsound, not_finite, saved_for_the_first, saved_on_failure
+from leoclr.cli.training.rescue import Unsound, not_finite, saved_by_one, saved_on_failure
 from leoclr.cli.training.result import TrainResult
 from leoclr.cli.training.saver import Saver
 from leoclr.cli.training.signals import GracefulStop, patience
@@ -221,11 +221,8 @@ class Trainer:
     def _save_finished(self) -> bool:
         """Save the newest finished step as it was, without what a step that failed half-way has changed."""
         self.take_step.undo()
-        if not self.main:
-            save = partial(self.saver.save, self.step, self.bad.lines(), alone=True)
-            return saved_for_the_first(self.run, self.step, save)
-        self.save()
-        return True
+        save = partial(self.saver.save, self.step, self.bad.lines(), alone=True)
+        return saved_by_one(self.run, self.main, self.step, save)
 
     def save(self) -> None:
         """Write a checkpoint and remove old ones."""
