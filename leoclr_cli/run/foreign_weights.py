@@ -1,6 +1,7 @@
 """Weights of other programs: read without unpickling, architecture inferred from names and shapes.
 
-A state dict may be at the top or under "state_dict" or "model"; `leoclr.cli.run.layouts` has the names of its parts.
+A state dict may be at the top or under "state_dict", "model" or, of DINO's two networks, "teacher";
+`leoclr.cli.run.layouts` has the names of its parts.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from torch import Tensor
 from leoclr.cli.run.layouts import backbone_tensors
 from leoclr.datasets.errors import CheckpointError
 
-_WRAPPERS = ("state_dict", "model")
-_CLASSIFIER = ("fc.", "classifier.", "head.", "heads.")
+_WRAPPERS = ("state_dict", "model", "teacher")
+_HEADS = ("fc.", "classifier.", "head.", "heads.", "projection_head.", "projector.", "predictor.", "prototypes.")
 _COUNTER = "num_batches_tracked"
 # (whether the blocks are bottlenecks, blocks in each stage) -> torchvision's name
 _RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
@@ -113,10 +114,20 @@ def read_torch_file(path: Path) -> tuple[dict[str, Tensor], list[str]]:
         asked = re.search(r"GLOBAL (\S+) ", str(error))
         reason = f"; it asks to run {asked[1]}" if asked else ""
         raise CheckpointError(f"{path} is refused: not a file of tensors that torch.save wrote{reason}") from error
+    others = []
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            others += [f"{key}.{name}" for key, value in content.items() if key != wrapper for name in _tensors(value)]
             content = content[wrapper]
-    return backbone_tensors(_checked(content, path))
+    tensors, left_out = backbone_tensors(_checked(content, path))
+    return tensors, [*others, *left_out]
+
+
+def _tensors(value: Any) -> list[str]:
+    """Names of tensors in what lies beside the state dict that is read: a second network, as a moving average."""
+    if not isinstance(value, Mapping):
+        return []
+    return [name for name, tensor in value.items() if isinstance(name, str) and isinstance(tensor, Tensor)]
 
 
 def _records(path: Path) -> list[Any]:
@@ -181,7 +192,7 @@ def fitting_tensors(
     Raises:
         CheckpointError: Lists what is missing, unexpected or of another shape; nothing is ever loaded in part.
     """
-    left_out = sorted(name for name in tensors.keys() - expected.keys() if name.startswith(_CLASSIFIER))
+    left_out = sorted(name for name in tensors.keys() - expected.keys() if name.startswith(_HEADS))
     counters = {name: tensor for name, tensor in expected.items() if name.endswith(_COUNTER)}
     given = counters | {name: tensor for name, tensor in tensors.items() if name not in left_out}
     shapes = [

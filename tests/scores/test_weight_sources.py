@@ -58,6 +58,9 @@ def sequential(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         ("lightly", ("projection_head",)),
         ("lightly-children", ("projection_head",)),
         ("simsiam", ("module.predictor", "fc")),
+        ("swav", ("projection_head", "prototypes")),
+        ("compiled", ("fc",)),
+        ("lightning-compiled", ("projector",)),
     ],
 )
 def test_checkpoints_of_training_tools_give_their_backbone(
@@ -79,6 +82,9 @@ def test_checkpoints_of_training_tools_give_their_backbone(
         "lightly": prefixed(own, "backbone.") | prefixed(head, "projection_head.layers."),
         "lightly-children": prefixed(sequential(own), "backbone.") | prefixed(head, "projection_head.layers."),
         "simsiam": prefixed(own | prefixed(head, "fc."), "module.encoder.") | prefixed(head, "module.predictor."),
+        "swav": prefixed(own | prefixed(head, "projection_head.") | prefixed(head, "prototypes."), "module."),
+        "compiled": prefixed(own | prefixed(head, "fc."), "_orig_mod."),
+        "lightning-compiled": prefixed(own, "backbone._orig_mod.") | prefixed(head, "projector."),
     }
     content = {"epoch": 3, "state_dict": layouts[tool], "hyper_parameters": argparse.Namespace(lr=0.1)}
     torch.save(content, tmp_path / "last.ckpt")
@@ -88,6 +94,30 @@ def test_checkpoints_of_training_tools_give_their_backbone(
     said = capsys.readouterr().err
     for name in left_out:
         assert name in said
+
+
+def test_of_two_networks_in_a_file_one_is_read_and_the_other_listed(
+    tmp_path: Path, resnet: nn.Module, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = resnet.state_dict()
+    other = {name: torch.zeros_like(tensor) for name, tensor in own.items()}
+    dino = {"student": prefixed(other, "module.backbone."), "teacher": prefixed(own, "backbone."), "epoch": 9}
+    for content, listed in ((dino, "student"), ({"model": own, "model_ema": other}, "model_ema")):
+        torch.save(content, tmp_path / "two.pth")
+        assert torch.equal(features(load_encoder(tmp_path / "two.pth").backbone), features(resnet))
+        assert f"left out {listed} (120 tensors)" in capsys.readouterr().err
+
+
+def test_the_padding_of_a_cifar_stem_is_not_guessed_in_silence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = build_backbone("resnet18", "cifar").state_dict()
+    torch.save({"state_dict": prefixed(own, "backbone.") | {"classifier.bias": torch.zeros(2)}}, tmp_path / "a.ckpt")
+    load_encoder(tmp_path / "a.ckpt")
+    assert "solo-learn's pads by 2" in capsys.readouterr().err
+    torch.save(own, tmp_path / "b.pth")
+    load_encoder(tmp_path / "b.pth")
+    assert capsys.readouterr().err == ""
 
 
 class Evil:
