@@ -205,9 +205,7 @@ def _from_file(path: Path, backbone: str | None) -> LoadedEncoder:
         tensors, left_out = read_torch_file(path)
     architecture = deduce(tensors, path, backbone)
     if architecture.stem == "cifar" and left_out:
-        say(
-            f"{path}: its CIFAR stem is taken to pad by 1 pixel; solo-learn's pads by 2, and its features differ a little"
-        )
+        say(f"{path}: its CIFAR stem is taken to pad by 1 pixel; solo-learn's pads by 2, and its features differ")
     size = DataSettings().image_size if architecture.stem == "imagenet" else 32
     usual = AugmentationSettings()
     return _filled(architecture, Input(size, usual.mean, usual.std), tensors, path, None, left_out)
