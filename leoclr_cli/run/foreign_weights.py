@@ -6,6 +6,7 @@ A state dict may be at the top or under "state_dict", "model" or, of DINO's two 
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Iterable, Mapping
@@ -180,6 +181,25 @@ def _deduce_resnet(tensors: Mapping[str, Tensor]) -> Architecture | None:
     if name is None or inner.shape != (width, width, 3, 3) or kernel not in (3, 7):
         return None
     return Architecture(name, "imagenet" if kernel == 7 else "cifar", width)
+
+
+def embedded_size(tensors: Mapping[str, Tensor]) -> int | None:
+    """Side in pixels of the images that the position embedding of one of timm's ViTs is for; None where there is none.
+
+    Args:
+        tensors: Its state dict. The embedding holds class and register tokens beside the patches, or patches alone.
+    """
+    places, patches = tensors.get("pos_embed"), tensors.get("patch_embed.proj.weight")
+    if places is None or patches is None or places.dim() != 3 or patches.dim() != 4:
+        return None
+    if patches.shape[1] != 3:  # patches of the output of convolutions
+        return None
+    tokens = sum(tensors[name].shape[1] for name in ("cls_token", "dist_token", "reg_token") if name in tensors)
+    for count in (places.shape[1] - tokens, places.shape[1]):
+        side = math.isqrt(max(0, count))
+        if side and side**2 == count:
+            return side * patches.shape[-1]
+    return None
 
 
 def fitting_tensors(

@@ -22,6 +22,7 @@ from leoclr.backends.networks.backbones import build_backbone
 from leoclr.cli.exporting.export import export_encoder
 from leoclr.cli.exporting.formats import ExportFormat
 from leoclr.cli.run.encoders import load_encoder
+from leoclr.cli.run.foreign_weights import embedded_size
 from leoclr.cli.run.layouts import summary
 from leoclr.datasets.errors import CheckpointError
 
@@ -118,6 +119,27 @@ def test_the_padding_of_a_cifar_stem_is_not_guessed_in_silence(
     torch.save(own, tmp_path / "b.pth")
     load_encoder(tmp_path / "b.pth")
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("test_vit", 160), ("test_vit2", 96), ("vit_tiny_r_s16_p8_224", 224), ("test_vit_relpos", 160)]
+)
+def test_a_vits_own_size_is_found_in_its_weights(tmp_path: Path, name: str, size: int) -> None:
+    """With a class token, with a register token, behind convolutions, without a position embedding."""
+    network: Any = timm.create_model(name, pretrained=False, num_classes=0, img_size=size)
+    torch.save(network.state_dict(), tmp_path / "vit.pth")
+    loaded = load_encoder(tmp_path / "vit.pth", f"timm:{name}")
+    assert loaded.image_size == size
+    assert torch.equal(features(loaded.backbone, size), features(network, size))
+
+
+def test_patches_without_other_tokens_in_the_embedding() -> None:
+    tokens = {"cls_token": torch.zeros(1, 1, 8), "reg_token": torch.zeros(1, 4, 8)}
+    patches = {"patch_embed.proj.weight": torch.zeros(8, 3, 14, 14)}
+    assert embedded_size(tokens | patches | {"pos_embed": torch.zeros(1, 37 * 37, 8)}) == 518
+    assert embedded_size(tokens | patches | {"pos_embed": torch.zeros(1, 37 * 37 + 5, 8)}) == 518
+    assert embedded_size(tokens | patches | {"pos_embed": torch.zeros(1, 37 * 37 + 2, 8)}) is None
+    assert embedded_size(tokens) is None
 
 
 class Evil:
