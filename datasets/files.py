@@ -10,7 +10,7 @@ import stat
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from leoclr.datasets.errors import DataError
@@ -80,7 +80,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that cannot be written at all
+            temporary.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
 
