@@ -6,7 +6,6 @@ print a traceback, or be lost in the import of a library.
 
 from __future__ import annotations
 
-import getpass
 import io
 import os
 import signal
@@ -66,6 +65,8 @@ def _print_any_text() -> None:
 
 def _name_the_user() -> None:
     """torch asks for the user's name; containers run as numbers that have none."""
+    import getpass
+
     try:
         getpass.getuser()
     except (KeyError, OSError):
@@ -75,12 +76,12 @@ def _name_the_user() -> None:
 def main() -> None:
     """Run the command line of this process, and exit."""
     try:
+        if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # else it is ignored, as by nohup
+            signal.signal(signal.SIGINT, _interrupted)
         _open_standard_streams()
         _lose_what_nobody_reads()
         _print_any_text()
         _name_the_user()
-        if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # else it is ignored, as by nohup
-            signal.signal(signal.SIGINT, _interrupted)
         from leoclr.cli.commands.app import main as run
 
         run()

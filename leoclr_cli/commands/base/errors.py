@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import resource
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from difflib import get_close_matches
 from typing import Any
 
 import typer
@@ -20,6 +22,8 @@ USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT
 _READER_GONE = 1  # as typer has it
 _TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
+_NO_CHOICE = re.compile("invalid value for .*: '(.*)' is not one of (.*)")
+_QUOTED = re.compile("'(.*?)'")
 _UNWRITABLE = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT, errno.EFBIG)
 
 # typer has a click of its own, or uses the package, by its version: what it offers of it by name serves for both.
@@ -75,6 +79,8 @@ def usage(error: Any) -> str:
     message = message[:1].lower() + message.partition(", unable to")[0][1:]
     if "did you mean" in message:
         return f"{message}?"
+    if (choice := _NO_CHOICE.match(message)) and (meant := get_close_matches(choice[1], _QUOTED.findall(choice[2]), 1)):
+        return f"{message}; did you mean {meant[0]}?"
     context = getattr(error, "ctx", None)
     return message if context is None else f"{message}; see `{context.command_path} --help`"
 
