@@ -107,7 +107,7 @@ def lost_process(error: RuntimeError) -> RunError | None:
     if isinstance(error, torch.distributed.DistNetworkError):
         return RunError(f"the processes of this run cannot reach each other ({text[:200]})")
     reason = text.removeprefix("[").partition("] ")[2].partition(". ")[0] or text
-    return RunError(f"another process of this run {what}; the checkpoints are as they were ({reason[:200]})")
+    return RunError(f"another process of this run {what} ({reason[:200]})")
 
 
 def failed_compilation(error: RuntimeError) -> RunError | None:
