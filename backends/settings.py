@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
@@ -39,6 +40,7 @@ class RunFacts(NamedTuple):
         micro: Images that a process encodes at a time.
         ranks: Processes that train together.
         accumulation: Micro-batches in a step.
+        areas: Pixels of a view as a share of those at `data.image_size`; 1 where a view is not named.
     """
 
     views: tuple[str, ...]
@@ -47,6 +49,17 @@ class RunFacts(NamedTuple):
     micro: int
     ranks: int = 1
     accumulation: int = 1
+    areas: Mapping[str, float] = MappingProxyType({})
+
+    def passes(self, trained: Iterable[str], others: Iterable[str] = ()) -> float:
+        """Forward passes of the encoder over these views of one image, in passes over a view of full size.
+
+        Args:
+            trained: Views with a gradient: three each, as a backward pass counts as two.
+            others: Views without one.
+        """
+        area = self.areas.get
+        return 3 * sum(area(name, 1.0) for name in trained) + sum(area(name, 1.0) for name in others)
 
 
 class MethodSettings(Strict):
@@ -72,9 +85,9 @@ class MethodSettings(Strict):
         """What would work, but perhaps not as it was meant."""
         return iter(())
 
-    def forward_passes(self, facts: RunFacts) -> int:
-        """Forward passes of the encoder for an image in a step; a backward pass counts as two."""
-        return 3 * len(facts.views)
+    def forward_passes(self, facts: RunFacts) -> float:
+        """Forward passes of the encoder for an image in a step, as `RunFacts.passes` counts them."""
+        return facts.passes(facts.views)
 
     def chance(self, facts: RunFacts) -> float | None:
         """The loss of embeddings that are all alike, if there is such a figure. A run that stays there has learnt

@@ -10,6 +10,7 @@ from typing import Any
 
 from leoclr.datasets.errors import RunError
 from leoclr.datasets.files import write_atomic
+from leoclr.datasets.json_text import parse_json_text
 
 _FORMAT = 1
 
@@ -37,7 +38,7 @@ class Work:
         if self._stem is None:
             return None
         try:
-            content = json.loads(self._stem.with_suffix(".json").read_bytes())
+            content = parse_json_text(self._stem.with_suffix(".json").read_bytes())
             return dict(content["result"])
         except (OSError, ValueError, KeyError, TypeError):
             return None

@@ -26,6 +26,7 @@ from leoclr.cli.packing import pack_source, shard_name
 from leoclr.cli.terminal import progress, say, warn
 from leoclr.datasets.errors import DataError, RunError
 from leoclr.datasets.files import cache_root, fsync_folder, write_atomic
+from leoclr.datasets.json_text import parse_json_text
 from leoclr.datasets.packing.file_kinds import is_image
 from leoclr.datasets.packing.folder_source import FolderSource
 from leoclr.datasets.packing.journal import kept_shards
@@ -175,7 +176,7 @@ def _what(known: dict[str, Any]) -> str:
 def _read(file: Path) -> dict[str, Any] | None:
     """What is known of cached shards; None where there are none, or of another format."""
     try:
-        found = json.loads(file.read_bytes())
+        found = parse_json_text(file.read_bytes())
         return found if found["format"] == _FORMAT and isinstance(found["train"], str) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -63,8 +63,8 @@ class Settings(BatchNormSettings):
         description="Reduction over the pairs of an image. mean halves the effective rate: -11 points on ImageNet.",
     )
 
-    def forward_passes(self, facts: RunFacts) -> int:
-        return 3 * len(anchors_of(facts.pairs)) + len(positives_of(facts.pairs))
+    def forward_passes(self, facts: RunFacts) -> float:
+        return facts.passes(anchors_of(facts.pairs), positives_of(facts.pairs))
 
 
 class BYOL(PairMethod):

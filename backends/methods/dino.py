@@ -73,8 +73,8 @@ class Settings(BatchNormSettings):
     frozen_epochs: NonNegative = Field(default=1.0, description="Epochs for which the output layer is frozen.")
     clip: NonNegative = Field(default=3.0, description="Largest gradient norm of each parameter; 0: no limit.")
 
-    def forward_passes(self, facts: RunFacts) -> int:
-        return 3 * len(anchors_of(facts.pairs)) + len(positives_of(facts.pairs))
+    def forward_passes(self, facts: RunFacts) -> float:
+        return facts.passes(anchors_of(facts.pairs), positives_of(facts.pairs))
 
 
 class DINO(Method):

@@ -90,8 +90,8 @@ class Settings(MethodSettings):
     def batch_norm_groups(self, facts: RunFacts, on_gpus: bool) -> int:
         return max(1, self.bn_splits // facts.ranks) * facts.ranks * facts.accumulation
 
-    def forward_passes(self, facts: RunFacts) -> int:
-        return 3 * len(anchors_of(facts.pairs)) + len(positives_of(facts.pairs))
+    def forward_passes(self, facts: RunFacts) -> float:
+        return facts.passes(anchors_of(facts.pairs), positives_of(facts.pairs))
 
     def chance(self, facts: RunFacts) -> float | None:
         return math.log(1 + self.queue) * (len(facts.pairs) if self.reduction == "sum" else 1)

@@ -74,9 +74,9 @@ class Settings(BatchNormSettings):
         default=1.0, description="Final EMA decay of the teacher, reached by a cosine schedule."
     )
 
-    def forward_passes(self, facts: RunFacts) -> int:
+    def forward_passes(self, facts: RunFacts) -> float:
         couples = students_and_teachers(facts.pairs)
-        return 3 * len(anchors_of(couples)) + len(positives_of(couples))
+        return facts.passes(anchors_of(couples), positives_of(couples))
 
 
 class OBoW(Method):
@@ -119,9 +119,8 @@ class OBoW(Method):
             losses = [self._cross_entropy(features[student], each, bag) - entropy for each, bag, entropy in targets]
             by_size.setdefault(views[student].shape[-1], []).append(torch.stack(losses).mean())
         loss = torch.stack([torch.stack(same).mean() for same in by_size.values()]).sum()
-        return Output(
-            loss, features[couples[0][0]].detach(), _health(*next(zip(bags.values(), entropies.values(), strict=True)))
-        )
+        student, teacher = couples[0]
+        return Output(loss, features[student].detach(), _health(bags[teacher], entropies[teacher]))
 
     @torch.no_grad()
     def after_update(self, now: Progress) -> None:

@@ -39,9 +39,9 @@ class Settings(BatchNormSettings):
     constant_predictor_lr: bool = Field(default=True, description="Keep the predictor's learning rate at its peak.")
     zero_init_residual: bool = Field(default=True, description="Initialise residual blocks as the identity.")
 
-    def forward_passes(self, facts: RunFacts) -> int:
+    def forward_passes(self, facts: RunFacts) -> float:
         anchors = anchors_of(facts.pairs)
-        return 3 * len(anchors) + sum(name not in anchors for name in {positive for _, positive in facts.pairs})
+        return facts.passes(anchors, {positive for _, positive in facts.pairs} - set(anchors))
 
 
 class SimSiam(PairMethod):

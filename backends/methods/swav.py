@@ -72,9 +72,9 @@ class Settings(BatchNormSettings):
         if self.queue % facts.ranks:
             yield f"swav.queue {self.queue} cannot be split evenly over {facts.ranks} processes"
 
-    def forward_passes(self, facts: RunFacts) -> int:
+    def forward_passes(self, facts: RunFacts) -> float:
         anchors = anchors_of(facts.pairs)
-        return 3 * len(anchors) + sum(name not in anchors for name in positives_of(facts.pairs))
+        return facts.passes(anchors, [name for name in positives_of(facts.pairs) if name not in anchors])
 
 
 class SwAV(Method):

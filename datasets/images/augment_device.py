@@ -117,12 +117,13 @@ def crop_boxes(width: int, height: int, spec: AugmentationSpec, uniforms: NDArra
     return boxes
 
 
-def photometric(pixels: Tensor, parameters: Tensor) -> Tensor:
+def photometric(pixels: Tensor, parameters: Tensor, blurred: bool = True) -> Tensor:
     """Apply what `draw_all` drew.
 
     Args:
         pixels: uint8, shape `(n, 3, size, size)`.
         parameters: As `draw_all` returns them, on the same device.
+        blurred: Whether any view may be; else there is nothing to multiply by.
 
     Returns:
         uint8 of the same shape, channels last in memory.
@@ -134,10 +135,13 @@ def photometric(pixels: Tensor, parameters: Tensor) -> Tensor:
         colours = jitter(pixels, parameters)
     else:
         colours = _jitter(pixels, columns)
-    blur = _blur_matrix(parameters[:, _RADIUS], pixels.shape[-1])
-    right = blur.transpose(1, 2)
-    right = torch.where(columns[:, _FLIP, :, 0] > 0, right.flip(2), right)
-    colours = blur[:, None] @ colours @ right[:, None]
+    if blurred:
+        blur = _blur_matrix(parameters[:, _RADIUS], pixels.shape[-1])
+        right = blur.transpose(1, 2)
+        right = torch.where(columns[:, _FLIP, :, 0] > 0, right.flip(2), right)
+        colours = blur[:, None] @ colours @ right[:, None]
+    else:
+        colours = torch.where(columns[:, _FLIP] > 0, colours.flip(3), colours)
     drawn = to_bytes(colours)
     if parameters.shape[1] > COLUMNS:
         inverted = (columns[:, COLUMNS] > 0) & (drawn >= SOLARIZE_THRESHOLD)

@@ -16,14 +16,15 @@ from leoclr.datasets.images.augmentation import PAD_COLOUR, AugmentationSpec, pl
 
 
 def crops(images: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """One crop of each image, resized.
+    """Crops of each image, resized.
 
     Args:
         images: uint8, `(n, 3, height, width)`.
-        boxes: Left, top, right, bottom: float32, `(n, 4)`, on the same device.
+        boxes: Left, top, right, bottom: float32, `(n, 4)`, on the same device; or `(k * n, 4)` for k crops of each:
+            one of every image, then the next of every image.
 
     Returns:
-        uint8, `(n, 3, size, size)`.
+        uint8, `(k * n, 3, size, size)`.
     """
     left, top, right, bottom = boxes[:, :, None, None].unbind(dim=1)
     across = _weights(left, right, 0, size, images.shape[3], size)
@@ -36,6 +37,8 @@ def wholes(images: Tensor, spec: AugmentationSpec) -> Tensor:
     height, width = images.shape[2:]
     size = spec.image_size
     left, top, placed_width, placed_height = placed(width, height, spec)
+    if (left, top, placed_width, placed_height) == (0, 0, width, height) and width == height == size:
+        return images  # as it comes: the weights would be those of the identity
     start, end_x, end_y = (images.new_full((1, 1, 1), edge, dtype=torch.float32) for edge in (0, width, height))
     across = _weights(start, end_x, left, placed_width, width, size)
     down = _weights(start, end_y, top, placed_height, height, size)
@@ -48,7 +51,8 @@ def wholes(images: Tensor, spec: AugmentationSpec) -> Tensor:
 
 
 def _resized(images: Tensor, across: Tensor, down: Tensor) -> Tensor:
-    colours = images.float() @ across.transpose(1, 2)[:, None]
+    across, rows = across.transpose(1, 2), len(images) if len(across) > 1 else 1
+    colours = (images.float() @ across.view(-1, rows, 1, *across.shape[1:])).flatten(0, 1)
     return to_bytes(down[:, None] @ to_bytes(colours).float())
 
 

@@ -106,8 +106,9 @@ def _smooth(colours: Tensor) -> Tensor:
         for across in range(3):
             total = total + wide[:, :, down : down + rows, across : across + columns]
     mean = torch.floor((2 * total + 13) / 26)
-    mean[:, :, [0, -1]] = colours[:, :, [0, -1]]
-    mean[:, :, :, [0, -1]] = colours[:, :, :, [0, -1]]
+    for rim in (0, -1):
+        mean[:, :, rim] = colours[:, :, rim]
+        mean[:, :, :, rim] = colours[:, :, :, rim]
     return mean
 
 

@@ -22,6 +22,7 @@ from leoclr.datasets.images.augment_device import draw_all
 from leoclr.datasets.images.augmentation import AugmentationSpec, Uniforms, view_specs
 from leoclr.datasets.images.executors import EXECUTORS
 from leoclr.datasets.loading.plan import Plan
+from leoclr.datasets.loading.view_maker import parameters_of
 from leoclr.datasets.loading.workers import load_batches
 from leoclr.datasets.randomness import hash_key, uniforms
 from leoclr.datasets.shards.index import Index
@@ -38,10 +39,12 @@ class Batch:
     Attributes:
         step: Its number, from 0 over the whole run.
         views: By view name, uint8, shape `(n, 3, size, size)`, each with a size of its own, channels last in memory.
+            Empty where images are resident.
         samples: Sample numbers, int64, shape `(n,)`.
         bad: One line for each image that could not be used; another sample took its place.
         error: Why the step could not be made at all (a shard has gone), or None.
-        parameters: By view name, what `augment_device` is still to do; empty where views are finished.
+        draws: What the device still needs to make the views of, for `leoclr.datasets.loading.view_maker`; empty where
+            views are finished.
     """
 
     step: int
@@ -49,14 +52,21 @@ class Batch:
     samples: Tensor
     bad: list[str]
     error: str | None = None
-    parameters: dict[str, Tensor] = field(default_factory=dict)
+    draws: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """What a step computes with: pixels and draws, by names that do not meet."""
+        return self.views | self.draws
+
+    def map(self, move: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch with its inputs somewhere else."""
+        views, draws = ({name: move(tensor) for name, tensor in each.items()} for each in (self.views, self.draws))
+        return replace(self, views=views, draws=draws)
 
     def pin_memory(self) -> Batch:
         """The same batch where a GPU can fetch it by itself (called by torch's DataLoader)."""
-        views, parameters = (
-            {name: tensor.pin_memory() for name, tensor in tensors.items()} for tensors in (self.views, self.parameters)
-        )
-        return replace(self, views=views, parameters=parameters)
+        return self.map(Tensor.pin_memory)
 
 
 class StepDataset(Dataset[Batch]):
@@ -92,8 +102,8 @@ class StepDataset(Dataset[Batch]):
         except DataError as error:
             return Batch(step, {}, torch.from_numpy(samples), bad, str(error))
         tensors = {name: torch.from_numpy(pixels).permute(0, 3, 1, 2) for name, pixels in views.items()}
-        parameters = self._parameters(planned.epoch, samples) if self.executor == "device" else {}
-        return Batch(step, tensors, torch.from_numpy(samples), bad, parameters=parameters)
+        draws = self._draws(planned.epoch, samples) if self.executor == "device" else {}
+        return Batch(step, tensors, torch.from_numpy(samples), bad, draws=draws)
 
     def _uniforms(self, epoch: int, samples: NDArray[np.int64]) -> list[NDArray[np.float64]]:
         """For each view, the numbers of each sample."""
@@ -102,10 +112,11 @@ class StepDataset(Dataset[Batch]):
             for view, spec in enumerate(self.specs.values())
         ]
 
-    def _parameters(self, epoch: int, samples: NDArray[np.int64]) -> dict[str, Tensor]:
+    def _draws(self, epoch: int, samples: NDArray[np.int64]) -> dict[str, Tensor]:
         numbers = self._uniforms(epoch, samples)
         return {
-            name: draw_all(spec, of_view) for (name, spec), of_view in zip(self.specs.items(), numbers, strict=True)
+            parameters_of(name): draw_all(spec, of_view)
+            for (name, spec), of_view in zip(self.specs.items(), numbers, strict=True)
         }
 
     def _views(

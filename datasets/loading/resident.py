@@ -19,18 +19,19 @@ from leoclr.datasets.errors import BadImage, DataError
 from leoclr.datasets.files import ignore
 from leoclr.datasets.images.augment_device import crop_boxes, draw_all
 from leoclr.datasets.images.augmentation import AugmentationSpec, view_specs
-from leoclr.datasets.images.crop_device import crops, wholes
 from leoclr.datasets.images.decode import decode_pixels
-from leoclr.datasets.loading.device_feed import to_device
 from leoclr.datasets.loading.loader import SUBSTITUTES, Batch, substitute
 from leoclr.datasets.loading.plan import Plan
+from leoclr.datasets.loading.view_maker import SAMPLES, boxes_of, parameters_of
 from leoclr.datasets.loading.workers import load_batches
 from leoclr.datasets.randomness import uniforms
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.reader import SampleReader
+from leoclr.datasets.threads import ordered_map
 from leoclr.datasets.views import ViewPolicy
 
 _CHUNK = 256
+_STEPS_AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -89,23 +90,27 @@ def load_resident(
 def resident_batches(
     images: ResidentImages, plan: Plan, policy: ViewPolicy, spec: AugmentationSpec, start: int, stop: int
 ) -> Iterator[Batch]:
-    """The steps from `start` to before `stop`, their views on the device before the photometric operations."""
-    device, (height, width) = images.pixels.device, images.pixels.shape[2:]
+    """The steps from `start` to before `stop`: what the host draws for them, as `view_maker.ViewMaker` takes it.
+
+    It is drawn in a thread, up to two steps ahead, and pinned where the images are on a GPU.
+    """
+    height, width = images.pixels.shape[2:]
     specs = view_specs(policy, spec)
-    for step in range(start, stop):
+
+    def drawn(step: int) -> Batch:
         planned = plan.step(step)
         samples, bad = _readable(images, plan, planned.epoch, planned.samples)
-        chosen = images.pixels[to_device(torch.from_numpy(samples), device)]
-        views, parameters = {}, {}
+        draws = {SAMPLES: torch.from_numpy(samples)}
         for view, (name, of_view) in enumerate(specs.items()):
             numbers = uniforms(plan.seed, planned.epoch, samples, view, of_view.uniforms)
-            parameters[name] = to_device(draw_all(of_view, numbers), device)
-            if of_view.kind == "whole":
-                views[name] = wholes(chosen, of_view)
-            else:
-                boxes = torch.from_numpy(crop_boxes(width, height, of_view, numbers).astype(np.float32))
-                views[name] = crops(chosen, to_device(boxes, device), of_view.image_size)
-        yield Batch(step, views, torch.from_numpy(samples), bad, parameters=parameters)
+            draws[parameters_of(name)] = draw_all(of_view, numbers)
+            if of_view.kind == "crop":
+                boxes = crop_boxes(width, height, of_view, numbers).astype(np.float32)
+                draws[boxes_of(name)] = torch.from_numpy(boxes)
+        batch = Batch(step, {}, torch.from_numpy(samples), bad, draws=draws)
+        return batch.pin_memory() if images.pixels.is_cuda else batch
+
+    return ordered_map(drawn, range(start, stop), workers=1, ahead=_STEPS_AHEAD)
 
 
 def _readable(

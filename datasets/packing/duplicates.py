@@ -12,7 +12,7 @@ from leoclr.datasets.files import ignore
 from leoclr.datasets.packing.arrangement import Collection
 from leoclr.datasets.packing.contents import DIGEST_BYTES, content_digest, repeated_rows
 from leoclr.datasets.packing.sources import Source
-from leoclr.datasets.packing.threads import ordered_map
+from leoclr.datasets.threads import ordered_map
 
 _PRIORITY = ("test", "val", "train", "", "unlabeled")  # the split that keeps an image which stands in several
 

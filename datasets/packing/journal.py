@@ -18,6 +18,7 @@ from typing import Any
 import PIL
 
 from leoclr.datasets.files import ignore, sha256_file
+from leoclr.datasets.json_text import parse_json_text
 from leoclr.datasets.packing.arrangement import SPLITS, Collection
 from leoclr.datasets.packing.sources import Source
 
@@ -134,10 +135,10 @@ def _read(file: Path, fingerprint: str) -> list[Finished]:
     found: list[Finished] = []
     try:
         first, *lines = file.read_text(encoding="utf-8").splitlines()
-        if json.loads(first) != {"format": _FORMAT, "fingerprint": fingerprint}:
+        if parse_json_text(first) != {"format": _FORMAT, "fingerprint": fingerprint}:
             return []
         for line in lines:
-            entry = Finished(**json.loads(line))
+            entry = Finished(**parse_json_text(line))
             before = [other.pictures for other in found if other.split == entry.split]
             if "/" in entry.shard or entry.split not in ("", *SPLITS) or not max(before, default=0) < entry.pictures:
                 break

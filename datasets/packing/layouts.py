@@ -58,7 +58,40 @@ def read_names(source: str, images: Sequence[str], layout: Layout) -> Reading:
                 f"{source}: {_listed(folders)} can be read in two ways: classes, or images and what belongs to them. "
                 f"Say --layout {reading.kind}, or name the folder of images, or move the others away"
             )
+        _refuse_folders_that_hold_classes(source, reading.kind, [name for _, name in members])
     return reading
+
+
+def _refuse_folders_that_hold_classes(source: str, kind: LayoutKind, names: Sequence[str]) -> None:
+    """Raise DataError where what would be classes all hold folders of the same names, as splits and domains do
+    (`photo/cat`, `photo/dog`, `sketch/cat`, `sketch/dog`), or where a split lies among the classes of another."""
+    within: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        folder, _, rest = name.partition("/")
+        if "/" in rest:
+            within[folder].append(rest)
+    if kind == "splits" and (odd := [folder for folder in within if is_plain(folder) and _several(within[folder])]):
+        raise DataError(
+            f"{source}: the folder {odd[0]} lies among the classes of a split and holds several folders: is it a class "
+            "or a split? Say --layout splits, or move it beside the other splits"
+        )
+    if sum(map(len, within.values())) * _FEW < len(names) * (_FEW - 1) or len(within) < 2:
+        return
+    shared = set.intersection(*map(_several, within.values()))
+    if shared:
+        example = _example(dict(zip(sorted(within), ("train", "test"), strict=False)))
+        splits = f", or which folder is which split, as in {example}" if kind == "classes" else ""
+        raise DataError(
+            f"{source}: the folders {_listed(within)} hold folders of the same names ({_listed(shared)}); which of "
+            f"them are classes? Say --layout {kind} if the former are{splits}, or name the folder meant"
+        )
+
+
+def _several(names: Sequence[str]) -> set[str]:
+    """The folders that hold the files of a folder, looking through such as hold all of it; none if there is one."""
+    wrapper = _wrapper(names, lambda folder: False)
+    folders = {folder for name in names if (folder := first_folder(name[len(wrapper) :]))}
+    return folders if len(folders) > 1 else set()
 
 
 def first_folder(name: str) -> str:

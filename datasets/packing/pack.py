@@ -29,9 +29,9 @@ from leoclr.datasets.packing.file_kinds import SIDECAR_SUFFIXES, suffix_of
 from leoclr.datasets.packing.journal import Finished, Journal
 from leoclr.datasets.packing.shard_files import ShardFiles
 from leoclr.datasets.packing.sources import Source
-from leoclr.datasets.packing.threads import ordered_map
 from leoclr.datasets.randomness import Permutation
 from leoclr.datasets.shards.index import NO_LABEL, Index
+from leoclr.datasets.threads import ordered_map
 from leoclr.datasets.wording import printable
 
 _ORDER = 2  # tells this use of the seed from that of the hold-out

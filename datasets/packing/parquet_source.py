@@ -7,7 +7,6 @@ file's metadata, or else they are the names) or class names.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from typing import Any, BinaryIO
 
 from leoclr.datasets.errors import DataError
 from leoclr.datasets.images.decode import MAX_BYTES
+from leoclr.datasets.json_text import parse_json_text
 from leoclr.datasets.packing.archives import PlacesSource
 from leoclr.datasets.packing.layouts import NO_SPLIT, LayoutKind, Named, Reading
 from leoclr.datasets.packing.split_names import SPLITS, splits_of
@@ -218,9 +218,9 @@ def _only(path: Path, option: str, asked: str | None, candidates: Sequence[str])
 def _class_names(metadata: dict[bytes, bytes] | None) -> dict[str, tuple[str, ...]]:
     """The names of the classes of each column that holds class numbers, as `datasets` writes them down."""
     try:
-        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        features = parse_json_text((metadata or {})[b"huggingface"])["info"]["features"]
         found = {column: feature.get("names") for column, feature in features.items() if isinstance(feature, dict)}
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
+    except (KeyError, ValueError, TypeError, AttributeError):
         return {}
     return {
         column: tuple(names)

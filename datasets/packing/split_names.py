@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
 from leoclr.datasets.errors import DataError
@@ -32,13 +33,25 @@ _OTHER_NAMES = {
     "testing": "test",
 }
 _NAMES = PLAIN_NAMES | _OTHER_NAMES
+# Short and foreign words that only lead to a question: as classes they may mean something else.
+_WORDS = _NAMES | {
+    **dict.fromkeys(("tr", "tra", "trn", "tng"), "train"),
+    **dict.fromkeys(("vl", "vld", "cv", "validierung", "validacion", "validación", "validacao", "validação"), "val"),
+    **dict.fromkeys(("te", "ts", "tst", "teste", "prueba", "pruebas", "prova"), "test"),
+    **dict.fromkeys(
+        ("entrenamiento", "entrainement", "entraînement", "treino", "treinamento", "addestramento"), "train"
+    ),
+    **dict.fromkeys(("训练", "训练集", "訓練", "訓練集", "学習", "훈련", "학습", "обучение"), "train"),
+    **dict.fromkeys(("验证", "验证集", "驗證", "驗證集", "検証", "評価", "검증", "валидация"), "val"),
+    **dict.fromkeys(("测试", "测试集", "測試", "測試集", "テスト", "테스트", "тест"), "test"),
+}
 _ADORNED = re.compile(rf"({'|'.join(_NAMES)})([ _.-]?(set|data|split|images?|imgs|folder))?[ _.-]?[0-9]{{0,4}}")
 _BEGINNING = re.compile(r"(train|val|test)(?![a-z])|(train|val|test)[A-Z0-9_.-]")
-_WORD = re.compile(r"[^a-z]+")
+_WORD = re.compile(r"[\W\d_]+|(?<=[a-z])(?=[A-Z])")
 _IMAGES = frozenset("image images img imgs jpegimages photo photos picture pictures rgb original originals".split())
 _MASKS = frozenset(
-    "mask masks label labels annotation annotations segmentation segmentationclass segmentationobject gt groundtruth "
-    "ground_truth target targets depth edges".split()
+    "mask masks msk msks label labels lbl annotation annotations anno annos ann segmentation segmentationclass "
+    "segmentationobject seg gt groundtruth ground_truth target targets depth edges alpha matte trimap disparity".split()
 )
 _EDGE = re.compile(r"[ _.-]")
 
@@ -64,15 +77,20 @@ def is_plain(folder: str) -> bool:
 
 def suspicious(folders: Iterable[str]) -> dict[str, str]:
     """Names that begin as those of two splits or more do, such as trainA and testA, or half of all names and more that
-    hold the words of several splits, such as seg_train, seg_test and seg_pred; each with its split; else none."""
+    hold the words of several splits, such as seg_train, seg_test and seg_pred, or all names of which each holds a word
+    of some language that may mean one, such as tr and te; each with its split; else none."""
     names = sorted(folders)
     found = {name: match for name in names if (match := _BEGINNING.match(name) or _BEGINNING.match(name.lower()))}
     stems = {(match[1] or match[2]).lower() for match in found.values()}
     if len(stems) > 1:
         return {name: (match[1] or match[2]).lower() for name, match in sorted(found.items())}
-    words = {name: [_NAMES[word] for word in _WORD.split(name.lower()) if word in _NAMES] for name in names}
-    meant = {name: splits[0] for name, splits in words.items() if splits}
-    return meant if len(set(meant.values())) > 1 and 2 * len(meant) >= len(names) else {}
+    words = {name: [word.lower() for word in _WORD.split(unicodedata.normalize("NFC", name))] for name in names}
+    for known, least in ((_NAMES, len(names) / 2), (_WORDS, len(names))):
+        found_in = {name: [known[word] for word in words[name] if word in known] for name in names}
+        meant = {name: splits[0] for name, splits in found_in.items() if splits}
+        if len(set(meant.values())) > 1 and len(meant) >= least:
+            return meant
+    return {}
 
 
 def parts_of_samples(folders: Iterable[str]) -> bool:

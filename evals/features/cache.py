@@ -7,16 +7,13 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
 
-from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import SafetensorError
 
-from leoclr.datasets.files import atomic_path
 from leoclr.datasets.shards.index import Index
 from leoclr.evals.features.extract import Features
 from leoclr.evals.features.preprocessing import Preprocessing
+from leoclr.evals.features.stored import read_features, write_features
 
 DEFAULT_LIMIT = 8 * 2**30
 _FORMAT = 1
@@ -51,25 +48,21 @@ class FeatureCache:
         where the file is damaged."""
         path = self._path(key)
         try:
-            with safe_open(path, framework="np") as file:
-                features, numbers = file.get_tensor("features"), file.get_tensor("numbers")
-                skipped = tuple(json.loads(file.metadata()["skipped"]))
-        except (OSError, SafetensorError):
+            features = read_features(path, index)
+        except (OSError, ValueError):
             return None
         with contextlib.suppress(OSError):  # a folder that may only be read
             os.utime(path)
-        return Features(features, index.label[numbers], numbers, skipped)
+        return features
 
     def store(self, key: str, features: Features) -> None:
         """Keep features under `key`, as a whole or not at all. A disk that is full or read-only is no error here:
         the features are merely computed again next time."""
         if features.features.nbytes > self.limit:
             return
-        tensors: dict[str, NDArray[Any]] = {"features": features.features, "numbers": features.numbers}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with atomic_path(self._path(key)) as temporary:
-                save_file(tensors, temporary, {"skipped": json.dumps(features.skipped)})
+            write_features(self._path(key), features)
         except (OSError, SafetensorError):
             return
         self._evict(self._path(key))

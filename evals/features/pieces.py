@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from leoclr.datasets.errors import DataError, EvaluationError
-from leoclr.datasets.files import atomic_path, write_atomic
+from leoclr.datasets.files import write_atomic
 from leoclr.datasets.shards.index import Index
 from leoclr.evals.features.extract import MAX_BAD_SHARE, Features
+from leoclr.evals.features.stored import read_features, write_features
 
 PIECE_BYTES = 64 * 2**20
 _PIECE_SECONDS = 30.0
@@ -82,21 +81,16 @@ class PieceFolder:
         if not self.pieces:
             write_atomic(self.path / _PLAN, self._plan)
         path = self.path / f"{start:012d}-{stop:012d}{_SUFFIX}"
-        tensors: dict[str, NDArray[Any]] = {"features": features.features, "numbers": features.numbers}
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, {"skipped": json.dumps(features.skipped)})
+        write_features(path, features)
         self.pieces.append(Piece(path, start, stop))
 
     def read(self, index: Index) -> Iterator[Features]:
         """The features of each piece; DataError for a piece that was damaged on the disk."""
         for piece in self.pieces:
             try:
-                with safe_open(piece.path, framework="np") as file:
-                    features, numbers = file.get_tensor("features"), file.get_tensor("numbers")
-                    skipped = tuple(json.loads(file.metadata()["skipped"]))
-            except (OSError, SafetensorError) as error:
+                yield read_features(piece.path, index)
+            except (OSError, ValueError) as error:
                 raise DataError(f"{piece.path} cannot be read ({error}); remove it and run the command again") from None
-            yield Features(features, index.label[numbers], numbers, skipped)
 
     def remove(self) -> None:
         """Delete the folder."""

@@ -6,7 +6,6 @@ bit for bit.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -123,7 +122,7 @@ def save_state(path: Path, model: nn.Module, optimizer: torch.optim.SGD, epochs:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
-            save_file(plain, temporary, {"epochs": json.dumps(epochs)})
+            save_file(plain, temporary, {"epochs": str(epochs)})
     except (OSError, SafetensorError) as error:
         raise RunError(f"{path} cannot be written ({error}); --no-cache keeps no unfinished work") from error
 
@@ -133,10 +132,15 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.SGD) -> int:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-            epochs = int(json.loads(file.metadata()["epochs"]))
-    except (FileNotFoundError, SafetensorError):
+            epochs = int((file.metadata() or {})["epochs"])
+    except (FileNotFoundError, SafetensorError, KeyError, ValueError):
         return 0
     weights = {name: tensor for name, tensor in tensors.items() if name.startswith(_WEIGHTS)}
+    parameters = {f"{_MOMENTUM}{name}": parameter for name, parameter in model.named_parameters()}
+    expected = {f"{_WEIGHTS}{name}": tensor for name, tensor in model.state_dict().items()}
+    shapes = {name: tensor.shape for name, tensor in (expected | parameters).items()}
+    if weights.keys() != expected.keys() or any(tensor.shape != shapes.get(name) for name, tensor in tensors.items()):
+        return 0
     model.load_state_dict({name.removeprefix(_WEIGHTS): tensor for name, tensor in weights.items()})
     for name, parameter in model.named_parameters():
         if f"{_MOMENTUM}{name}" in tensors:  # in the parameter's memory layout, which torch's kernels take for granted

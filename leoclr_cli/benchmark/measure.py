@@ -30,14 +30,13 @@ from leoclr.cli.run.devices import accelerated, check_precision, choose_device
 from leoclr.cli.run.versions import environment, versions
 from leoclr.cli.training import build
 from leoclr.cli.training.data import TrainingData, worker_count
-from leoclr.cli.training.step import RunLength, TrainStep
+from leoclr.cli.training.step import MakeViews, RunLength, TrainStep
 from leoclr.datasets.errors import RunError
 from leoclr.datasets.images.decode import decode_image, decode_pixels
 from leoclr.datasets.loading.device_feed import Pace
 from leoclr.datasets.loading.loader import StepDataset
 from leoclr.datasets.loading.plan import Plan
 from leoclr.datasets.loading.resident import first_size
-from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.locate import open_data
 from leoclr.datasets.shards.reader import SampleReader
 
@@ -126,7 +125,9 @@ class Bench:
 
     def _one_worker(self, settings: Settings) -> Rate:
         """From shards to views, as one loader process does it."""
-        dataset, step = _dataset(self._index, settings), iter(range(1 << 30))
+        plan = Plan.of(self._index, settings.data.batch_size, settings.train.seed)
+        dataset = StepDataset(self._index, plan, settings.view_policy, augmentation_spec(settings))
+        step = iter(range(1 << 30))
         name = f"views, one process, {settings.augmentation.executor}"
         return self._repeat(name, "data", lambda: len(dataset[next(step)].samples))
 
@@ -136,14 +137,19 @@ class Bench:
             data = TrainingData(settings, accelerator)
             self._resident = data.settings.data.resident == "yes"
             workers = 0 if self._resident else worker_count(settings.run.workers, self._device.type)
-            loaded = data.batches(0, 1 << 30)
-            with closing(loaded):  # type: ignore[type-var]
+            place = "of images on the device" if self._resident else "in the trainer's process"
+            name = f"views, {workers} loader processes" if workers else f"views, {place}"
+            with closing(data.batches(0, 1 << 30)) as loaded:  # type: ignore[type-var]
                 for _ in range(max(1, 2 * workers)):
                     next(loaded)  # made while the processes started
-                place = "of images on the device" if self._resident else "in the trainer's process"
-                name = f"views, {workers} loader processes" if workers else f"views, {place}"
                 rounds = range(max(1, workers))  # batches come in bursts of one from each process
-                return self._repeat(name, "data", lambda: sum(len(next(loaded).samples) for _ in rounds))
+
+                def work() -> int:
+                    for _ in rounds:
+                        data.make_views(next(loaded).inputs)
+                    return len(rounds) * settings.data.batch_size
+
+                return self._repeat(name, "data", work)
 
     def _operations(self) -> Iterator[Rate]:
         """Each augmentation by itself, on one view of each image."""
@@ -176,13 +182,13 @@ class Bench:
     def _end_to_end(self) -> Rate:
         """Steps on loaded batches, as in training."""
         with accelerated(self._settings, self._folder) as accelerator:
-            take_step, pace = _train_step(self._settings, accelerator), Pace(accelerator.device)
-            loaded = TrainingData(self._settings, accelerator).batches(0, 1 << 30)
+            data, pace = TrainingData(self._settings, accelerator), Pace(accelerator.device)
+            take_step, loaded = _train_step(self._settings, accelerator, data.make_views), data.batches(0, 1 << 30)
             with closing(loaded):  # type: ignore[type-var]
 
                 def work() -> int:
                     batch = next(loaded)
-                    take_step(batch.views, _END)
+                    take_step(batch.inputs, _END)
                     pace.step_taken()
                     return len(batch.samples)
 
@@ -282,15 +288,9 @@ def with_values(settings: Settings, values: dict[str, Any]) -> Settings:
     return settings
 
 
-def _train_step(settings: Settings, accelerator: Accelerator) -> TrainStep:
-    method = build.method(settings, accelerator.device, _END)
-    batch = settings.data.batch_size
-    return TrainStep(settings, accelerator, method, settings.view_policy.pairs, batch, RunLength(_END, 1))
-
-
-def _dataset(index: Index, settings: Settings) -> StepDataset:
-    plan = Plan.of(index, settings.data.batch_size, settings.train.seed)
-    return StepDataset(index, plan, settings.view_policy, augmentation_spec(settings))
+def _train_step(settings: Settings, accelerator: Accelerator, make_views: MakeViews | None = None) -> TrainStep:
+    method, batch = build.method(settings, accelerator.device, _END), settings.data.batch_size
+    return TrainStep(settings, accelerator, method, settings.view_policy.pairs, batch, RunLength(_END, 1), make_views)
 
 
 def _count(done: Iterator[object]) -> int:

@@ -15,10 +15,11 @@ from typing import Any
 from leoclr.cli.exporting.target import ExportOptions
 from leoclr.cli.plotting.charts import Line, line_chart
 from leoclr.cli.reporting.line_charts import thin
-from leoclr.cli.reporting.run_facts import ReportedRun, number, read_run
+from leoclr.cli.reporting.run_facts import ReportedRun, read_run
 from leoclr.cli.reporting.run_pictures import anonymous_views
 from leoclr.cli.reporting.run_tables import has_effect, percent
 from leoclr.cli.run.encoders import LoadedEncoder
+from leoclr.cli.run.json_file import number
 from leoclr.cli.terminal import warn
 from leoclr.evals.tables import METRICS
 

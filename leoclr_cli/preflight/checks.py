@@ -36,9 +36,10 @@ def micro_batch(settings: Settings, ranks: int) -> int:
 
 def facts_of(settings: Settings, images: int, ranks: int) -> RunFacts:
     """What the settings of a method are checked against. Raises RunError as `micro_batch`."""
-    policy = settings.view_policy
+    policy, size = settings.view_policy, settings.data.image_size
     micro = micro_batch(settings, ranks)
-    return RunFacts(tuple(policy.views), policy.pairs, images, micro, ranks, settings.train.accumulation)
+    areas = {name: (view.side(size) / size) ** 2 for name, view in policy.views.items()}
+    return RunFacts(tuple(policy.views), policy.pairs, images, micro, ranks, settings.train.accumulation, areas)
 
 
 def policy_problems(settings: Settings) -> Iterator[str]:

@@ -23,8 +23,9 @@ _HOLD_PATHS = ("data", "checkpoint")
 _TAKE_PATHS = ("--data", "--train-data", "--test-data", "--val-data", "--output", "-o")
 
 
-def forward_passes(settings: Settings) -> int:
-    """Forward passes of the encoder for each image. A backward pass counts as two; MoCo's keys have none."""
+def forward_passes(settings: Settings) -> float:
+    """Forward passes of the encoder for each image, in passes over a view of full size. A backward pass counts as two;
+    MoCo's keys have none."""
     own = settings.method.forward_passes(facts_of(settings, images=1, ranks=1))
     return own + 3 * settings.view_policy.passes
 
@@ -55,7 +56,7 @@ def write_result(unit: Unit, recipe_name: str) -> Path:
         "commit": sessions[-1].get("commit", ""),
         "seconds": round(sum(session["seconds"] for session in sessions), 1),
         "steps": sessions[-1]["steps"],
-        "forward_passes": passes * sessions[-1]["steps"] * settings["data"]["batch_size"],
+        "forward_passes": round(passes * sessions[-1]["steps"] * settings["data"]["batch_size"]),
         "scores": scores,
     }
     here = _places(plan)

@@ -22,6 +22,7 @@ from leoclr.cli.config.flags import parse_flags
 from leoclr.cli.recipes.definition import Column, Recipe
 from leoclr.datasets.errors import RunError, SettingsError
 from leoclr.datasets.files import write_atomic
+from leoclr.datasets.json_text import parse_json_text
 
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _DATA_FLAGS = {"transfer": ("--data", "--test-data"), "detection": ("--data", "--test-data")}  # of `leoclr eval`
@@ -241,7 +242,7 @@ def data_by_name(recipe: Recipe, given: Sequence[str]) -> dict[str, str]:
 def read_json(path: Path) -> dict[str, Any]:
     """The content of a record; RunError where it is damaged."""
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json_text(path.read_bytes())
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: cannot be read ({error}); remove it, and the step is done again") from None
     if not isinstance(content, dict):

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from leoclr.cli.reporting.line_charts import Axis, Series, svg_line_chart
 from leoclr.cli.reporting.markup import Html, element
-from leoclr.cli.reporting.run_facts import ReportedRun, number
+from leoclr.cli.reporting.run_facts import ReportedRun
+from leoclr.cli.run.json_file import number
 from leoclr.datasets.views import POLICIES
 
 PERCENT: Callable[[float], str] = lambda value: f"{100 * value:.3g} %"  # noqa: E731

@@ -14,10 +14,11 @@ from leoclr.cli.reporting.charts import PERCENT, PLAIN, label_chart, loss_kind, 
 from leoclr.cli.reporting.document import document
 from leoclr.cli.reporting.feature_map import scatter
 from leoclr.cli.reporting.markup import Html, element, join
-from leoclr.cli.reporting.run_facts import ReportedRun, number
+from leoclr.cli.reporting.run_facts import ReportedRun
 from leoclr.cli.reporting.run_pictures import Pictures
 from leoclr.cli.reporting.run_tables import chip, environment_table, score_tables, settings_tables
 from leoclr.cli.reporting.score_tiles import ScoreTile, score_tiles
+from leoclr.cli.run.json_file import number
 
 _INTERVAL = "±: half of a 95 % interval over the test images. It holds neither other seeds nor other pre-trainings."
 

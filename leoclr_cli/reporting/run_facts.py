@@ -5,13 +5,14 @@ Every file may be missing, damaged or malicious: readable ones are used, the oth
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from leoclr.cli.run.folder import RunFolder
+from leoclr.cli.run.json_file import number
+from leoclr.datasets.json_text import parse_json_text
 
 BAD_IMAGES = "bad-images.txt"
 _MAX_RECORD_BYTES = 16 * 2**20
@@ -90,16 +91,6 @@ def flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, st
             yield f"{above}{key}", value if isinstance(value, str) else json.dumps(value)
 
 
-def number(value: object) -> float | None:
-    """A finite number as it is, anything else as None."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:
-        return None
-
-
 def _read_curves(run: ReportedRun) -> None:
     try:
         lines = run.folder.metrics.open("rb")
@@ -109,7 +100,7 @@ def _read_curves(run: ReportedRun) -> None:
     with lines:
         for line in lines:
             try:
-                values = json.loads(line)
+                values = parse_json_text(line)
             except ValueError:
                 continue  # half a line, from a process that was killed
             epoch = number(values.pop("epoch", None)) if isinstance(values, dict) else None
@@ -127,10 +118,10 @@ def _read_records(run: ReportedRun) -> None:
         try:
             if path.stat().st_size > _MAX_RECORD_BYTES:
                 raise ValueError("too large")
-            record = json.loads(path.read_bytes())
+            record = parse_json_text(path.read_bytes())
             if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
                 raise ValueError("no record of a score")
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             run.problems.append(f"evals/{path.name} cannot be read: {error}")
             continue
         for number_of, one in enumerate(_curves_of(run, record)):

@@ -7,7 +7,8 @@ from typing import Any
 
 from leoclr.cli.config.fields import plugin_sections
 from leoclr.cli.reporting.markup import Html, element, join, table
-from leoclr.cli.reporting.run_facts import ReportedRun, flat, number
+from leoclr.cli.reporting.run_facts import ReportedRun, flat
+from leoclr.cli.run.json_file import number
 from leoclr.evals.tables import METRICS
 
 _HALF_WIDTHS = {"_half_width": "draws", "_image_half_width": "images"}

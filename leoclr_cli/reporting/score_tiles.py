@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from leoclr.cli.reporting.run_facts import ReportedRun, number
+from leoclr.cli.reporting.run_facts import ReportedRun
+from leoclr.cli.run.json_file import number
 
 _METRICS = {"top1": "top-1", "mean_per_class": "mean per class", "ap50": "AP50"}
 _ORDER = ("knn", "linear", "robustness", "semisup", "transfer-linear", "transfer", "detection")

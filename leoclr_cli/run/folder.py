@@ -15,7 +15,8 @@ from leoclr.cli.run.json_file import read_json_object
 from leoclr.cli.run.model_names import is_model_folder, is_named
 from leoclr.cli.terminal import warn
 from leoclr.datasets.errors import CheckpointError, RunError
-from leoclr.datasets.files import write_atomic
+from leoclr.datasets.files import did_you_mean, write_atomic
+from leoclr.datasets.json_text import parse_json_text
 from leoclr.datasets.shards.locate import absolute
 
 FORMAT = 1
@@ -62,14 +63,31 @@ class RunFolder:
             RunError: It is missing, damaged, or of a format that this version does not know.
         """
         try:
-            content = json.loads(self.settings_file.read_bytes())
+            content = parse_json_text(self.settings_file.read_bytes())
         except FileNotFoundError as error:
+            if not self.path.exists():
+                raise RunError(f"{self.path}: no such run{did_you_mean(self.path)}") from None
             raise RunError(f"{self.path} is not a run folder: it has no run.json") from error
         except (OSError, ValueError) as error:
             raise RunError(f"cannot read {self.settings_file}: {error}") from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise RunError(f"{self.settings_file} is not a run description of format {FORMAT}")
+        for part in ("settings", "data"):
+            if not isinstance(content.get(part, {}), dict):
+                raise RunError(f"{self.settings_file} is damaged: {part} is no object")
         return content
+
+    def data(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Where the training data and the validation data lie, by run.json.
+
+        Raises:
+            RunError: run.json is missing or damaged, or does not say.
+        """
+        told = self.read().get("data", {})
+        train, val = (told.get(split) for split in ("train", "val"))
+        if not (_are_texts(train) and _are_texts(val)):
+            raise RunError(f"{self.settings_file} does not say where the data lies: name it with --data")
+        return tuple(train), tuple(val)
 
     def write(self, content: Mapping[str, JSON]) -> None:
         """Replace run.json as a whole; `format` is added.
@@ -138,6 +156,10 @@ class RunFolder:
             raise vanished from None
 
 
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
 def newest_run(root: Path = Path(".")) -> Path:
     """The run folder in `root` or `root`/runs that was started last; quickstart's counts as well.
 
@@ -179,7 +201,7 @@ def find_checkpoint(path: Path | None) -> Sound | Path:
     if (path / MANIFEST).exists() or path.name.startswith("step-"):
         return verify(path)
     if not path.exists():
-        raise CheckpointError(f"no such run, checkpoint or file: {path}")
+        raise _no_such_run(path)
     run = RunFolder(path)
     folder = run.checkpoints if run.settings_file.exists() else path
     newest, damaged = newest_sound(folder)
@@ -194,6 +216,19 @@ def find_checkpoint(path: Path | None) -> Sound | Path:
     return newest
 
 
+def existing_weights(weights: Path | list[Path] | None) -> Path | list[Path] | None:
+    """The argument of a command as it is; CheckpointError where it is nothing at all. So this is told at once and not
+    after the seconds that importing torch takes."""
+    for path in [weights] if isinstance(weights, Path) else weights or ():
+        if not is_named(str(path)) and not path.exists():
+            raise _no_such_run(path)
+    return weights
+
+
+def _no_such_run(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path}: no such run, checkpoint or file{did_you_mean(path)}")
+
+
 def _started(run: Path) -> tuple[float, float]:
     """When a run was started, in seconds since 1970, and the time of its run.json, which decides a tie.
 
@@ -202,6 +237,6 @@ def _started(run: Path) -> tuple[float, float]:
     file = RunFolder(run).settings_file
     written = file.stat().st_mtime
     try:
-        return datetime.fromisoformat(json.loads(file.read_bytes())["started"]).timestamp(), written
+        return datetime.fromisoformat(parse_json_text(file.read_bytes())["started"]).timestamp(), written
     except (OSError, ValueError, KeyError, TypeError):
         return written, written

@@ -1,8 +1,9 @@
-"""Read a JSON object from an untrusted file."""
+"""Read JSON objects and numbers from untrusted files."""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,16 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds no JSON object")
     return value
+
+
+def number(value: object) -> float | None:
+    """A finite number as it is, anything else as None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
 
 
 def _refuse_constant(name: str) -> float:

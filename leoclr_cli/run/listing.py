@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -14,9 +13,11 @@ from typing import Any, Literal, get_args
 
 from leoclr.cli.run.checkpoint import MANIFEST, STATE
 from leoclr.cli.run.folder import RUNS, RunFolder
-from leoclr.cli.run.json_file import read_json_object
+from leoclr.cli.run.json_file import number, read_json_object
 from leoclr.cli.run.lock import is_locked
 from leoclr.datasets.errors import CheckpointError, RunError
+from leoclr.datasets.files import did_you_mean
+from leoclr.datasets.json_text import parse_json_text
 
 State = Literal["running", "complete", "stopped", "empty", "damaged"]
 STATES: tuple[State, ...] = get_args(State)
@@ -59,7 +60,7 @@ def list_runs(places: Sequence[Path]) -> list[ListedRun]:
         RunError: A place does not exist.
     """
     if missing := [place for place in places if not place.is_dir()]:
-        raise RunError(f"{missing[0]}: no such folder")
+        raise RunError(f"{missing[0]}: no such folder{did_you_mean(Path(missing[0]))}")
     found = {path.resolve(): path for place in places for path in _runs_of(place)}
     return sorted((_listed(path) for path in found.values()), key=lambda run: (-run.started, run.path))
 
@@ -81,8 +82,8 @@ def _listed(path: Path) -> ListedRun:
     saved, steps = _newest_saved(run.checkpoints)
     logged, epoch = lines.get("step"), lines.get("epoch")
     running = is_locked(path)
-    if steps is None and content is not None and logged and epoch:
-        steps = round(logged / epoch * content["settings"]["train"]["epochs"])
+    if steps is None and logged and epoch and (epochs := _epochs(content)) is not None:
+        steps = round(logged / epoch * epochs)
     step = int(logged) if running and logged else saved or 0
     state: State = "stopped"
     if content is None:
@@ -108,12 +109,17 @@ def _last_values(metrics: Path) -> dict[str, float]:
     values: dict[str, float] = {}
     for line in lines:
         try:
-            content = json.loads(line)
-        except (ValueError, RecursionError):
+            content = parse_json_text(line)
+        except ValueError:
             continue
         if isinstance(content, dict):
-            values |= {name: value for name, value in content.items() if isinstance(value, int | float)}
+            values |= {name: value for name, told in content.items() if (value := number(told)) is not None}
     return values
+
+
+def _epochs(content: dict[str, Any] | None) -> float | None:
+    train = (content or {}).get("settings", {}).get("train")
+    return number(train.get("epochs")) if isinstance(train, dict) else None
 
 
 def _newest_saved(checkpoints: Path) -> tuple[int | None, int | None]:

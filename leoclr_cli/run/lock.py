@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 from leoclr.datasets.errors import RunError
+from leoclr.datasets.json_text import parse_json_text
 
 _INSTANT_SECONDS = 0.1
 
@@ -120,7 +121,7 @@ def _this_process() -> dict[str, str | int]:
 
 def _holder(content: bytes) -> str:
     try:
-        owner = json.loads(content)
+        owner = parse_json_text(content)
         return f"process {owner['pid']} on {owner['host']} since {owner['started']}"
     except (ValueError, KeyError, TypeError):
         return "another process"

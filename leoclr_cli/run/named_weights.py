@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from leoclr.cli.config.sections import AugmentationSettings
 from leoclr.cli.run.foreign_weights import Architecture, Found, Input, read_safetensors, read_torch_file
 from leoclr.cli.run.model_names import CONFIG, WEIGHTS, is_model_folder
 from leoclr.datasets.errors import CheckpointError, SettingsError
+from leoclr.datasets.json_text import parse_json_text
 
 _MAX_CONFIG_BYTES = 1 << 20
 
@@ -43,8 +43,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_CONFIG_BYTES + 1)
-        content = json.loads(data) if len(data) <= _MAX_CONFIG_BYTES else None
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json_text(data) if len(data) <= _MAX_CONFIG_BYTES else None
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("architecture"), str):
         raise CheckpointError(f"{path} is not the configuration of a timm model: it names no architecture")

@@ -49,9 +49,7 @@ def _beside(moved: str | Sequence[str], val: list[str]) -> list[str]:
 
 def _refuse_missing_method(run: Path, description: Mapping[str, Any]) -> None:
     """Raise RunError where the method of a run is not installed."""
-    name, origin = description["settings"].get("backend"), description.get("method", {})
-    if name not in plugins(METHODS) and origin:
-        raise RunError(
-            f"{run} was trained by the method {name} of the package {origin['package']} {origin['version']}, which is "
-            "not installed"
-        )
+    name, origin = description.get("settings", {}).get("backend"), description.get("method")
+    if isinstance(name, str) and name not in plugins(METHODS) and isinstance(origin, dict):
+        package = f"{origin.get('package', '(unknown)')} {origin.get('version', '')}".strip()
+        raise RunError(f"{run} was trained by the method {name} of the package {package}, which is not installed")

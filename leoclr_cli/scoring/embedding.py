@@ -20,6 +20,7 @@ from leoclr.cli.scoring.records import described_data, new_record
 from leoclr.cli.terminal import progress, say, warn
 from leoclr.datasets.errors import EvaluationError, RunError
 from leoclr.datasets.files import write_atomic
+from leoclr.datasets.json_text import parse_json_text
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.locate import open_data
 from leoclr.evals.features.extract import Features, Precision, extract_features
@@ -131,7 +132,7 @@ class Embedding:
     def _finished(self) -> dict[str, Any] | None:
         """The record of an earlier command that did all of this."""
         try:
-            record = dict(json.loads(self._record_file.read_bytes()))
+            record = dict(parse_json_text(self._record_file.read_bytes()))
             same = record["plan"] == self._plan and record["bytes"] == self._output.stat().st_size
             there = all((self._output.parent / name).is_file() for name in record["files"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -174,4 +175,4 @@ def fill(
 def data_of_run(encoder: LoadedEncoder) -> Sequence[str]:
     if encoder.run is None:
         raise EvaluationError(f"{encoder.source} does not say which data it goes with; name some with --data")
-    return tuple(RunFolder(encoder.run).read()["data"]["train"])
+    return RunFolder(encoder.run).data()[0]

@@ -232,10 +232,9 @@ def _labelled_data(encoder: LoadedEncoder, request: Request) -> LabelledData:
     if not train_source:
         if encoder.run is None:
             raise EvaluationError(f"{encoder.source} does not say which data it goes with; name it with --train-data")
-        run_data = RunFolder(encoder.run).read()["data"]
-        train_source = tuple(run_data["train"])
-        if not test_source and run_data["val"]:
-            test_source, protocol = tuple(run_data["val"]), "test data: the run's validation data"
+        train_source, val_source = RunFolder(encoder.run).data()
+        if not test_source and val_source:
+            test_source, protocol = val_source, "test data: the run's validation data"
     if not test_source:
         test_source = sibling_split(as_shards(train_source, announce=False))
         protocol = f"test data: {', '.join(test_source)}, beside the training data"

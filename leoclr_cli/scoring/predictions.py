@@ -15,6 +15,7 @@ import numpy as np
 
 from leoclr.datasets.errors import EvaluationError, RunError
 from leoclr.datasets.files import write_atomic
+from leoclr.datasets.json_text import parse_json_text
 from leoclr.datasets.shards.index import Index
 from leoclr.evals.mcnemar import Comparison, compare
 from leoclr.evals.scores import Predicted
@@ -97,7 +98,7 @@ def _read(path: Path) -> dict[str, _Classifier]:
         if path.stat().st_size > _MAX_BYTES:
             raise EvaluationError(f"{path} is larger than {_MAX_BYTES:,} bytes: no file of predictions")
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
-            rows = map(json.loads, lines) if path.suffix == ".jsonl" else csv.DictReader(lines)
+            rows = map(parse_json_text, lines) if path.suffix == ".jsonl" else csv.DictReader(lines)
             for row in rows:
                 classifier, key = str(row["classifier"]), str(row["key"])
                 image = (key, seen[classifier, key])

@@ -1,8 +1,9 @@
 """Training step as one CUDA graph: captured once, then replayed with a single launch.
 
 Shapes are static. Values that change from step to step are in device buffers that are filled before each replay:
-pixels, learning rates, and the step inputs of the method (`leoclr.backends.step_inputs`). The graph captures
-`TrainStep`.
+sample numbers, boxes and parameters of the views (or pixels, where loader processes make them), learning rates, and the
+step inputs of the method (`leoclr.backends.step_inputs`). The graph captures the body of `TrainStep`: from these to the
+update, with the crops and photometric operations of the views.
 
 The first steps run without the graph. The next two are computed twice from the same state, with and without the graph,
 and must update the weights alike. If they do not, or if the capture fails, one line gives the reason and all steps run
@@ -80,7 +81,7 @@ class StepGraph:
     """Takes steps by replay where that gives what `body` gives.
 
     Args:
-        body: A step, from pixels on the device to the update.
+        body: A step, from inputs on the device to the update.
         seed: Seeds torch for a step.
         check: Whether to compare the first replays.
         say: Called with one line where steps are not replayed.
@@ -101,24 +102,24 @@ class StepGraph:
         self._body, self._seed, self._method, self._optimizer, self._say = body, seed, method, optimizer, say
         self._capture, self._inputs = capture, StepInputs()
         self._steps, self._unchecked, self._check = 0, _CHECKED, check
-        self._pixels: dict[str, Tensor] = {}
+        self._buffers: dict[str, Tensor] = {}
         exact = torch.float32 if device.type == "cuda" else torch.float64
         self._rates = torch.zeros(len(optimizer.param_groups), dtype=exact, device=device)
         self._replay: Callable[[], StepResult] | None = None
         self.refused: str | None = None
 
-    def __call__(self, pixels: Mapping[str, Tensor], now: Progress) -> StepResult:
+    def __call__(self, inputs: Mapping[str, Tensor], now: Progress) -> StepResult:
         """Take a step. The optimizer's groups have the step's learning rates, as numbers."""
         self._steps += 1
         if self.refused is not None or self._steps <= _STEPS_BEFORE:
-            return self._body(pixels, now)
-        self._fill(pixels, now)
+            return self._body(inputs, now)
+        self._fill(inputs, now)
         if self._replay is not None and not self._unchecked:
             return self._replay().clone()
         before = self._state()
         watched = WatchedProgress(*now)
         with self._inputs.serving():
-            expected = self._body(self._pixels, watched).clone()
+            expected = self._body(self._buffers, watched).clone()
         if watched.read:
             return self._refuse("the method reads its progress on the host", expected)
         after = self._state()
@@ -148,7 +149,7 @@ class StepGraph:
 
         def body() -> StepResult:
             with self._inputs.serving():
-                return self._body(self._pixels, WatchedProgress(*now))
+                return self._body(self._buffers, WatchedProgress(*now))
 
         try:
             return self._capture(body)
@@ -157,11 +158,11 @@ class StepGraph:
             self._optimizer.zero_grad(set_to_none=True)
             raise
 
-    def _fill(self, pixels: Mapping[str, Tensor], now: Progress) -> None:
-        if not self._pixels:
-            self._pixels = {name: torch.empty_like(view) for name, view in pixels.items()}
-        for name, view in pixels.items():
-            self._pixels[name].copy_(view)
+    def _fill(self, inputs: Mapping[str, Tensor], now: Progress) -> None:
+        if not self._buffers:
+            self._buffers = {name: torch.empty_like(value) for name, value in inputs.items()}
+        for name, value in inputs.items():
+            self._buffers[name].copy_(value)
         rates = torch.tensor([group["lr"] for group in self._optimizer.param_groups], dtype=self._rates.dtype)
         self._rates.copy_(rates.pin_memory() if self._rates.is_cuda else rates, non_blocking=True)
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
@@ -186,7 +187,7 @@ class StepGraph:
             tensor.copy_(value)
 
     def _refuse(self, reason: str, result: StepResult) -> StepResult:
-        self.refused, self._replay, self._pixels = reason, None, {}
+        self.refused, self._replay, self._buffers = reason, None, {}
         self._say(f"steps are not replayed as a CUDA graph: {reason}")
         return result
 

@@ -100,7 +100,7 @@ def _failing(trainer: Trainer, advance: Callable[[int], None]) -> int:
     start = trainer.step
     for number, batch in enumerate(trainer.data.batches(start, min(last + 1, trainer.steps)), start):
         try:
-            if not math.isfinite(float(trainer.take_step(batch.views, number).loss)):
+            if not math.isfinite(float(trainer.take_step(batch.inputs, number).loss)):
                 return number
         except FloatingPointError:
             return number
@@ -115,13 +115,13 @@ def _measured(trainer: Trainer, step: int, advance: Callable[[int], None]) -> Re
     found = Replayed(step, start)
     for number, batch in enumerate(trainer.data.batches(start, step + 1), start):
         if number < step:
-            trainer.take_step(batch.views, number)
+            trainer.take_step(batch.inputs, number)
             advance(1)
             continue
         found.keys = [trainer.index.key(int(sample)) for sample in batch.samples]
         with _recording(trainer.method, found):
             try:
-                found.loss = _finite(trainer.take_step(batch.views, number).loss)
+                found.loss = _finite(trainer.take_step(batch.inputs, number).loss)
             except FloatingPointError:
                 found.loss = None
     return found

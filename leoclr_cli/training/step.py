@@ -21,6 +21,8 @@ from leoclr.cli.training.optimizers import build_optimizer, drop_frozen_gradient
 from leoclr.datasets.images.normalise import normalise
 from leoclr.datasets.views import Pairs
 
+MakeViews = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+
 
 @dataclass(frozen=True)
 class RunLength:
@@ -56,6 +58,7 @@ class TrainStep:
     Args:
         pairs: (anchor, positive) view names.
         micro: Images that go through the encoder at a time.
+        make_views: Makes the views of the inputs; None where the inputs are the views.
 
     Attributes:
         replay: Takes the place of `body`; see `leoclr.cli.training.graph`.
@@ -71,9 +74,10 @@ class TrainStep:
         pairs: Pairs,
         micro: int,
         length: RunLength,
+        make_views: MakeViews | None = None,
     ) -> None:
         self.settings, self.accelerator, self.method, self.pairs = settings, accelerator, method, pairs
-        self.micro, self.length = micro, length
+        self.micro, self.length, self._make_views = micro, length, make_views or dict
         self.optimizer = build_optimizer(method, settings.optimizer)
         self._changes_gradients = (
             type(method).before_update is not Method.before_update
@@ -90,19 +94,18 @@ class TrainStep:
             warnings.filterwarnings("ignore", ".*broadcast_buffers.*", FutureWarning)  # renamed in torch 2.14
             self.model, self._prepared = accelerator.prepare(method, self.optimizer)
 
-    def __call__(self, pixels: Mapping[str, Tensor], step: int) -> StepResult:
-        """Take step number `step` on this process's part of the batch, uint8 views by name, on its device.
+    def __call__(self, inputs: Mapping[str, Tensor], step: int) -> StepResult:
+        """Take step number `step` on this process's part of the batch: its inputs by name, on its device.
 
         Raises:
             FloatingPointError: It is not finite; the weights are as before. On a CPU only: a GPU would have to wait.
         """
         optimizer, length = self.settings.optimizer, self.length
         now = Progress(step, length.steps, length.steps_per_epoch)
-        self._remember()
         rate = learning_rate(step, length.steps, length.warmup_steps, optimizer.lr, optimizer.final_lr)
         schedule(self.optimizer, self.method, now, rate, optimizer.lr)
         self.seed(now)
-        result = (self.replay or self.body)(pixels, now)
+        result = (self.replay or self.body)(inputs, now)
         self._unfinished = self._updating = False
         return result
 
@@ -111,8 +114,10 @@ class TrainStep:
         stream = self.settings.train.seed * self.accelerator.num_processes + self.accelerator.process_index
         torch.manual_seed((stream * 2**32 + now.step) % 2**64)
 
-    def body(self, pixels: Mapping[str, Tensor], now: Progress) -> StepResult:
-        """The step itself, from pixels to the update; the optimizer's groups have their rates."""
+    def body(self, inputs: Mapping[str, Tensor], now: Progress) -> StepResult:
+        """The step itself, from inputs to the update; the optimizer's groups have their rates."""
+        self._remember()
+        pixels = self._make_views(inputs)
         result = self._phase(pixels, now)
         for phase in range(1, self.method.phases):
             result = self._phase(pixels, now._replace(phase=phase))

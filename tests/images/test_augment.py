@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torchvision.transforms import functional as F
 
 from leoclr.datasets.images.augment_pillow import apply, augment, whole
 from leoclr.datasets.images.augmentation import UNIFORMS, AugmentationSpec, crop_box, draw, view_specs
+from leoclr.datasets.policies.original import OriginalViews
 from leoclr.datasets.randomness import uniforms
 from leoclr.datasets.views import View, ViewKind, ViewPolicy
 
@@ -78,6 +80,25 @@ def test_the_views_of_a_policy_have_sizes_kinds_and_changes_of_their_own() -> No
     specs = view_specs(ViewPolicy("own", views, (("x", "small"),)), AugmentationSpec(24))
     assert specs["x"] == AugmentationSpec(24, kind="whole") and specs["strong"] == AugmentationSpec(24, blur=1.0)
     assert specs["small"] == AugmentationSpec(12, flip=0.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "pairs"),
+    [
+        ({"anchors": "original"}, "x x1, x x2"),
+        ({"anchors": "crops"}, "x1 x, x2 x"),
+        ({"crops": 1}, "x x1, x1 x"),
+        ({"anchors": "original", "crops": 1, "small": 2}, "x x1, s1 x, s2 x"),
+    ],
+)
+def test_crops_are_pulled_to_the_original_and_never_to_each_other(settings: dict[str, Any], pairs: str) -> None:
+    policy = OriginalViews(**settings).policy()
+    assert policy.pairs == tuple(tuple(pair.split()) for pair in pairs.split(", "))
+    assert set(policy.views) == {name for pair in policy.pairs for name in pair}
+    assert policy.views["x"].kind == "whole" and all(
+        policy.views[name].kind == "crop" for name in policy.views if name != "x"
+    )
+    assert [policy.views[name].side(32) for name in policy.views if name[0] == "s"] == [16] * settings.get("small", 0)
 
 
 def test_uniforms_are_all_the_randomness_there_is() -> None:

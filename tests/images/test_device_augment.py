@@ -22,10 +22,11 @@ from leoclr.cli.preflight.auto import DataFacts, settle
 from leoclr.cli.training import trainer as training
 from leoclr.datasets.images.augment_device import crop_boxes, draw_all, photometric
 from leoclr.datasets.images.augment_pillow import apply
-from leoclr.datasets.images.augmentation import UNIFORMS, AugmentationSpec, crop_box, draw
+from leoclr.datasets.images.augmentation import UNIFORMS, AugmentationSpec, crop_box, draw, view_specs
 from leoclr.datasets.loading.device_feed import on_device
 from leoclr.datasets.loading.loader import StepDataset, batches
 from leoclr.datasets.loading.plan import Plan
+from leoclr.datasets.loading.view_maker import ViewMaker
 from leoclr.datasets.randomness import uniforms
 from leoclr.datasets.shards.locate import open_data
 from leoclr.datasets.views import POLICIES
@@ -150,8 +151,9 @@ def test_workers_ship_squares_and_what_is_left_to_do(make_shards: MakeShards) ->
         spec = AugmentationSpec(12, executor=executor)
         data = StepDataset(index, Plan.of(index, 6, 3), POLICIES["leoclr"], spec)
         loaded = list(batches(data, 0, 4, workers))
-        assert all(bool(batch.parameters) == (executor == "device") for batch in loaded)
-        return [batch.views for batch in on_device(iter(loaded), torch.device("cpu"))]
+        assert all(bool(batch.draws) == (executor == "device") for batch in loaded)
+        finish = ViewMaker(view_specs(POLICIES["leoclr"], spec))
+        return [finish(batch.inputs) for batch in on_device(iter(loaded), torch.device("cpu"))]
 
     device, workers, pillow = views("device", 0), views("device", 2), views("pillow", 0)
     for one, other, reference in zip(device, workers, pillow, strict=True):

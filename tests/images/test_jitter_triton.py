@@ -11,8 +11,6 @@ import torch
 from leoclr.datasets.images import augment_device
 from leoclr.datasets.images.augment_device import draw_all
 from leoclr.datasets.images.augmentation import UNIFORMS, AugmentationSpec
-from leoclr.datasets.loading import device_feed
-from leoclr.datasets.loading.loader import Batch
 from leoclr.datasets.randomness import uniforms
 
 jitter: Any = pytest.importorskip("leoclr.datasets.images.jitter_triton", exc_type=ImportError).jitter
@@ -36,21 +34,3 @@ def test_a_kernel_jitters_as_the_operations_one_by_one(size: int, views: int, me
     different = (found != expected).float().mean().item()
     assert different <= (0 if DEVICE == "cpu" else 0.01)  # a GPU multiplies and adds in one rounding
     assert (found - expected).abs().mean() < 0.01
-
-
-def test_views_that_are_finished_in_one_call_are_those_of_one_call_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU: the two views of one size together, the third by itself."""
-    generator = torch.Generator().manual_seed(0)
-    views, parameters = {}, {}
-    for number, (name, size) in enumerate((("x", 8), ("x1", 8), ("x2", 6))):
-        views[name] = torch.randint(256, (5, 3, size, size), generator=generator, dtype=torch.uint8)
-        parameters[name] = draw_all(AugmentationSpec(size), uniforms(0, 0, np.arange(5), number, UNIFORMS))
-    cpu, together = torch.device("cpu"), device_feed._together
-    assert together(views, parameters, torch.device("cuda")) == [["x", "x1"], ["x2"]]
-    found = []
-    for place in (cpu, torch.device("cuda")):
-        monkeypatch.setattr(device_feed, "_together", lambda *given, place=place: together(given[0], given[1], place))
-        found.append(device_feed._finished(Batch(0, dict(views), torch.arange(5), [], parameters=parameters), cpu))
-    for name in views:
-        assert torch.equal(found[0].views[name], found[1].views[name])
-        assert not torch.equal(found[0].views[name], views[name])

@@ -18,13 +18,14 @@ from torch import Tensor
 
 from leoclr.datasets.images import augment_opencv, augment_pillow
 from leoclr.datasets.images.augment_device import draw_all, photometric
-from leoclr.datasets.images.augmentation import AugmentationSpec, draw
+from leoclr.datasets.images.augmentation import AugmentationSpec, draw, view_specs
 from leoclr.datasets.images.strong import KINDS, apply_strong, operations
 from leoclr.datasets.images.strong_device import strong
 from leoclr.datasets.loading.device_feed import on_device
 from leoclr.datasets.loading.loader import StepDataset, batches
 from leoclr.datasets.loading.plan import Plan
 from leoclr.datasets.loading.resident import load_resident, resident_batches
+from leoclr.datasets.loading.view_maker import ViewMaker
 from leoclr.datasets.randomness import uniforms
 from leoclr.datasets.shards.locate import open_data
 from leoclr.datasets.views import View, ViewPolicy
@@ -151,13 +152,14 @@ def test_workers_and_resident_images_make_the_same_strong_views(make_shards: Cal
         return AugmentationSpec(16, executor=executor, blur=0.0)
 
     def loaded(executor: Any) -> list[dict[str, Tensor]]:
-        data = StepDataset(index, plan, policy, spec(executor))
-        return [batch.views for batch in on_device(batches(data, 0, 2, 0), cpu)]
+        data, finish = StepDataset(index, plan, policy, spec(executor)), ViewMaker(view_specs(policy, spec(executor)))
+        return [finish(batch.inputs) for batch in on_device(batches(data, 0, 2, 0), cpu)]
 
     images = load_resident(index, cpu, 0)
     assert images is not None
     made = resident_batches(images, plan, policy, spec("device"), 0, 2)
-    resident = [batch.views for batch in on_device(made, cpu)]
+    make = ViewMaker(view_specs(policy, spec("device")), images.pixels)
+    resident = [make(batch.inputs) for batch in on_device(made, cpu)]
     for one, other, pillow in zip(loaded("device"), resident, loaded("pillow"), strict=True):
         assert one["strong"].shape == (6, 3, 8, 8)
         for views in (one, other):

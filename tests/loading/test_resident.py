@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -30,12 +31,13 @@ from leoclr.cli.training.data import resident_images
 from leoclr.datasets.errors import DataError, RunError, SettingsError
 from leoclr.datasets.images.augment_device import crop_boxes
 from leoclr.datasets.images.augment_pillow import whole
-from leoclr.datasets.images.augmentation import UNIFORMS, AugmentationSpec, crop_box
+from leoclr.datasets.images.augmentation import UNIFORMS, AugmentationSpec, crop_box, view_specs
 from leoclr.datasets.images.crop_device import crops, wholes
 from leoclr.datasets.loading.device_feed import on_device
 from leoclr.datasets.loading.loader import Batch, StepDataset, batches
 from leoclr.datasets.loading.plan import Plan
 from leoclr.datasets.loading.resident import ResidentImages, load_resident, resident_batches
+from leoclr.datasets.loading.view_maker import ViewMaker
 from leoclr.datasets.randomness import uniforms
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.locate import open_data
@@ -44,6 +46,8 @@ from leoclr.datasets.views import POLICIES
 MakeShards = Callable[..., Path]
 MakeSettings = Callable[..., Settings]
 CPU = torch.device("cpu")
+SPEC = AugmentationSpec(12, executor="device")
+SPECS = view_specs(POLICIES["leoclr"], SPEC)
 
 
 @pytest.mark.parametrize(("width", "height"), [(32, 32), (48, 30), (96, 96)])
@@ -77,13 +81,14 @@ def test_whole_images_are_pillows_within_two_levels(
 def resident(index: Index, rank: int = 0, ranks: int = 1, start: int = 0, stop: int = 6) -> list[Batch]:
     images = load_resident(index, CPU, workers=0)
     assert images is not None
-    plan, spec = Plan.of(index, 6, 3, rank, ranks), AugmentationSpec(12, executor="device")
-    return list(on_device(resident_batches(images, plan, POLICIES["leoclr"], spec, start, stop), CPU))
+    plan, make = Plan.of(index, 6, 3, rank, ranks), ViewMaker(SPECS, images.pixels)
+    drawn = on_device(resident_batches(images, plan, POLICIES["leoclr"], SPEC, start, stop), CPU)
+    return [replace(batch, views=make(batch.inputs)) for batch in drawn]
 
 
 def loaded(index: Index) -> list[Batch]:
-    data = StepDataset(index, Plan.of(index, 6, 3), POLICIES["leoclr"], AugmentationSpec(12, executor="device"))
-    return list(on_device(batches(data, 0, 6, 0), CPU))
+    data, finish = StepDataset(index, Plan.of(index, 6, 3), POLICIES["leoclr"], SPEC), ViewMaker(SPECS)
+    return [replace(batch, views=finish(batch.inputs)) for batch in on_device(batches(data, 0, 6, 0), CPU)]
 
 
 def test_steps_are_those_of_loader_processes(make_shards: MakeShards) -> None:

@@ -91,6 +91,18 @@ def test_the_usual_names_of_splits_need_no_word() -> None:
         (("images", "masks"), "images, masks can be read in two ways: classes, or images and what belongs to them"),
         (("VOC/JPEGImages", "VOC/SegmentationClass"), "Say --layout classes, or name the folder of images"),
         (("train/images", "train/labels", "val/images", "val/labels"), "Say --layout splits, or name"),
+        (("train/img", "train/msk", "val/img", "val/msk"), "img, msk can be read in two ways"),
+        (("tr", "te"), "te, tr can be read in two ways: splits or classes"),
+        (("imagesTr", "imagesTs"), "imagesTr, imagesTs can be read in two ways"),
+        (("训练", "测试", "验证"), "can be read in two ways"),
+        (("Entrenamiento", "Validacio\u0301n"), "can be read in two ways"),  # an accent of its own, as macOS has it
+        (
+            ("photo/cat", "photo/dog", "sketch/cat", "sketch/dog", "sketch/elk"),
+            r"of the same names \(cat, dog\); which",
+        ),
+        (("query/x/cat", "query/x/dog", "gallery/cat", "gallery/dog"), "--split-names train=gallery,test=query"),
+        (("train/a/cat", "train/a/dog", "train/b/cat", "train/b/dog", "test/cat"), "Say --layout splits if the former"),
+        (("train/cat", "train/dog", "train/val/cat", "train/val/dog"), "val lies among the classes of a split"),
     ],
 )
 def test_two_readings_are_asked_about(folders: tuple[str, ...], message: str) -> None:
@@ -109,6 +121,14 @@ def test_a_folder_around_all_of_a_split_is_looked_through() -> None:
 def test_words_of_splits_among_many_classes_are_classes() -> None:
     assert len(read("bullet_train", "test_tube", "cat", "dog", "elk").classes) == 5
     assert read("image", "photo").classes == ("image", "photo") and read("depth", "cat").classes == ("cat", "depth")
+    assert len(read("tr", "te", "de", "fr").classes) == 4
+
+
+def test_classes_with_folders_of_their_own_are_classes() -> None:
+    assert read("cat/left", "cat/right", "dog/front", "dog/back").classes == ("cat", "dog")
+    assert read("cat/images", "dog/images", "elk/images").classes == ("cat", "dog", "elk")
+    assert read("cat/a", "cat/b", "dog/a", "dog/b", kind="classes").classes == ("cat", "dog")
+    assert read("cat/a", "cat/b", "dog/a", "dog/b", "elk").classes == ("cat", "dog", "elk")
 
 
 def test_options_choose_a_reading() -> None:

@@ -23,10 +23,10 @@ from leoclr.datasets.packing.encoding import Encoding
 from leoclr.datasets.packing.pack import PackedSplit, PackingRecipe, pack
 from leoclr.datasets.packing.sources import open_source
 from leoclr.datasets.packing.staging import staged
-from leoclr.datasets.packing.threads import ordered_map
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.locate import open_data
 from leoclr.datasets.shards.reader import SampleReader
+from leoclr.datasets.threads import ordered_map
 
 
 def encoded(seed: int = 0, width: int = 24, height: int = 16, format: str = "PNG", **options: Any) -> bytes:

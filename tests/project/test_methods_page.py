@@ -10,7 +10,8 @@ from leoclr.cli.preflight.checks import facts_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 
-POLICIES = ("byol", "leoclr", "multicrop", "obow", "pairwise", "pairwise-symmetric")  # those that wrap no loss
+# Those that wrap no loss.
+POLICIES = ("byol", "leoclr", "multicrop", "obow", "original", "pairwise", "pairwise-symmetric")
 
 
 def cell(backend: str, views: str) -> str:
@@ -18,7 +19,7 @@ def cell(backend: str, views: str) -> str:
     settings = Settings.model_validate({"backend": backend, "views": views})
     facts = facts_of(settings, images=1_281_167, ranks=1)
     problems = list(settings.method.problems(facts))
-    return f"no: {problems[0]}" if problems else str(settings.method.forward_passes(facts))
+    return f"no: {problems[0]}" if problems else f"{settings.method.forward_passes(facts):.3g}"
 
 
 def table() -> str:

@@ -247,10 +247,15 @@ def test_a_folder_of_another_version_is_refused(again: list[str], capsys: pytest
         ("simclr", "pairwise", 6),
         ("simclr", "pairwise-symmetric", 6),
         ("simclr", "leoclr", 9),
+        ("moco", "original", 12),
+        ("simclr", "original", 9),
+        ("moco", "multicrop", 3 * (2 + 6 * 0.25) + 2),
     ],
 )
-def test_forward_passes_are_counted_with_backward_as_two(backend: str, views: str, passes: int) -> None:
-    assert forward_passes(Settings(backend=backend, views=views)) == passes
+def test_forward_passes_are_counted_with_backward_as_two(backend: str, views: str, passes: float) -> None:
+    """A small crop of half the side costs a quarter."""
+    small = {"multicrop": {"small_size": 0.5}}
+    assert forward_passes(Settings.model_validate({"backend": backend, "views": views} | small)) == passes
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from leoclr.backends.networks.backbones import Backbone, build_backbone
@@ -117,6 +118,22 @@ def test_a_damaged_state_is_not_taken_up(backbone: Backbone, crops: LabelledCrop
     state = tmp_path / "probe.safetensors"
     whole = fit(backbone, crops, state=state)
     state.write_bytes(state.read_bytes()[:-100])
+    assert np.array_equal(fit(backbone, crops, state=state).weight, whole.weight)
+
+
+@pytest.mark.parametrize("change", ["epochs", "shape", "names"])
+def test_a_state_of_something_else_is_not_taken_up(
+    change: str, backbone: Backbone, crops: LabelledCrops, tmp_path: Path
+) -> None:
+    state = tmp_path / "probe.safetensors"
+    whole = fit(backbone, crops, state=state)
+    tensors = load_file(state)
+    first = next(name for name in sorted(tensors))
+    if change == "shape":
+        tensors[first] = torch.zeros(7, 7)
+    elif change == "names":
+        tensors[f"{first}2"] = tensors.pop(first)
+    save_file(tensors, state, {"epochs": "three" if change == "epochs" else "1"})
     assert np.array_equal(fit(backbone, crops, state=state).weight, whole.weight)
 
 

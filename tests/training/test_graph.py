@@ -13,12 +13,18 @@ import torch
 
 from leoclr.backends.method import Progress
 from leoclr.backends.step_inputs import StepInputs, WatchedProgress, step_input
+from leoclr.cli.config.augmentation import augmentation_spec
+from leoclr.cli.config.fields import replaced
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.devices import accelerated
 from leoclr.cli.training import build
 from leoclr.cli.training import graph as graphs
 from leoclr.cli.training.graph import StepGraph, use_graph, why_not
 from leoclr.cli.training.step import RunLength, StepResult, TrainStep
+from leoclr.datasets.images.augmentation import view_specs
+from leoclr.datasets.loading.plan import Plan
+from leoclr.datasets.loading.resident import ResidentImages, resident_batches
+from leoclr.datasets.loading.view_maker import ViewMaker
 
 MakeSettings = Callable[..., Settings]
 Body = Callable[[], StepResult]
@@ -80,6 +86,30 @@ def test_replayed_steps_are_those_without_a_graph(
     exact = changes.get("optimizer__name") != "lars"  # whose product of rate and direction is rounded by itself
     for one, other in zip([*losses, *found.values()], [*expected, *weights.values()], strict=True):
         assert torch.equal(one, other) if exact else torch.allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_replay_makes_the_views_of_its_step(settings: MakeSettings, tmp_path: Path) -> None:
+    """With resident images a step begins at sample numbers, boxes and parameters. The views are part of the replay."""
+    chosen = settings()
+    spec, policy = augmentation_spec(replaced(chosen, {"augmentation.executor": "device"})), chosen.view_policy
+    pixels = torch.randint(256, (64, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    found = []
+    for capture in (None, lambda body: body):
+        batches = resident_batches(ResidentImages(pixels, {}), Plan((64,), 8, 0), policy, spec, 0, STEPS)
+        with accelerated(chosen, tmp_path) as accelerator:
+            method = build.method(chosen, accelerator.device, 64)
+            make = ViewMaker(view_specs(policy, spec), pixels)
+            take = TrainStep(chosen, accelerator, method, policy.pairs, 8, RunLength(STEPS, 8), make)
+            said: list[str] = []
+            if capture is not None:
+                take.replay = graph = StepGraph(
+                    take.body, take.seed, method, take.optimizer, accelerator.device, True, said.append, capture
+                )
+            losses = [take(batch.inputs, batch.step).loss for batch in batches]
+            found.append([*losses, *method.state_dict().values()])
+    assert graph.refused is None and not said
+    assert len(set(map(float, losses))) == STEPS
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def _fails(body: Body) -> Body:

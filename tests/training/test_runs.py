@@ -18,6 +18,7 @@ from leoclr.cli.run import lock
 from leoclr.cli.run.checkpoint import save_checkpoint
 from leoclr.cli.run.folder import RunFolder, newest_run, resolve_checkpoint
 from leoclr.cli.run.lock import RunLock
+from leoclr.cli.run.recorded import recorded_settings
 from leoclr.datasets.errors import CheckpointError, RunError
 
 
@@ -54,12 +55,37 @@ def test_a_save_that_fails_in_a_run_that_is_there_says_why(tmp_path: Path) -> No
         save_checkpoint(run.checkpoints, 1, {"model": {"weight": torch.ones(3)}}, {})
 
 
-@pytest.mark.parametrize("content", [None, "", "[]", '{"format": 99}'])
+DEEP = "[" * 100_000  # Python's parser gives up with another error than for what is no JSON
+
+
+@pytest.mark.parametrize(
+    "content", [None, "", "[]", '{"format": 99}', DEEP, '{"format": 1, "settings": 3}', '{"format": 1, "data": []}']
+)
 def test_a_missing_or_damaged_run_json_is_named(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "run.json").write_text(content)
     with pytest.raises(RunError, match=str(tmp_path)):
         RunFolder(tmp_path).read()
+
+
+@pytest.mark.parametrize("data", ["{}", '{"train": "a.tar", "val": []}', '{"train": [1], "val": []}'])
+def test_a_run_json_that_names_no_data_is_told(data: str, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(f'{{"format": 1, "data": {data}}}')
+    with pytest.raises(RunError, match="does not say where the data lies"):
+        RunFolder(tmp_path).data()
+    RunFolder(tmp_path).write({"data": {"train": ["a.tar", "b.tar"], "val": []}})
+    assert RunFolder(tmp_path).data() == (("a.tar", "b.tar"), ())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    ["{}", '{"backend": []}', '{"backend": "absent"}', '{"backend": {"moco": 1}, "train": 3}', '{"encoder": null}'],
+)
+@pytest.mark.parametrize("method", ["null", "[]", '{"package": 7}'])
+def test_settings_of_a_run_that_are_none_are_named(settings: str, method: str, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(f'{{"format": 1, "settings": {settings}, "method": {method}, "data": {{}}}}')
+    with pytest.raises(RunError, match=str(tmp_path)):
+        recorded_settings(tmp_path)
 
 
 def test_a_failed_write_keeps_the_old_run_json(tmp_path: Path) -> None:

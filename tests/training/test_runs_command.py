@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from leoclr.cli.commands.app import main
-from leoclr.cli.run.checkpoint import save_checkpoint
+from leoclr.cli.run.checkpoint import JSON, save_checkpoint
 from leoclr.cli.run.folder import RunFolder
 from leoclr.cli.run.lock import RunLock, is_locked
 
@@ -48,6 +48,22 @@ def call(line: str) -> int:
 def listed(line: str, capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, object]]:
     assert call(f"{line} --json") == 0
     return {Path(run["path"]).name: run for run in json.loads(capsys.readouterr().out)["runs"]}
+
+
+@pytest.mark.parametrize("settings", [3, {}, {"train": []}, {"train": {"epochs": "ten"}}])
+@pytest.mark.parametrize(
+    "metrics", ["[" * 100_000, '{"step": 1e999, "epoch": NaN}', f'{{"step": {10**400}, "epoch": 1}}']
+)
+def test_a_run_with_odd_files_is_listed(
+    settings: JSON, metrics: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = RunFolder(folder / "done")
+    odd.write({"settings": settings, "started": 3})
+    odd.metrics.write_text(metrics)
+    (odd.checkpoints / "step-000000100" / "state.json").write_text('{"steps": null}')
+    found = listed("", capsys)
+    assert found["half"]["state"] == "stopped"
+    assert found["done"]["state"] == ("damaged" if settings == 3 else "stopped") and found["done"]["steps"] is None
 
 
 def test_the_table_has_the_newest_run_first(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import resource
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from difflib import get_close_matches
 from typing import Any
 
 import typer
@@ -20,7 +22,9 @@ USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT
 _READER_GONE = 1  # as typer has it
 _TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
-_UNWRITABLE = (errno.ENOSPC, errno.EIO)
+_NO_CHOICE = re.compile("invalid value for .*: '(.*)' is not one of (.*)")
+_QUOTED = re.compile("'(.*?)'")
+_UNWRITABLE = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT, errno.EFBIG)
 
 # typer has a click of its own, or uses the package, by its version: what it offers of it by name serves for both.
 _ClickException: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -40,7 +44,7 @@ def exit_code(command: Callable[[], Any], as_json: bool) -> int:
     except NotKept as error:
         return _failed(str(error), USER_ERROR, as_json=False)
     except LeoclrError as error:
-        return _failed(redacted(str(error)), USER_ERROR, as_json)
+        return _failed(_with_limit(redacted(str(error))), USER_ERROR, as_json)
     except (KeyboardInterrupt, typer.Abort):
         if as_json:
             _print_error("interrupted")
@@ -49,16 +53,22 @@ def exit_code(command: Callable[[], Any], as_json: bool) -> int:
         return _READER_GONE  # without a word, as Unix tools do
     except OSError as error:
         if error.errno in _TOO_MANY_FILES:
-            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-            message = f"a process may open {limit} files here (`ulimit -n`), which is too few; 1024 are enough"
-            return _failed(message, USER_ERROR, as_json)
-        if error.errno not in _UNWRITABLE:
+            return _failed(_with_limit(os.strerror(error.errno)), USER_ERROR, as_json)
+        if error.errno not in _UNWRITABLE and error.filename is None:
             raise
         return _failed(f"{error.filename or 'the output cannot be written'}: {error.strerror}", USER_ERROR, as_json)
     except _ClickException as error:
         return _failed(usage(error), error.exit_code, as_json)
     finally:
         _discard_what_cannot_be_written()
+
+
+def _with_limit(message: str) -> str:
+    """The message, with the limit on open files where it tells of that, in whatever words and process it came about."""
+    if not any(os.strerror(number) in message for number in _TOO_MANY_FILES):
+        return message
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return f"{message}; a process may open {limit} files here (`ulimit -n`), which is too few; 1024 are enough"
 
 
 def usage(error: Any) -> str:
@@ -69,6 +79,8 @@ def usage(error: Any) -> str:
     message = message[:1].lower() + message.partition(", unable to")[0][1:]
     if "did you mean" in message:
         return f"{message}?"
+    if (choice := _NO_CHOICE.match(message)) and (meant := get_close_matches(choice[1], _QUOTED.findall(choice[2]), 1)):
+        return f"{message}; did you mean {meant[0]}?"
     context = getattr(error, "ctx", None)
     return message if context is None else f"{message}; see `{context.command_path} --help`"
 

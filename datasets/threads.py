@@ -13,18 +13,18 @@ _Result = TypeVar("_Result")
 
 
 def ordered_map(
-    work: Callable[[_Item], _Result], items: Iterable[_Item], workers: int
+    work: Callable[[_Item], _Result], items: Iterable[_Item], workers: int, ahead: int = _AHEAD
 ) -> Generator[_Result, None, None]:
-    """`map` on threads: results in the order of `items`, and never more than a few of them in memory.
+    """`map` on threads: results in the order of `items`, and never more than `ahead` for each thread in memory.
 
-    Threads are enough, since reading, decoding and hashing let go of Python's lock.
+    Threads are enough, since reading, decoding, hashing and drawing let go of Python's lock.
     """
     with ThreadPoolExecutor(workers) as threads:
         pending: deque[Future[_Result]] = deque()
         try:
             for item in items:
                 pending.append(threads.submit(work, item))
-                if len(pending) >= _AHEAD * workers:
+                if len(pending) >= ahead * workers:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
