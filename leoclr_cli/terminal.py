@@ -13,7 +13,8 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 _SECONDS_BETWEEN_LINES = 30.0
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # a name from a file must not steer the terminal
+# A name from a file must not steer the terminal, nor reverse what is written behind it.
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def say(message: str, end: str = "\n") -> None:

@@ -24,7 +24,7 @@ _READER_GONE = 1  # as typer has it
 _TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 _NO_CHOICE = re.compile("invalid value for .*: '(.*)' is not one of (.*)")
 _QUOTED = re.compile("'(.*?)'")
-_UNWRITABLE = (errno.ENOSPC, errno.EIO)
+_UNWRITABLE = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT, errno.EFBIG)
 
 # typer has a click of its own, or uses the package, by its version: what it offers of it by name serves for both.
 _ClickException: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -54,7 +54,7 @@ def exit_code(command: Callable[[], Any], as_json: bool) -> int:
     except OSError as error:
         if error.errno in _TOO_MANY_FILES:
             return _failed(_with_limit(os.strerror(error.errno)), USER_ERROR, as_json)
-        if error.errno not in _UNWRITABLE:
+        if error.errno not in _UNWRITABLE and error.filename is None:
             raise
         return _failed(f"{error.filename or 'the output cannot be written'}: {error.strerror}", USER_ERROR, as_json)
     except _ClickException as error:
