@@ -214,5 +214,6 @@ def test_results_and_messages_keep_their_order_in_one_log(tmp_path: Path) -> Non
     program = "from leoclr.cli.terminal import say; print('first'); say('second'); print('third')"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with (tmp_path / "log").open("w") as log:
-        subprocess.run([sys.executable, "-c", program], stdout=log, stderr=log, env=environment, check=True, timeout=100)
+        command = [sys.executable, "-c", program]
+        subprocess.run(command, stdout=log, stderr=log, env=environment, check=True, timeout=100)
     assert (tmp_path / "log").read_text() == "first\nsecond\nthird\n"
