@@ -126,7 +126,7 @@ def test_semisup_by_share_and_by_list(leoclr: Run, make_run: Callable[..., Path]
     found = record(run, "semisup")
     protocol = " ".join(found["protocol"])
     assert "labels of 20 % of each class, 12 images (seed 0)" in protocol and "0.01 (encoder) and 0.3" in protocol
-    assert "fine-tuned from its weights" in protocol and "1 epochs" in protocol
+    assert "fine-tuned from its weights" in protocol and "1 epoch, x" in protocol
     assert found["data"]["train"]["digest"] == Index.load(data / "train" / "data.index.json").digest
 
     (tmp_path / "names.txt").write_text("".join(f"{number:05d}.png\n" for number in range(9)))
