@@ -118,7 +118,7 @@ class Trainer:
         self.optimizer = self.take_step.optimizer
         self.state = RunState(settings, self.index, self.method, self.optimizer, accelerator)
         self.saver = Saver(run, self.state, settings.run, self.steps, self.plan.steps_per_epoch, self.main)
-        self.knn = KnnMonitor.of(settings, self.index, self.data.val)
+        self.knn = KnnMonitor.of(settings, self.index, self.data.val, self.data.images)
         self.step, self.meter = 0, Meter(accelerator)
         self.alarm = Alarm(settings, self.facts, self.main)
         self.samples = torch.empty(0, dtype=torch.long)  # of the newest step
