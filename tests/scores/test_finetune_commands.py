@@ -218,6 +218,16 @@ def test_a_data_set_is_named_by_what_is_no_split(spec: str, name: str) -> None:
     assert data_set_name(spec) == name
 
 
+@pytest.mark.parametrize("spec", ["shards", "shards/train"])
+def test_a_data_set_in_folders_of_usual_names_is_named_by_its_shards(
+    spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shards" / "train").mkdir(parents=True)
+    (tmp_path / "shards" / "train" / "birds-000000.tar").touch()
+    monkeypatch.chdir(tmp_path)
+    assert data_set_name(spec) == "birds"
+
+
 def test_the_grid_is_simclr_s() -> None:
     assert LEARNING_RATES[0] == 1e-4 and LEARNING_RATES[-1] == 0.1 and len(LEARNING_RATES) == 7
     assert WEIGHT_DECAYS[:2] == (0.0, 1e-6) and len(WEIGHT_DECAYS) == 8
