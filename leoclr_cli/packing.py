@@ -175,7 +175,7 @@ def _say_copies(packed: Sequence[PackedSplit], selection: Selection) -> None:
             kept = ", all on one side" if selection.val is not None and split.split in ("train", "val") else ""
             warn(
                 f"images{where} that are copies of another, byte for byte: {copies:,}{kept}; "
-                "`leoclr shard --dedupe` leaves them out"
+                "leoclr shard --dedupe leaves them out"
             )
     first = next((split for split in packed if split.split == "train"), None)
     for split in packed if first is not None else ():
