@@ -1,10 +1,11 @@
 """Everything about a GPU in one command: its tests, the rates and launches of a step, start to k-NN score.
 
-Run: python benchmarks/gpu.py [--cifar SHARDS] [--only PART ...] [--output FILE.json]
+Run: python benchmarks/gpu.py [--cifar SHARDS] [--only PART ...] [--minutes N] [--output FILE.json]
 
 It makes its own images; `--cifar` takes real ones, a folder with `train` and `test`. Each part has a process and a time
 limit of its own, so that one that fails costs one row. It prints a table, and JSON with `--output`. Without a GPU the
-parts that need none run, at a small size, and the others are listed as left out. Under five minutes on an H100.
+parts that need none run, at a small size, and the others are listed as left out. On a GPU so are those for which the
+time, five minutes unless told otherwise, is too short; the most telling ones come first.
 """
 
 from __future__ import annotations
@@ -34,8 +35,11 @@ from torch.nn import functional as F
 
 ROOT = Path(__file__).resolve().parents[1]
 CARD = torch.cuda.is_available()
-SECONDS = 4.0  # that a rate is measured over
-PROFILED = 5  # steps
+SECONDS = 3.0  # that a rate is measured over
+PROFILED = 3  # steps
+WARM = 12 if CARD else 1  # steps: those without a graph, those that compare it, and a few to settle
+LEAST_SECONDS = 15.0  # that it makes sense to begin a part with
+PHOTOGRAPHS = 2_048 if CARD else 128
 Row = dict[str, Any]
 
 
@@ -78,16 +82,15 @@ def write_photographs(folder: Path, images: int) -> None:
 
 
 def make_images(folder: Path, cifar: Path | None) -> None:
-    """`small/train`, `small/test` and, for a GPU, `photographs`."""
+    """`small/train`, `small/test` and `photographs`."""
     if cifar is not None:
         (folder / "small").symlink_to(cifar.resolve())
     else:
         for split, images in (("train", 20_000 if CARD else 1_000), ("test", 2_000 if CARD else 200)):
             (folder / "small" / split).mkdir(parents=True)
             write_small(folder / "small" / split, images)
-    if CARD:
-        (folder / "photographs").mkdir()
-        write_photographs(folder / "photographs", 2_048)
+    (folder / "photographs").mkdir()
+    write_photographs(folder / "photographs", PHOTOGRAPHS)
 
 
 # --- parts ---
@@ -164,7 +167,7 @@ def step(folder: Path, data: str = "small/train", preset: str | None = "cifar10"
         facts = facts_of(settings, len(loaded.index), 1)
         method = build.method(settings, device, len(loaded.index))
         length = RunLength(1_000_000, loaded.plan.steps_per_epoch)
-        take = TrainStep(settings, accelerator, method, facts.pairs, facts.micro, length)
+        take = TrainStep(settings, accelerator, method, facts.pairs, facts.micro, length, loaded.make_views)
         notes: list[str] = []
         use_graph(take, notes.append)
         batches, pace, waited = loaded.batches(0, 1 << 30), Pace(device), [0.0]
@@ -173,33 +176,147 @@ def step(folder: Path, data: str = "small/train", preset: str | None = "cifar10"
             asked = time.monotonic()
             batch = next(batches)
             waited[0] += time.monotonic() - asked
-            loss = take(batch.views, number).loss
+            loss = take(batch.inputs, number).loss
             pace.step_taken()
             return loss
 
         losses = [float(one(0))]
         first = time.monotonic() - began
-        warm = 20 if CARD else 1
-        for number in range(1, warm):
+        for number in range(1, WARM):
             one(number)
         _settled()
-        began, waited[0], number = time.monotonic(), 0.0, warm
+        ready = time.monotonic() - began
+        began, waited[0], number = time.monotonic(), 0.0, WARM
         while time.monotonic() - began < SECONDS:
             loss = one(number)
             number += 1
         losses.append(float(loss))
         seconds = time.monotonic() - began
-        count = number - warm
+        count = number - WARM
         row: Row = {
             "images_per_second": count * settings.data.batch_size / seconds,
             "step_ms": 1000 * seconds / count,
             "waiting": waited[0] / seconds,
             "first_step_s": first,
+            f"first_{WARM}_steps_s": ready,
             "loss_first": losses[0],
             "loss_last": losses[1],
         }
         row |= {"graph": notes[0] if notes else "replayed" if take.replay else "no"}
         return {"": row | _profiled(partial(one, number)) | _memory()}
+
+
+def step_with_all_plans(folder: Path) -> dict[str, Row]:
+    """`step` where cuDNN tries as many algorithms for each convolution as torch lets it: what the bound costs."""
+    from leoclr.cli.run import devices
+
+    devices._CUDNN_PLANS = 10
+    return step(folder)
+
+
+def operations(folder: Path) -> dict[str, Row]:
+    """Launches of a step without a graph, counted on a processor."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "count_operations.py"), "--json"]
+    counted = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return {"": {name: counted[name] for name in ("views", "step", "all")}}
+
+
+def host(folder: Path) -> dict[str, Row]:
+    """What the host does for a replayed step of 512 images, on one core: it draws in a thread, fills and launches."""
+    from leoclr.cli.config.augmentation import augmentation_spec
+    from leoclr.cli.config.resolve import resolve
+    from leoclr.cli.run.devices import accelerated
+    from leoclr.cli.training import build
+    from leoclr.cli.training.graph import StepGraph
+    from leoclr.cli.training.step import RunLength, StepResult, TrainStep
+    from leoclr.datasets.images.augmentation import view_specs
+    from leoclr.datasets.loading.plan import Plan
+    from leoclr.datasets.loading.resident import ResidentImages, resident_batches
+    from leoclr.datasets.loading.view_maker import ViewMaker
+
+    torch.set_num_threads(1)
+    given = {"run.device": "cpu", "run.trackers": "", "data.train": "none", "augmentation.executor": "device"}
+    settings = resolve("cifar10", None, {}, given | {"encoder.width": "16"}).settings
+    policy, spec, batch = settings.view_policy, augmentation_spec(settings), settings.data.batch_size
+    pixels = torch.randint(256, (4 * batch, 3, 32, 32), dtype=torch.uint8)
+
+    def drawn(start: int, steps: int) -> list[Any]:
+        plan = Plan((len(pixels),), batch, 0)
+        return list(resident_batches(ResidentImages(pixels, {}), plan, policy, spec, start, start + steps))
+
+    def replays_nothing(body: Callable[[], StepResult]) -> Callable[[], StepResult]:
+        result = body()
+        return lambda: result
+
+    with accelerated(settings, folder) as accelerator:
+        method = build.method(settings, accelerator.device, len(pixels))
+        make = ViewMaker(view_specs(policy, spec), pixels)
+        take = TrainStep(settings, accelerator, method, policy.pairs, batch, RunLength(1000, 4), make)
+        take.replay = StepGraph(
+            take.body, take.seed, method, take.optimizer, accelerator.device, False, print, replays_nothing
+        )
+        for each in drawn(0, 4):
+            take(each.inputs, each.step)
+        steps = 100
+        began = time.process_time()
+        batches = drawn(4, steps)
+        draws = time.process_time() - began
+        began = time.process_time()
+        for each in batches:
+            take(each.inputs, each.step)
+        fills = time.process_time() - began
+    draw_ms, fill_ms = 1000 * draws / steps, 1000 * fills / steps
+    row: Row = {"draw_ms": draw_ms, "fill_ms": fill_ms, "both_ms": draw_ms + fill_ms}
+    return {"": row | {"passed": draw_ms + fill_ms < 4}}
+
+
+def features(folder: Path) -> dict[str, Row]:
+    """Features of resident images, ResNet-18 at 32 px."""
+    from leoclr.backends.networks.backbones import build_backbone
+    from leoclr.datasets.loading.resident import load_resident
+    from leoclr.datasets.shards.locate import open_data
+    from leoclr.evals.features.extract import Precision, extract_features
+    from leoclr.evals.features.preprocessing import Preprocessing, WholeImage
+
+    device = torch.device("cuda" if CARD else "cpu")
+    index = open_data([str(folder / "small" / "train")])
+    resident = load_resident(index, device, min(16, os.cpu_count() or 1))
+    backbone = build_backbone("resnet18", "cifar", 64 if CARD else 16).to(device).to(memory_format=torch.channels_last)
+    preprocessing = Preprocessing(WholeImage(32), (0.5,) * 3, (0.2,) * 3)
+    rows: dict[str, Row] = {}
+    precisions: tuple[Precision, ...] = ("float32", "bf16") if CARD else ("float32",)
+    for precision in precisions:
+        for batch_size in (256, 1024):
+            for _ in range(2):  # the first time chooses algorithms
+                began = time.monotonic()
+                extract_features(
+                    backbone, index, preprocessing, batch_size=batch_size, device=device, precision=precision,
+                    resident=resident,
+                )  # fmt: skip
+                seconds = time.monotonic() - began
+            rows[f"{precision}, batches of {batch_size}"] = {"images_per_second": len(index) / seconds}
+    return rows
+
+
+def photographs(folder: Path) -> dict[str, Row]:
+    """Three views of 224 px as training gets them, without a step: decoding and crops by all cores."""
+    from leoclr.cli.config.resolve import resolve
+    from leoclr.cli.run.devices import accelerated
+    from leoclr.cli.training.data import TrainingData
+
+    given = {"data.train": str(folder / "photographs"), "run.trackers": "", "augmentation.executor": "device"}
+    settings = resolve(None, None, {}, given | {"data.batch_size": "256" if CARD else "32"}).settings
+    with accelerated(settings, folder) as accelerator:
+        loaded = TrainingData(settings, accelerator)
+        batches = loaded.batches(0, 1 << 30)
+        for _ in range(2 * loaded.workers):
+            next(batches)  # made while the processes started
+        began, images = time.monotonic(), 0
+        while time.monotonic() - began < 2 * SECONDS:
+            images += len(next(batches).samples)
+        _settled()
+        seconds = time.monotonic() - began
+    return {"": {"images_per_second": images / seconds, "workers": loaded.workers}}
 
 
 def _settled() -> None:
@@ -293,19 +410,24 @@ def _command(*words: str) -> Row:
 
 _PHOTOGRAPHS: dict[str, Any] = {"data": "photographs", "preset": None, "data__batch_size": "256"}
 PARTS: dict[str, Part] = {
-    "tests": Part(tests, 150, card=False),
-    "ranks": Part(ranks, 90, card=False),
-    "run": Part(run, 120, card=False),
-    "batchnorm": Part(batchnorm, 60),
     "step": Part(step, 60, card=False),
+    "operations": Part(operations, 60, card=False),
+    "host": Part(host, 30, card=False),
     "step, no graph": Part(partial(step, train__graph="no"), 60),
     "step, no graph, one group": Part(partial(step, train__graph="no", moco__bn_splits="1"), 60),
     "step, one group": Part(partial(step, moco__bn_splits="1"), 60, card=False),
-    "step, float32": Part(partial(step, train__precision="float32"), 60),
-    "step, compiled": Part(partial(step, train__compile="true"), 150),
-    "step, simclr": Part(partial(step, backend="simclr", data__batch_size="512"), 60),
+    "batchnorm": Part(batchnorm, 60),
     "resnet50": Part(partial(step, **_PHOTOGRAPHS), 90),
     "resnet50, one group": Part(partial(step, **_PHOTOGRAPHS, moco__bn_splits="1"), 90),
+    "photographs": Part(photographs, 60, card=False),
+    "features": Part(features, 60, card=False),
+    "run": Part(run, 120, card=False),
+    "tests": Part(tests, 150, card=False),
+    "ranks": Part(ranks, 90, card=False),
+    "step, compiled": Part(partial(step, train__compile="true"), 150),
+    "step, all plans": Part(step_with_all_plans, 60),
+    "step, float32": Part(partial(step, train__precision="float32"), 60),
+    "step, simclr": Part(partial(step, backend="simclr", data__batch_size="512"), 60),
 }
 
 
@@ -320,14 +442,15 @@ def images(cifar: Path | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-def measured(name: str, folder: Path) -> dict[str, Row]:
-    """The rows of a part, from a process of its own; one row with `error` where it fails or takes too long."""
-    inner = folder / name.replace(" ", "-").replace(",", "")
+def measured(name: str, folder: Path, most: float) -> dict[str, Row]:
+    """The rows of a part, from a process of its own that takes `most` seconds at most; one row with `error` where it
+    fails or takes too long."""
+    inner = folder / f"part {name}"
     inner.mkdir()
     for shared in ("small", "photographs"):
         if (folder / shared).exists():
             (inner / shared).symlink_to(folder / shared)
-    limit = PARTS[name].limit * (1 if CARD else 4)
+    limit = min(round(most), PARTS[name].limit * (1 if CARD else 4))
     command = [sys.executable, __file__, "--part", name, "--folder", str(inner)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
@@ -354,6 +477,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure everything about a GPU.")
     parser.add_argument("--cifar", type=Path, help="shards of CIFAR-10: a folder with train and test")
     parser.add_argument("--only", nargs="+", choices=list(PARTS), help="parts to run")
+    parser.add_argument("--minutes", type=float, default=5.0 if CARD else 30.0, help="for all of it")
     parser.add_argument("--output", type=Path, help="file for the JSON")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -366,17 +490,20 @@ def main() -> None:
     report: Row = {"device": device, "torch": torch.__version__, "python": sys.version.split()[0], "parts": {}}
     print(f"{device}, torch {torch.__version__}", flush=True)
     names = chosen.only or list(PARTS)
+    left_out = {name: "there is no GPU" for name in names if PARTS[name].card and not CARD}
     with images(chosen.cifar) as folder:
         for name in names:
-            if PARTS[name].card and not CARD:
+            left = 60 * chosen.minutes - (time.monotonic() - began)
+            if left < LEAST_SECONDS:
+                left_out.setdefault(name, "the time was up")
+            if name in left_out:
                 continue
-            for row, values in measured(name, folder).items():
+            for row, values in measured(name, folder, left).items():
                 report["parts"][row] = values
                 print(f"{row:28} {shown(values)}", flush=True)
-    left_out = [name for name in names if PARTS[name].card and not CARD]
     report |= {"left_out": left_out, "seconds": time.monotonic() - began}
-    if left_out:
-        print(f"left out, as there is no GPU: {'; '.join(left_out)}")
+    for reason in dict.fromkeys(left_out.values()):
+        print(f"left out, as {reason}: {'; '.join(name for name in left_out if left_out[name] == reason)}")
     print(f"{report['seconds']:.0f} s")
     if chosen.output:
         chosen.output.write_text(json.dumps(report, indent=1) + "\n")

@@ -10,7 +10,9 @@ import stat
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 
 from leoclr.datasets.errors import DataError
@@ -18,8 +20,22 @@ from leoclr.datasets.errors import DataError
 CHUNK_BYTES = 1 << 20
 
 
+_MOST_NAMES = 10_000  # of a folder that are looked through for one that was meant
+
+
 def ignore(count: int) -> None:
     """The `advance` of a caller who shows no progress."""
+
+
+def did_you_mean(path: Path) -> str:
+    """`; did you mean OTHER?` for a path that is not there, where another of nearly that name is; else nothing."""
+    gone = next((part for part in reversed((path, *path.parents)) if not os.path.exists(part)), path)
+    try:
+        names = [entry.name for entry in islice(os.scandir(gone.parent), _MOST_NAMES)]
+    except OSError:
+        return ""
+    others = (gone.with_name(name) / path.relative_to(gone) for name in get_close_matches(gone.name, names, cutoff=0.6))
+    return next((f"; did you mean {other}?" for other in others if other.exists()), "")
 
 
 def cache_root() -> Path:
@@ -80,7 +96,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that cannot be written at all
+            temporary.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
 

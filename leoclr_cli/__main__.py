@@ -6,12 +6,12 @@ print a traceback, or be lost in the import of a library.
 
 from __future__ import annotations
 
-import getpass
 import io
 import os
 import signal
 import sys
 from types import FrameType
+from typing import Any
 
 _INTERRUPTED = 128 + signal.SIGINT
 _IMPORT = "<frozen importlib._bootstrap>"
@@ -34,8 +34,25 @@ def _open_standard_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
     sys.stdin = sys.stdin or open(0)
-    sys.stdout = sys.stdout or open(1, "w")
-    sys.stderr = sys.stderr or open(2, "w")
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)
+
+
+class _Lossy(io.FileIO):
+    """A file descriptor that takes all bytes, and loses what cannot be written: a disk under a log that is full, or a
+    reader that has gone, must not end what is told of. Libraries flush standard error without a thought of that."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError:
+            return len(data)
+
+
+def _lose_what_nobody_reads() -> None:
+    if isinstance(sys.stderr, io.TextIOWrapper):  # and is nobody's replacement
+        lossy = io.BufferedWriter(_Lossy(sys.stderr.fileno(), "wb", closefd=False))
+        sys.stderr = io.TextIOWrapper(lossy, sys.stderr.encoding, "backslashreplace", line_buffering=True)
 
 
 def _print_any_text() -> None:
@@ -48,6 +65,8 @@ def _print_any_text() -> None:
 
 def _name_the_user() -> None:
     """torch asks for the user's name; containers run as numbers that have none."""
+    import getpass
+
     try:
         getpass.getuser()
     except (KeyError, OSError):
@@ -57,11 +76,12 @@ def _name_the_user() -> None:
 def main() -> None:
     """Run the command line of this process, and exit."""
     try:
-        _open_standard_streams()
-        _print_any_text()
-        _name_the_user()
         if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # else it is ignored, as by nohup
             signal.signal(signal.SIGINT, _interrupted)
+        _open_standard_streams()
+        _lose_what_nobody_reads()
+        _print_any_text()
+        _name_the_user()
         from leoclr.cli.commands.app import main as run
 
         run()

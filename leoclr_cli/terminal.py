@@ -13,7 +13,8 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 _SECONDS_BETWEEN_LINES = 30.0
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # a name from a file must not steer the terminal
+# A name from a file must not steer the terminal, nor reverse what is written behind it.
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def say(message: str, end: str = "\n") -> None:
@@ -21,6 +22,8 @@ def say(message: str, end: str = "\n") -> None:
     full disk under a log) it is lost, and with it nothing else."""
     if sys.stderr is None:  # closed when the process started; `print` would take standard output
         return
+    with suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()  # where both go into one log, what was printed earlier stands there earlier
     with suppress(OSError, ValueError):
         message = _CONTROL.sub(lambda match: ascii(match[0])[1:-1], message)
         print(message, end=end, file=sys.stderr, flush=True)

@@ -119,9 +119,8 @@ class OBoW(Method):
             losses = [self._cross_entropy(features[student], each, bag) - entropy for each, bag, entropy in targets]
             by_size.setdefault(views[student].shape[-1], []).append(torch.stack(losses).mean())
         loss = torch.stack([torch.stack(same).mean() for same in by_size.values()]).sum()
-        return Output(
-            loss, features[couples[0][0]].detach(), _health(*next(zip(bags.values(), entropies.values(), strict=True)))
-        )
+        student, teacher = couples[0]
+        return Output(loss, features[student].detach(), _health(bags[teacher], entropies[teacher]))
 
     @torch.no_grad()
     def after_update(self, now: Progress) -> None:

@@ -22,9 +22,10 @@ import triton.language as tl
 from torch import Tensor
 
 _PROGRAMS = 512  # enough to fill a large GPU about twice
-_MOST_CHUNKS = 32
+_MOST_CHUNKS: tl.constexpr = tl.constexpr(32)
 _LEAST_ROWS = 64
 _WARPS = 4
+_COUNTS = ("groups", "updates")  # for whose values nothing is compiled again
 
 
 @triton.jit
@@ -37,9 +38,9 @@ def _places(rows, channels, group, row_count, channel_count, pixels, CHANNELS_LA
 
 
 @triton.jit
-def _merged(partial, group, channels, row_count, channel_count, chunks, chunk_rows, CHUNKS: tl.constexpr):
+def _merged(partial, group, channels, row_count, channel_count, chunks, chunk_rows):
     """Mean and biased variance of a group, for each of some channels."""
-    chunk = tl.arange(0, CHUNKS)
+    chunk = tl.arange(0, _MOST_CHUNKS)
     inside = (chunk < chunks)[:, None] & (channels < channel_count)[None, :]
     place = (group * chunks + chunk)[:, None] * 2 * channel_count + channels[None, :]
     means = tl.load(partial + place, mask=inside, other=0.0)
@@ -50,7 +51,7 @@ def _merged(partial, group, channels, row_count, channel_count, chunks, chunk_ro
     return mean, tl.sum(squares + rows * distance * distance, axis=0) / row_count
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_COUNTS)
 def _statistics(
     images, partial, row_count, channel_count, pixels, chunk_rows,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
@@ -82,11 +83,11 @@ def _statistics(
     tl.store(partial + place + channel_count, tl.sum(squares, axis=0) - shift * shift * count, mask=known)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_COUNTS)
 def _normalise(
     images, output, weight, bias, partial, saved, running_mean, running_var, batches,
     row_count, channel_count, pixels, chunk_rows, groups, updates, momentum, unbiased, eps,
-    ROWS: tl.constexpr, CHANNELS: tl.constexpr, CHUNKS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     AFFINE: tl.constexpr,
 ):  # fmt: skip
     """Normalise each chunk; save each group's mean and inverse deviation; move the running statistics."""
@@ -94,7 +95,7 @@ def _normalise(
     channels = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     known = channels < channel_count
     if chunk < chunks:
-        mean, variance = _merged(partial, group, channels, row_count, channel_count, chunks, chunk_rows, CHUNKS)
+        mean, variance = _merged(partial, group, channels, row_count, channel_count, chunks, chunk_rows)
         inverse = 1.0 / tl.sqrt(variance + eps)
         if chunk == 0:
             tl.store(saved + group * 2 * channel_count + channels, mean, mask=known)
@@ -124,7 +125,7 @@ def _normalise(
             if number % (groups // updates) == 0:
                 running = running * (1.0 - momentum)
                 spread = spread * (1.0 - momentum)
-            mean, variance = _merged(partial, number, channels, row_count, channel_count, chunks, chunk_rows, CHUNKS)
+            mean, variance = _merged(partial, number, channels, row_count, channel_count, chunks, chunk_rows)
             running += share * mean
             spread += share * unbiased * variance
         tl.store(running_mean + channels, running.to(running_mean.dtype.element_ty), mask=known)
@@ -133,7 +134,7 @@ def _normalise(
             tl.store(batches, tl.load(batches) + updates)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_COUNTS)
 def _gradient_sums(
     gradients, images, saved, partial, row_count, channel_count, pixels, chunk_rows,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
@@ -161,8 +162,8 @@ def _gradient_sums(
 
 
 @triton.jit
-def _totals(partial, group, channels, channel_count, chunks, CHUNKS: tl.constexpr):
-    chunk = tl.arange(0, CHUNKS)
+def _totals(partial, group, channels, channel_count, chunks):
+    chunk = tl.arange(0, _MOST_CHUNKS)
     inside = (chunk < chunks)[:, None] & (channels < channel_count)[None, :]
     place = (group * chunks + chunk)[:, None] * 2 * channel_count + channels[None, :]
     sums = tl.load(partial + place, mask=inside, other=0.0)
@@ -170,11 +171,11 @@ def _totals(partial, group, channels, channel_count, chunks, CHUNKS: tl.constexp
     return tl.sum(sums, axis=0), tl.sum(products, axis=0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_COUNTS)
 def _gradient(
     gradients, images, output, weight, saved, partial, weight_gradient, bias_gradient,
     row_count, channel_count, pixels, chunk_rows, groups,
-    ROWS: tl.constexpr, CHANNELS: tl.constexpr, CHUNKS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     AFFINE: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the input, chunk by chunk, and of weight and bias, over all groups."""
@@ -184,7 +185,7 @@ def _gradient(
     if chunk < chunks:
         mean = tl.load(saved + group * 2 * channel_count + channels, mask=known, other=0.0)
         inverse = tl.load(saved + (group * 2 + 1) * channel_count + channels, mask=known, other=0.0)
-        sums, products = _totals(partial, group, channels, channel_count, chunks, CHUNKS)
+        sums, products = _totals(partial, group, channels, channel_count, chunks)
         sums, products = sums / row_count, products / row_count
         scale = inverse
         if AFFINE:
@@ -204,7 +205,7 @@ def _gradient(
             weights = tl.zeros([CHANNELS], tl.float32)
             biases = tl.zeros([CHANNELS], tl.float32)
             for number in range(groups):
-                sums, products = _totals(partial, number, channels, channel_count, chunks, CHUNKS)
+                sums, products = _totals(partial, number, channels, channel_count, chunks)
                 weights += products
                 biases += sums
             tl.store(weight_gradient + channels, weights.to(weight_gradient.dtype.element_ty), mask=known)
@@ -219,7 +220,6 @@ class _Grid(NamedTuple):
     chunk_rows: int
     rows: int
     channels: int
-    padded_chunks: int
 
 
 @lru_cache(maxsize=256)
@@ -227,11 +227,11 @@ def _grid(groups: int, row_count: int, channel_count: int, channels_last: bool) 
     channels = min(64, triton.next_power_of_2(channel_count)) if channels_last else 1
     rows = max(16, 2048 // channels)
     blocks = -(-channel_count // channels)
-    wanted = min(_MOST_CHUNKS, max(1, _PROGRAMS // (blocks * groups)), max(1, row_count // _LEAST_ROWS))
+    wanted = min(_MOST_CHUNKS.value, max(1, _PROGRAMS // (blocks * groups)), max(1, row_count // _LEAST_ROWS))
     chunk_rows = -(-row_count // wanted)
     chunk_rows = -(-chunk_rows // rows) * rows if chunk_rows > rows else chunk_rows
     chunks = -(-row_count // chunk_rows)
-    return _Grid(chunks, blocks, chunk_rows, rows, channels, triton.next_power_of_2(chunks))
+    return _Grid(chunks, blocks, chunk_rows, rows, channels)
 
 
 def _shape(images: Tensor, groups: int) -> tuple[int, int, int, bool]:
@@ -265,7 +265,7 @@ def forward(
     _normalise[(grid.chunks + 1, grid.blocks, groups)](
         images, output, images if weight is None else weight, images if bias is None else bias, partial, saved,
         running.mean, running.var, running.batches, *shape, groups, running.updates, running.momentum,
-        row_count / max(1, row_count - 1), eps, CHUNKS=grid.padded_chunks, AFFINE=weight is not None, **tiles,
+        row_count / max(1, row_count - 1), eps, AFFINE=weight is not None, **tiles,
     )  # fmt: skip
     return output, saved
 
@@ -290,6 +290,6 @@ def backward(
     _gradient[(grid.chunks + 1, grid.blocks, groups)](
         gradients, images, output, images if weight is None else weight, saved, partial,
         partial if weight_gradient is None else weight_gradient, partial if bias_gradient is None else bias_gradient,
-        *shape, groups, CHUNKS=grid.padded_chunks, AFFINE=weight is not None, **tiles,
+        *shape, groups, AFFINE=weight is not None, **tiles,
     )  # fmt: skip
     return output, weight_gradient, bias_gradient

@@ -73,6 +73,7 @@ def refusable(attempt: Callable[[bytes, Path], None]) -> Callable[[bytes, Path],
         try:
             attempt(data, folder)
         except LeoclrError as error:
-            assert str(error).isprintable() or "\n  " in str(error), f"no printable line: {error!s:.300}"
+            lines = str(error).split("\n")
+            assert all(line.startswith("  ") for line in lines[1:]), f"no single line: {error!s:.300}"
 
     return tried

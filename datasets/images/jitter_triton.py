@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 _PIXELS = 1024
+_BLENDS: tl.constexpr = tl.constexpr(6)
 _HUE: tl.constexpr = tl.constexpr(18)  # columns of `augment_device.draw_all`, after three for each of six blends
 _GRAYSCALE: tl.constexpr = tl.constexpr(19)
 
@@ -65,6 +66,22 @@ def _turned(red, green, blue, turn):
 
 
 @triton.jit
+def _blended(red, green, blue, drawn, blend, mean):
+    """One blend, with black, the pixel's own grey or the mean grey."""
+    factor, own, of_mean = tl.load(drawn + 3 * blend), tl.load(drawn + 3 * blend + 1), tl.load(drawn + 3 * blend + 2)
+    target = own * _grey(red, green, blue) + of_mean * mean
+    return _mixed(red, target, factor), _mixed(green, target, factor), _mixed(blue, target, factor)
+
+
+@triton.jit
+def _hue(red, green, blue, drawn):
+    turn = tl.load(drawn + _HUE)
+    if turn >= 0:
+        red, green, blue = _turned(red, green, blue, turn)
+    return red, green, blue
+
+
+@triton.jit
 def _loaded(images, image, pixel, inside, image_stride, channel_stride, pixel_stride):
     place = images + image.to(tl.int64) * image_stride + pixel * pixel_stride
     red = tl.load(place, mask=inside, other=0).to(tl.float32)
@@ -84,20 +101,13 @@ def _mean_greys(
     red, green, blue = _loaded(images, image, pixel, inside, image_stride, channel_stride, pixel_stride)
     drawn = parameters + image * columns
     total = 0.0
-    for blend in tl.static_range(6):
-        if blend == 3:
-            turn = tl.load(drawn + _HUE)
-            if turn >= 0:
-                red, green, blue = _turned(red, green, blue, turn)
-        factor, own, of_mean = (
-            tl.load(drawn + 3 * blend),
-            tl.load(drawn + 3 * blend + 1),
-            tl.load(drawn + 3 * blend + 2),
-        )
-        grey = _grey(red, green, blue)
-        total += of_mean * tl.sum(tl.where(inside, grey, 0.0), axis=0)
-        target = own * grey
-        red, green, blue = _mixed(red, target, factor), _mixed(green, target, factor), _mixed(blue, target, factor)
+    for blend in range(_BLENDS // 2):
+        total += tl.load(drawn + 3 * blend + 2) * tl.sum(tl.where(inside, _grey(red, green, blue), 0.0), axis=0)
+        red, green, blue = _blended(red, green, blue, drawn, blend, 0.0)
+    red, green, blue = _hue(red, green, blue, drawn)
+    for blend in range(_BLENDS // 2, _BLENDS):
+        total += tl.load(drawn + 3 * blend + 2) * tl.sum(tl.where(inside, _grey(red, green, blue), 0.0), axis=0)
+        red, green, blue = _blended(red, green, blue, drawn, blend, 0.0)
     tl.atomic_add(sums + image, total.to(tl.int32))
 
 
@@ -113,18 +123,11 @@ def _jitter(
     red, green, blue = _loaded(images, image, pixel, inside, image_stride, channel_stride, pixel_stride)
     drawn = parameters + image * columns
     mean = tl.floor(tl.load(sums + image).to(tl.float32) / pixels + 0.5)
-    for blend in tl.static_range(6):
-        if blend == 3:
-            turn = tl.load(drawn + _HUE)
-            if turn >= 0:
-                red, green, blue = _turned(red, green, blue, turn)
-        factor, own, of_mean = (
-            tl.load(drawn + 3 * blend),
-            tl.load(drawn + 3 * blend + 1),
-            tl.load(drawn + 3 * blend + 2),
-        )
-        target = own * _grey(red, green, blue) + of_mean * mean
-        red, green, blue = _mixed(red, target, factor), _mixed(green, target, factor), _mixed(blue, target, factor)
+    for blend in range(_BLENDS // 2):
+        red, green, blue = _blended(red, green, blue, drawn, blend, mean)
+    red, green, blue = _hue(red, green, blue, drawn)
+    for blend in range(_BLENDS // 2, _BLENDS):
+        red, green, blue = _blended(red, green, blue, drawn, blend, mean)
     if tl.load(drawn + _GRAYSCALE) > 0:
         grey = _grey(red, green, blue)
         red, green, blue = grey, grey, grey

@@ -74,6 +74,8 @@ def remarks(index: Index) -> Iterator[str]:
             f"{without:,} {them} no image of a known format and {'are' if without > 1 else 'is'} left out, "
             f"in {first} first{_reasons(left_out, NO_IMAGE)}"
         )
+    if empty := [shard.path for shard in index.shards if not shard.samples]:
+        yield f"{counted(len(empty), 'shard')} without a sample: {shown(empty)}"
     missing = int(np.count_nonzero(index.label == NO_LABEL))
     reasons = _reasons(left_out, UNUSABLE_LABEL)
     if missing and (missing < len(index) or reasons):

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from leoclr.datasets.errors import DataError
+from leoclr.datasets.files import did_you_mean
 from leoclr.datasets.shards.concatenation import concatenate
 from leoclr.datasets.shards.index import SUFFIX, Index
 from leoclr.datasets.shards.scan import build_index
@@ -102,5 +103,5 @@ def missing_message(missing: Sequence[Path], total: int) -> str:
     more = f" and {len(missing) - 20} more" if len(missing) > 20 else ""
     home = "; no shell replaces ~ within quotes" if str(missing[0]).startswith("~") else ""
     if total == 1:
-        return f"{missing[0]}: no such file or folder{home}"
+        return f"{missing[0]}: no such file or folder{home or did_you_mean(missing[0])}"
     return f"{len(missing)} of {total} shards are missing: {shown}{more}{home}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
@@ -47,10 +48,16 @@ def write_indexes(
         advance: Called with the bytes of each shard that is done.
         which: Which members are images and labels. None: those that the index before records, where it was of the same
             shards.
+
+    Raises:
+        DataError: A shard cannot be indexed, or an index cannot be written.
     """
     by_folder: dict[Path, list[Path]] = defaultdict(list)
     for path in dict.fromkeys(paths):
         by_folder[path.parent].append(path)
+    for folder in by_folder:  # before hours of reading
+        if not os.access(folder, os.W_OK):
+            raise DataError(f"{folder}: the index lies beside its shards, and nothing can be written there")
     written = {}
     for folder, shards in by_folder.items():
         path = folder / f"{common_name([shard.name for shard in shards])}{SUFFIX}"
@@ -61,9 +68,17 @@ def write_indexes(
             names = before.classes if not index.classes and not classes else ()
             fitting = index.label.max(initial=NO_LABEL) < len(names)
             index = replace(index, classes=names if fitting else index.classes, made=before.made)
-        index.save(path)
+        _save(index, path)
         written[path] = index
     return written
+
+
+def _save(index: Index, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        index.save(path)
+    except OSError as error:
+        raise DataError(f"{path}: the index cannot be written ({error.strerror or error})") from None
 
 
 def _index_before(path: Path, shards: Sequence[Path]) -> Index | None:
@@ -107,9 +122,8 @@ def write_remote_index(
         parts.append(replace(part, shards=(replace(part.shards[0], sha256=digest),)))
         advance(storage.size())
     index = joined(parts, classes)
-    output.mkdir(parents=True, exist_ok=True)
     path = output / f"{common_name([name_of(address) for address in addresses])}{SUFFIX}"
-    index.save(path)
+    _save(index, path)
     return {path: index}
 
 

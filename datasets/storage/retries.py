@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from leoclr.datasets.errors import DataError
+from leoclr.datasets.storage.outages import tell_of_attempt
 
 
 class TryAgain(Exception):
@@ -28,6 +29,7 @@ class Patience:
             processes do not come back at the same instant.
         silence: Seconds without a byte after which a connection counts as dead.
         request: Seconds that one request may take in all, against a server that drips.
+        quiet: Seconds after which a person is told of further attempts.
     """
 
     attempts: int = 8
@@ -35,6 +37,7 @@ class Patience:
     longest_wait: float = 30.0
     silence: float = 30.0
     request: float = 60.0
+    quiet: float = 1.0
 
     def wait(self, attempt: int, asked: float) -> float:
         """Seconds before the attempt after this one, counted from 0."""
@@ -61,7 +64,7 @@ def read_resuming(
         DataError: The last attempt failed too; it says how.
     """
     data = bytearray()
-    reason = ""
+    reason, began = "", time.monotonic()
     for attempt in range(patience.attempts):
         asked = 0.0
         try:
@@ -73,5 +76,8 @@ def read_resuming(
         except TryAgain as error:
             reason, asked = str(error), error.wait
         if attempt + 1 < patience.attempts:
-            time.sleep(patience.wait(attempt, asked))
+            wait = patience.wait(attempt, asked)
+            if time.monotonic() - began >= patience.quiet:
+                tell_of_attempt(name, reason, attempt + 2, patience.attempts, wait)
+            time.sleep(wait)
     raise DataError(f"{name}: given up after {patience.attempts} attempts; the last: {reason}")

@@ -21,10 +21,11 @@ from torch.utils.data import Dataset
 from leoclr.datasets.errors import BadImage, DataError, EvaluationError
 from leoclr.datasets.files import ignore
 from leoclr.datasets.images.normalise import normalise
+from leoclr.datasets.loading.resident import ResidentImages
 from leoclr.datasets.loading.workers import load_batches
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.reader import SampleReader
-from leoclr.evals.features.preprocessing import Preprocessing, TestView
+from leoclr.evals.features.preprocessing import Preprocessing, TestView, WholeImage
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
@@ -63,6 +64,7 @@ def extract_features(
     workers: int = -1,
     max_bad_share: float = MAX_BAD_SHARE,
     advance: Callable[[int], None] = ignore,
+    resident: ResidentImages | None = None,
 ) -> Features:
     """Run a backbone over a data set without changing it: its mode, its BatchNorm statistics and the state of the
     global random generators are as before, so a training loop may call this between two steps.
@@ -74,6 +76,8 @@ def extract_features(
         max_bad_share: Share of the images that may be undecodable; they are left out and named in the result, which
             is empty where all of them may be, and are.
         advance: Called with the number of images done.
+        resident: The images of `index`, decoded and on the device, of which the view changes nothing (`shown_whole`).
+            Nothing is loaded then, and the features are the same.
 
     Raises:
         DataError: There are no samples, a shard has gone, or too many images are bad.
@@ -83,7 +87,11 @@ def extract_features(
     device = torch.device(device)
     dataset = _Batches(index, preprocessing.view, batch_size)
     workers = choose_workers(len(dataset)) if workers < 0 else workers
-    loaded = load_batches(dataset, range(len(dataset)), workers, pin_memory=device.type == "cuda")
+    loaded = (
+        load_batches(dataset, range(len(dataset)), workers, pin_memory=device.type == "cuda")
+        if resident is None
+        else _resident_batches(resident, batch_size)
+    )
     limit = max_bad_share * len(index)
     store = _Store(len(index))
     skipped: list[str] = []
@@ -161,6 +169,23 @@ class _Batches(Dataset[_Batch]):
             return _Batch(torch.empty(0), np.empty(0, np.int64), [], str(error))
         filled = torch.from_numpy(pixels[: len(numbers)]).permute(0, 3, 1, 2)
         return _Batch(filled, np.array(numbers, np.int64), bad)
+
+
+def shown_whole(view: TestView, resident: ResidentImages) -> bool:
+    """Whether a view is each of the resident images as it is."""
+    return isinstance(view, WholeImage) and resident.pixels.shape[2:] == (view.image_size, view.image_size)
+
+
+def _resident_batches(resident: ResidentImages, batch_size: int) -> Iterator[_Batch]:
+    samples = len(resident.pixels)
+    for start in range(0, samples, batch_size):
+        there = range(start, min(start + batch_size, samples))
+        pixels = resident.pixels[start : start + batch_size]
+        bad = [resident.bad[number] for number in there if number in resident.bad]
+        if bad:
+            pixels = pixels[[number - start for number in there if number not in resident.bad]]
+        numbers = np.array([number for number in there if number not in resident.bad], np.int64)
+        yield _Batch(pixels.contiguous(memory_format=torch.channels_last), numbers, bad)
 
 
 class _Store:

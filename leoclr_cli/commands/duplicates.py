@@ -40,8 +40,9 @@ def duplicates(
 ) -> None:
     """Find near copies among images by the features of an encoder, and images with equal bytes.
 
-    Of each group the largest file is kept; the list names the others. `leoclr shard --without` takes it. The picture
-    shows the least similar groups, by which to choose the threshold. Labels are not needed. Features are cached.
+    Of each group the largest file is kept, of equally large ones the first in the shards; the list names the others,
+    and `leoclr shard --without` takes it. The picture shows the least similar groups, by which to choose the threshold.
+    Labels are not needed. Features are cached.
 
     \b
     Examples:

@@ -11,6 +11,7 @@ import typer
 
 from leoclr.cli import terminal as console
 from leoclr.cli.exporting.formats import ExportFormat
+from leoclr.cli.run.folder import existing_weights
 from leoclr.datasets.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -22,7 +23,9 @@ def export(
     checkpoint: Annotated[
         Path | None,
         typer.Argument(
-            metavar="CHECKPOINT", help="Run, checkpoint, exported file or state dict; default: the newest run."
+            metavar="CHECKPOINT",
+            callback=existing_weights,
+            help="Run, checkpoint, exported file or state dict; default: the newest run.",
         ),
     ] = None,
     format: Annotated[ExportFormat, typer.Option("--format", help="Format of the file.")] = ExportFormat.safetensors,
@@ -150,4 +153,4 @@ def _print_text(encoder: LoadedEncoder, report: ExportReport, takes_pixels: bool
         print(f"{name:<18}  {value}")
     print()
     for line in report.usage:
-        print(f"    {line}")
+        print(line)

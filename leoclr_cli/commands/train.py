@@ -24,6 +24,7 @@ from leoclr.cli.run.model_names import is_named
 from leoclr.cli.terminal import print_json, say, suggest, warn
 from leoclr.cli.training.monitoring.progress_line import duration, rate_in_words
 from leoclr.datasets.errors import DataError, RunError, SettingsError
+from leoclr.datasets.files import did_you_mean
 from leoclr.datasets.wording import counted
 
 
@@ -67,7 +68,7 @@ def train(
     _refuse_bad_data(resolved.settings, resume)
     weights = resolved.settings.encoder.weights
     if resume is None and weights and not is_named(weights) and not Path(weights).exists():
-        raise SettingsError(f"encoder.weights {weights}: no such run, checkpoint or file")
+        raise SettingsError(f"encoder.weights {weights}: no such run, checkpoint or file{did_you_mean(Path(weights))}")
 
     if dry_run:
         from leoclr.cli.training.dry_run import as_text, plan_of

@@ -14,6 +14,8 @@ from leoclr.cli.commands.base.flags import settings_of, with_settings
 from leoclr.cli.config.flags import Given
 from leoclr.cli.config.preset_files import AUTO
 from leoclr.datasets.errors import BadImage, DataError, RunError, SettingsError
+from leoclr.datasets.files import did_you_mean
+from leoclr.datasets.shards.locate import existing_data
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,7 +26,10 @@ _MAX_ROWS = 64  # 64 rows of the usual size make a picture of 16,000 lines
 @with_settings("--preset", "--config", "--views", "--seed", "--set")
 def views(
     given: Given,
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files, a folder of images, or shards.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGE", callback=existing_data, help="Image files, a folder of images, or shards."),
+    ],
     output: Annotated[
         Path, typer.Option("--output", "-o", dir_okay=False, metavar="FILE", help="PNG file to write.")
     ] = Path("views.png"),
@@ -112,7 +117,7 @@ def _images_of(source: str, count: int) -> Iterator[tuple[str, Image.Image]]:
         return
     if not path.is_file():
         refuse_commands(source)
-        raise DataError(f"{source}: no such file")
+        raise DataError(f"{source}: no such file{did_you_mean(Path(source))}")
     if path.suffix.lower().removeprefix(".") not in IMAGE_SUFFIXES:
         raise DataError(f"{source}: neither an image by its name ({', '.join(sorted(IMAGE_SUFFIXES))}) nor shards")
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,10 +108,11 @@ class Given:
             if value is not None and value != []:
                 values[flag.key] = str(value).lower() if isinstance(value, bool) else value
                 names[flag.key] = flag.name
-        for assignment in assignments:
+        for assignment, following in pairwise((*assignments, "")):
             key, equals, text = assignment.partition("=")
             if not equals:
-                raise SettingsError(f"{SET} {assignment}: must be KEY=VALUE, such as {SET} moco.queue=4096")
+                example = f"{key}={following or 'VALUE'}" if key in all_fields() else "moco.queue=4096"
+                raise SettingsError(f"{SET} {assignment}: must be KEY=VALUE, such as {SET} {example}")
             if key in values:
                 raise SettingsError(f"{SET} {key}: given before, by {names[key]}")
             values[key], names[key] = text, f"{SET} {key}"

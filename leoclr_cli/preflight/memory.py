@@ -160,14 +160,21 @@ def _kept(method: Method, settings: Settings, images: int) -> int:
     device = next(trial.parameters()).device
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.train.precision)
     policy = settings.view_policy
-    size = settings.data.image_size
-    views = {name: _blank(settings, view.side(size), images, device) for name, view in policy.views.items()}
+    views = blank_views(settings, images, device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
                 output: Any = trial(views, policy.pairs, Progress(0, 1, 1))
     del output
     return sum(found.values())
+
+
+def blank_views(settings: Settings, images: int, device: torch.device) -> dict[str, Tensor]:
+    """Black images as the views of a step, normalised, by the names of the policy."""
+    size = settings.data.image_size
+    return {
+        name: _blank(settings, view.side(size), images, device) for name, view in settings.view_policy.views.items()
+    }
 
 
 def _blank(settings: Settings, side: int, images: int, device: torch.device) -> Tensor:

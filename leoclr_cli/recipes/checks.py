@@ -8,6 +8,7 @@ from leoclr.cli.config.flags import parse_flags
 from leoclr.cli.recipes.steps import RecipePlan
 from leoclr.cli.scoring.transfer_data import REPORTED
 from leoclr.datasets.errors import DataError, SettingsError
+from leoclr.datasets.files import did_you_mean
 from leoclr.datasets.shards.locate import check_specs
 
 
@@ -46,6 +47,6 @@ def check_data(plan: RecipePlan) -> None:
 
             require_pycocotools()
             if missing := [spec for spec in specs if not Path(spec).exists()]:
-                raise DataError(f"{missing[0]}: no such file or folder")
+                raise DataError(f"{missing[0]}: no such file or folder{did_you_mean(Path(missing[0]))}")
         elif column.command[0] != "transfer" or specs[0] not in REPORTED:  # which it packs itself
             check_specs(specs)

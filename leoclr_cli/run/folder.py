@@ -15,7 +15,7 @@ from leoclr.cli.run.json_file import read_json_object
 from leoclr.cli.run.model_names import is_model_folder, is_named
 from leoclr.cli.terminal import warn
 from leoclr.datasets.errors import CheckpointError, RunError
-from leoclr.datasets.files import write_atomic
+from leoclr.datasets.files import did_you_mean, write_atomic
 from leoclr.datasets.json_text import parse_json_text
 from leoclr.datasets.shards.locate import absolute
 
@@ -65,6 +65,8 @@ class RunFolder:
         try:
             content = parse_json_text(self.settings_file.read_bytes())
         except FileNotFoundError as error:
+            if not self.path.exists():
+                raise RunError(f"{self.path}: no such run{did_you_mean(self.path)}") from None
             raise RunError(f"{self.path} is not a run folder: it has no run.json") from error
         except (OSError, ValueError) as error:
             raise RunError(f"cannot read {self.settings_file}: {error}") from error
@@ -199,7 +201,7 @@ def find_checkpoint(path: Path | None) -> Sound | Path:
     if (path / MANIFEST).exists() or path.name.startswith("step-"):
         return verify(path)
     if not path.exists():
-        raise CheckpointError(f"no such run, checkpoint or file: {path}")
+        raise _no_such_run(path)
     run = RunFolder(path)
     folder = run.checkpoints if run.settings_file.exists() else path
     newest, damaged = newest_sound(folder)
@@ -212,6 +214,19 @@ def find_checkpoint(path: Path | None) -> Sound | Path:
     for line in damaged:
         warn(line)
     return newest
+
+
+def existing_weights(weights: Path | list[Path] | None) -> Path | list[Path] | None:
+    """The argument of a command as it is; CheckpointError where it is nothing at all. So this is told at once and not
+    after the seconds that importing torch takes."""
+    for path in [weights] if isinstance(weights, Path) else weights or ():
+        if not is_named(str(path)) and not path.exists():
+            raise _no_such_run(path)
+    return weights
+
+
+def _no_such_run(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path}: no such run, checkpoint or file{did_you_mean(path)}")
 
 
 def _started(run: Path) -> tuple[float, float]:

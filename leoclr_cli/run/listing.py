@@ -16,6 +16,7 @@ from leoclr.cli.run.folder import RUNS, RunFolder
 from leoclr.cli.run.json_file import number, read_json_object
 from leoclr.cli.run.lock import is_locked
 from leoclr.datasets.errors import CheckpointError, RunError
+from leoclr.datasets.files import did_you_mean
 from leoclr.datasets.json_text import parse_json_text
 
 State = Literal["running", "complete", "stopped", "empty", "damaged"]
@@ -59,7 +60,7 @@ def list_runs(places: Sequence[Path]) -> list[ListedRun]:
         RunError: A place does not exist.
     """
     if missing := [place for place in places if not place.is_dir()]:
-        raise RunError(f"{missing[0]}: no such folder")
+        raise RunError(f"{missing[0]}: no such folder{did_you_mean(Path(missing[0]))}")
     found = {path.resolve(): path for place in places for path in _runs_of(place)}
     return sorted((_listed(path) for path in found.values()), key=lambda run: (-run.started, run.path))
 

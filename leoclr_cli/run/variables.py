@@ -2,7 +2,8 @@
 
 The results of a run depend on its settings only. Variables of Accelerate, torch, oneDNN, MKL, NumPy, OpenCV, cuBLAS and
 cuDNN that would change results are removed before these libraries are loaded, with a warning that names them. The
-number of threads stays: it belongs to the machine and is recorded in run.json.
+number of threads, `OMP_NUM_THREADS`, stays: it belongs to the machine and is recorded in run.json. The variables of
+single libraries for it (`MKL_NUM_THREADS`, ...) would make some sums depend on a number that is not.
 
 Variables of distributed launchers must be complete and consistent, or they are refused by name.
 """
@@ -23,6 +24,8 @@ _CHANGE_RESULTS = (
     *("ONEDNN_CPU_ISA_HINTS", "DNNL_CPU_ISA_HINTS", "TORCH_MKLDNN_*", "TORCH_LINEAR_FLATTEN_3D"),
     *("MKL_CBWR", "MKL_DEBUG_CPU_TYPE", "MKL_ENABLE_INSTRUCTIONS", "MKL_DISABLE_FAST_MM", "MKL_DYNAMIC"),
     *("OMP_DYNAMIC", "KMP_DETERMINISTIC_REDUCTION", "KMP_FORCE_REDUCTION", "OPENCV_*", "JSIMD_*"),
+    # threads of one library, which differ from those of torch
+    *("MKL_NUM_THREADS", "MKL_DOMAIN_NUM_THREADS", "OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "BLIS_NUM_THREADS"),
     # TF32 and the choice of algorithms on a GPU; compilation
     *("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "NVIDIA_TF32_OVERRIDE", "TORCH_BLAS_PREFER_*", "TORCH_LINALG_PREFER_*"),
     *("DISABLE_ADDMM_CUDA_LT", "CUBLAS_WORKSPACE_CONFIG", "CUBLASLT_*", "TORCH_CUBLASLT_*", "TORCH_CUDNN_*", "CUDNN_*"),
@@ -47,11 +50,13 @@ def drop_what_changes_results(environment: MutableMapping[str, str]) -> list[str
     """
     names = [name for name in environment if _matches(name, _CHANGE_RESULTS) and not _matches(name, _CHANGE_NOTHING)]
     dropped = [(name, environment.pop(name)) for name in sorted(names)]
+    threads = environment.get("OMP_NUM_THREADS")
     harmless = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_", "MEGATRON_LM_")
     return [
         f"{name}={value}"
         for name, value in dropped
         if not (name.startswith(harmless) and value.strip().lower() in _NO_EFFECT)
+        and not (name.endswith("_NUM_THREADS") and value == threads)
     ]
 
 

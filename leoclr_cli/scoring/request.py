@@ -11,19 +11,26 @@ from typing import Annotated, Literal
 import typer
 
 from leoclr.cli.options import with_fields
+from leoclr.cli.run.folder import existing_weights
+from leoclr.datasets.shards.locate import existing_data
 
 SIMILARITIES_PER_MIB = 2**18
 SUFFIXES = (".csv", ".jsonl")  # of files of predictions
 
 Checkpoint = Annotated[
     Path | None,
-    typer.Argument(metavar="CHECKPOINT", help="Run, checkpoint, exported file or state dict; default: the newest run."),
+    typer.Argument(
+        metavar="CHECKPOINT",
+        callback=existing_weights,
+        help="Run, checkpoint, exported file or state dict; default: the newest run.",
+    ),
 ]
 TrainData = Annotated[
     list[str] | None,
     typer.Option(
         "--train-data",
         metavar="SHARDS",
+        callback=existing_data,
         help="Labelled data for the classifier; default: the run's training data. Quote ranges and globs. Repeatable.",
     ),
 ]
@@ -32,6 +39,7 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="SHARDS",
+        callback=existing_data,
         help="Labelled test data; default: the run's, the val or test split beside the training data, or a fifth of "
         "it. Repeatable.",
     ),

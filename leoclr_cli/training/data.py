@@ -41,6 +41,7 @@ class TrainingData:
             none.
         plan: Which samples make up which step.
         settings: Those of the run, with nothing `auto` about the views.
+        images: All images to train on, where they are resident, or None.
         make_views: From the inputs of a batch to its views.
 
     Args:
@@ -65,13 +66,13 @@ class TrainingData:
         self.workers = worker_count(settings.run.workers, self._device.type)
         facts = DataFacts(len(self.index), first_size(self.index) if self._device.type == "cuda" else None)
         self.settings = settle(settings, self._device.type, facts, recorded)
-        self._images = None
+        self.images = None
         if self.settings.data.resident == "yes":
-            self._images = resident_images(self.index, self._device, self.workers, must=data.resident == "yes")
-            if self._images is None:
+            self.images = resident_images(self.index, self._device, self.workers, must=data.resident == "yes")
+            if self.images is None:
                 self.settings = replaced(self.settings, {"data.resident": "no"})
         specs = view_specs(self.settings.view_policy, augmentation_spec(self.settings))
-        self.make_views = ViewMaker(specs, None if self._images is None else self._images.pixels)
+        self.make_views = ViewMaker(specs, None if self.images is None else self.images.pixels)
 
     def batches(self, start: int, stop: int, asked_to_stop: Callable[[], bool] = lambda: False) -> Iterator[Batch]:
         """This process's part of the steps from `start` to before `stop`, their inputs on its device.
@@ -79,8 +80,8 @@ class TrainingData:
         They end early where it is asked to stop and no batch comes.
         """
         policy, spec = self.settings.view_policy, augmentation_spec(self.settings)
-        if self._images is not None:
-            return on_device(resident_batches(self._images, self.plan, policy, spec, start, stop), self._device)
+        if self.images is not None:
+            return on_device(resident_batches(self.images, self.plan, policy, spec, start, stop), self._device)
         dataset = StepDataset(self.index, self.plan, policy, spec)
         pin = self._device.type == "cuda"
         return on_device(batches(dataset, start, stop, self.workers, pin, asked_to_stop), self._device)
@@ -98,13 +99,13 @@ class TrainingData:
             yield line
         if self.val is not None:
             yield f"data for the k-NN score: {contents(self.val)}"
-        resident = ", all resident on the device" if self._images is not None else ""
+        resident = ", all resident on the device" if self.images is not None else ""
         yield f"views by augmentation.executor {self.settings.augmentation.executor}{resident}"
         if line := cache_line(self.settings, self.index):
             yield line
         sides = [view.side(self.settings.data.image_size) for view in self.settings.view_policy.views.values()]
         batch_bytes = plan.batch_size // plan.ranks * 3 * sum(side * side for side in sides)
-        if self._images is None and (short := shared_memory_line(batch_bytes, self.workers)):
+        if self.images is None and (short := shared_memory_line(batch_bytes, self.workers)):
             yield short
 
     def val_remarks(self) -> Iterator[str]:

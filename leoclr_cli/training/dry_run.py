@@ -12,9 +12,11 @@ from leoclr.cli.preflight.checks import facts_of, refuse_problems, warnings_abou
 from leoclr.cli.preflight.initial_weights import start_from_weights
 from leoclr.cli.preflight.memory import estimate, memory_line, memory_record, refuse_too_much
 from leoclr.cli.preflight.remote_cache import block_cache, check_cache
+from leoclr.cli.preflight.step_time import seconds_of_steps
 from leoclr.cli.run.devices import check_precision, choose_device
 from leoclr.cli.training import build
 from leoclr.cli.training.data import worker_count
+from leoclr.cli.training.monitoring.progress_line import duration
 from leoclr.datasets.loading.plan import Plan
 from leoclr.datasets.shards.locate import open_data
 from leoclr.datasets.wording import counted
@@ -45,6 +47,7 @@ def plan_of(settings: Settings, processes: int) -> dict[str, Any]:
     together = processes if device.type == "cpu" else 1
     memory = estimate(method, settings, facts.micro, workers, together)
     remarks = refuse_too_much(memory, device, settings)
+    steps = plan.steps_per_epoch * settings.train.epochs
     return {
         "packed": {spec: place for spec, place in zip(settings.data.train, shards, strict=True) if spec != place},
         "samples": len(index),
@@ -53,12 +56,13 @@ def plan_of(settings: Settings, processes: int) -> dict[str, Any]:
         "data_digest": index.digest,
         "epochs": settings.train.epochs,
         "steps_per_epoch": plan.steps_per_epoch,
-        "steps": plan.steps_per_epoch * settings.train.epochs,
+        "steps": steps,
         "left_out_each_epoch": plan.size % batch,
         "batch_size": batch,
         "images_per_process": [share] * processes,
         "shuffle_window": window or len(index),
         "memory": memory_record(memory, device, facts.micro),
+        "seconds_of_steps": seconds_of_steps(method, settings, facts.micro, steps * share),
         "warnings": [*warnings_about(settings, index, facts), *remarks],
         "first_keys": [index.key(int(number)) for number in first],
     }
@@ -82,6 +86,8 @@ def as_text(plan: dict[str, Any]) -> str:
             "by process",
             f"shuffle   {plan['shuffle_window']:,} samples mixed at a time ({mixed})",
             f"memory    {memory_line(plan['memory'])}",
+            f"time      roughly {duration(plan['seconds_of_steps'])}: a pass of a few images, times {plan['steps']:,} "
+            "steps, without loading and scores; `leoclr bench` measures all of it",
             f"order     {', '.join(plan['first_keys'])}, ...",
             *(f"warning   {line}" for line in plan["warnings"]),
         )

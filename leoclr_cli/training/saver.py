@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from leoclr.cli.config.sections import RunSettings
-from leoclr.cli.run.checkpoint import prune, step_folder
+from leoclr.cli.run.checkpoint import prune, step_folder, step_folders
 from leoclr.cli.run.folder import RunFolder
 from leoclr.cli.run.weights_only import keep_weights_only
-from leoclr.cli.terminal import say
+from leoclr.cli.terminal import say, warn
 from leoclr.cli.training.state import RunState
-from leoclr.datasets.wording import in_bytes
+from leoclr.datasets.errors import CheckpointError
+from leoclr.datasets.wording import counted, in_bytes
 
 _FIRST_MINUTES = 3.0
 
@@ -65,16 +69,34 @@ class Saver:
         elif self._held is None:
             self._held = self.step
 
-    def save(self, step: int, bad_images: Sequence[str]) -> None:
-        """Write the checkpoint of a step and remove old ones. All processes must call it."""
+    def save(self, step: int, bad_images: Sequence[str], alone: bool = False) -> None:
+        """Write the checkpoint of a step and remove old ones. All processes must call it, but for one that is alone:
+        it writes, whichever it is."""
         tensors = self._state.tensors()
         self.hold(self._held is not None and step < self._steps)
-        if self._writes:
+        if self._writes or alone:
             more = {"steps": self._steps, "epoch": step / self._steps_per_epoch, "bad_images": list(bad_images)}
+            write = partial(self._state.save, self._run.checkpoints, step, tensors, **more)
             with self._run.still_there():
-                self._state.save(self._run.checkpoints, step, tensors, **more)
+                try:
+                    write()
+                except CheckpointError as error:
+                    if not self._made_room(error, step):
+                        raise
+                    write()
                 prune(self._run.checkpoints, step, self._settings.keep, self._stays)
         self.begin(step)
+
+    def _made_room(self, error: CheckpointError, step: int) -> bool:
+        """Where the disk is full, remove the checkpoints that this save would remove afterwards but for the newest."""
+        if not any(os.strerror(reason) in str(error) for reason in (errno.ENOSPC, errno.EDQUOT)):
+            return False
+        before = len(step_folders(self._run.checkpoints))
+        prune(self._run.checkpoints, step, 1, self._stays)
+        removed = before - len(step_folders(self._run.checkpoints))
+        if removed:
+            warn(f"the disk is full: removed {counted(removed, 'old checkpoint')} to save step {step:,}")
+        return removed > 0
 
     def finish(self) -> Path:
         """Reduce the checkpoints of a finished run, if `run.keep_weights_only` says so; the newest one's folder."""

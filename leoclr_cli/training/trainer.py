@@ -10,6 +10,7 @@ import contextlib
 import shlex
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,7 +45,7 @@ from leoclr.cli.training.monitoring.meter import Meter
 from leoclr.cli.training.monitoring.metrics import Listener, MetricsLog, require_trackers, start_trackers
 from leoclr.cli.training.monitoring.progress_line import ProgressLine, StepReading
 from leoclr.cli.training.monitoring.throughput import Clock, slowest
-from leoclr.cli.training.rescue import Unsound, not_finite, saved_on_failure
+from leoclr.cli.training.rescue import Unsound, not_finite, saved_by_one, saved_on_failure
 from leoclr.cli.training.result import TrainResult
 from leoclr.cli.training.saver import Saver
 from leoclr.cli.training.signals import GracefulStop, patience
@@ -117,7 +118,7 @@ class Trainer:
         self.optimizer = self.take_step.optimizer
         self.state = RunState(settings, self.index, self.method, self.optimizer, accelerator)
         self.saver = Saver(run, self.state, settings.run, self.steps, self.plan.steps_per_epoch, self.main)
-        self.knn = KnnMonitor.of(settings, self.index, self.data.val)
+        self.knn = KnnMonitor.of(settings, self.index, self.data.val, self.data.images)
         self.step, self.meter = 0, Meter(accelerator)
         self.alarm = Alarm(settings, self.facts, self.main)
         self.samples = torch.empty(0, dtype=torch.long)  # of the newest step
@@ -160,7 +161,7 @@ class Trainer:
         line = ProgressLine(self.step, self.steps, self.plan.steps_per_epoch, self.main)
         values: dict[str, float] = {}
         scored: float | None = None
-        failures = saved_on_failure(self.run.path, self._worth_saving, self._save_finished)
+        failures = saved_on_failure(self.run, self.main, self._worth_saving, self._save_finished)
         listening = clock.waits.listening()
         with contextlib.closing(self._log(on_metrics)) as log, contextlib.closing(line), failures, listening:
             loader = self.data.batches(self.step, self.steps, lambda: bool(stop.now()))
@@ -214,14 +215,14 @@ class Trainer:
         )
 
     def _worth_saving(self) -> bool:
-        new = self.main and self.step > self.saver.step and self.take_step.undoable
+        new = self.step > self.saver.step and self.take_step.undoable
         return new and not self.method.per_rank and self.meter.sound()
 
-    def _save_finished(self) -> int:
+    def _save_finished(self) -> bool:
         """Save the newest finished step as it was, without what a step that failed half-way has changed."""
         self.take_step.undo()
-        self.save()
-        return self.step
+        save = partial(self.saver.save, self.step, self.bad.lines(), alone=True)
+        return saved_by_one(self.run, self.main, self.step, save)
 
     def save(self) -> None:
         """Write a checkpoint and remove old ones."""

@@ -4,8 +4,14 @@ here in Triton's interpreter."""
 from __future__ import annotations
 
 import copy
+import os
+import platform
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import partial
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +32,22 @@ kernels: Any = pytest.importorskip("leoclr.backends.networks.batchnorm_triton", 
 
 CHANNELS_LAST, CONTIGUOUS = torch.channels_last, torch.contiguous_format
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(autouse=True)
+def loop_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interpreters before Triton 3.8 make an integer of an array in a way that NumPy 2.4 refuses."""
+    if tuple(map(int, version("triton").split(".")[:2])) >= (3, 8):
+        return
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, *scope: Any) -> None:
+        patch(tensor, *scope)
+        tensor.__index__ = lambda self: int(self.handle.data.squeeze())
+
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
 
 
 def layer(channels: int, groups: int, updates: int = 1) -> tuple[Running, Tensor, Tensor]:
@@ -223,3 +245,16 @@ def test_the_keys_of_all_crops_in_one_pass_are_those_of_one_pass_each(monkeypatc
     half = len(found) // 2
     for one, another in zip(found[:half], found[half:], strict=True):
         torch.testing.assert_close(another, one, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="Triton's assembler for GPUs comes with x86-64")
+def test_all_kernels_compile_for_a_gpu() -> None:
+    """The interpreter takes what the compiler refuses. No GPU is needed to compile."""
+    program = Path(__file__).parents[1] / "programs" / "build_kernels.py"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    built = subprocess.run([sys.executable, str(program), "90"], env=environment, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    kernels = {name: int(wide) for name, wide, _ in map(str.split, built.stdout.splitlines())}
+    assert len(kernels) == 6
+    assert all(kernels[name] > 0 for name in ("_statistics", "_normalise", "_gradient_sums", "_gradient"))

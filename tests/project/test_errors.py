@@ -31,9 +31,13 @@ MISTAKES = {
     "train --data": "error: option '--data' requires an argument",
     "train -x": "error: no such option: -x; see `leoclr train --help`",
     "train --bakend moco": "error: --bakend: no such flag; did you mean --backend?",
-    "train --resume nowhere": "error: nowhere is not a run folder: it has no run.json",
+    "train --resume nowhere": "error: nowhere: no such run",
+    "train --set run.keep 4": "error: --set run.keep: must be KEY=VALUE, such as --set run.keep=4",
+    "train --set 4": "error: --set 4: must be KEY=VALUE, such as --set moco.queue=4096",
+    "report --map tsme": "error: invalid value for '--map': 'tsme' is not one of 'tsne', 'pca', 'none'; did you mean",
+    "eval knn --data nowhere": "error: nowhere: no such file or folder",
     "check nowhere": "error: nowhere: there is no such shard",
-    "export nowhere": "error: no such run, checkpoint or file: nowhere",
+    "export nowhere": "error: nowhere: no such run, checkpoint or file",
     "reproduce table66": "error: no recipe 'table66'; there are ",
 }
 
@@ -65,6 +69,23 @@ def test_json_of_a_mistake_is_alone_on_stdout(
     out, err = capsys.readouterr()
     said = json.loads(out)["error"]
     assert err == f"error: {said}\n"
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["train --data phots/cats", "eval knn phots", "eval knn --data phots", "train --resume phots", "views phots/cats",
+     "export phots", "runs phots"],
+)  # fmt: skip
+def test_the_folder_that_was_meant_is_named_before_torch_is_imported(line: str, tmp_path: Path) -> None:
+    (tmp_path / "photos" / "cats").mkdir(parents=True)
+    program = (
+        "import sys\nfrom leoclr.cli.commands.app import main\n"
+        "try:\n    main(sys.argv[1:])\nfinally:\n    assert 'torch' not in sys.modules\n"
+    )
+    command = [sys.executable, "-c", program, *line.split()]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    meant = line.split()[-1].replace("phots", "photos")
+    assert found.returncode == 2 and found.stderr.endswith(f"; did you mean {meant}?\n"), found.stderr
 
 
 def test_a_result_that_cannot_be_kept_stays_the_one_json_value(capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,3 +208,12 @@ def test_a_reader_that_has_gone_is_no_error(words: str, unbuffered: str, tmp_pat
             command, stdout=output, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment, check=False
         )
     assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_results_and_messages_keep_their_order_in_one_log(tmp_path: Path) -> None:
+    program = "from leoclr.cli.terminal import say; print('first'); say('second'); print('third')"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with (tmp_path / "log").open("w") as log:
+        command = [sys.executable, "-c", program]
+        subprocess.run(command, stdout=log, stderr=log, env=environment, check=True, timeout=100)
+    assert (tmp_path / "log").read_text() == "first\nsecond\nthird\n"

@@ -20,10 +20,11 @@ from torchvision import transforms
 from leoclr.backends.networks.backbones import Backbone, build_backbone
 from leoclr.datasets.errors import BadImage, DataError, EvaluationError
 from leoclr.datasets.images.augmentation import AugmentationSpec, placed
+from leoclr.datasets.loading.resident import load_resident
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.scan import build_index
 from leoclr.evals.features.cache import FeatureCache, feature_key
-from leoclr.evals.features.extract import Features, check_features, extract_features
+from leoclr.evals.features.extract import Features, check_features, extract_features, shown_whole
 from leoclr.evals.features.preprocessing import CentreCrop, Preprocessing, WholeImage, standard_view
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
@@ -139,6 +140,22 @@ def test_bad_images_are_left_out_and_named_up_to_a_limit(tmp_path: Path, backbon
     assert len(found.skipped) == 1 and "0005" in found.skipped[0]
     with pytest.raises(DataError, match="0005"):
         extract_features(backbone, index, WHOLE, workers=workers)
+
+
+def test_resident_images_have_the_same_features(tmp_path: Path, backbone: Backbone) -> None:
+    images = [png(noise(16, 16, seed=number)) for number in range(9)]
+    images[5] = b"not an image"
+    index = packed(tmp_path / "bad-0.tar", images)
+    resident = load_resident(index, torch.device("cpu"), 0)
+    assert resident is not None and shown_whole(WHOLE.view, resident)
+    assert not shown_whole(WholeImage(24), resident) and not shown_whole(CentreCrop(16), resident)
+    loaded = extract_features(backbone, index, WHOLE, batch_size=4, workers=0, max_bad_share=0.2)
+    (tmp_path / "bad-0.tar").unlink()
+    found = extract_features(backbone, index, WHOLE, batch_size=4, max_bad_share=0.2, resident=resident)
+    assert np.array_equal(found.features, loaded.features) and np.array_equal(found.numbers, loaded.numbers)
+    assert np.array_equal(found.labels, loaded.labels) and len(found.skipped) == 1 and "0005" in found.skipped[0]
+    with pytest.raises(DataError, match="0005"):
+        extract_features(backbone, index, WHOLE, resident=resident)
 
 
 def test_a_shard_that_has_gone_is_one_line_from_a_worker_too(tmp_path: Path, backbone: Backbone) -> None:

@@ -265,3 +265,12 @@ def test_names_that_name_nothing(data: str, message: str, capsys: pytest.Capture
         with pytest.raises(SystemExit, match="2"):
             main([command, data])
         assert message in capsys.readouterr().err
+
+
+def test_a_shard_without_a_sample_is_told(tmp_path: Path, leoclr: Callable[..., tuple[str, str]]) -> None:
+    labelled(tmp_path / "data" / "a-000000.tar", [b"1"] * 3)
+    assert list(remarks(open_data([str(tmp_path / "data")]))) == []
+    for number in (1, 2):  # what a failed job leaves: an archive with nothing but its end
+        labelled(tmp_path / "data" / f"a-00000{number}.tar", [])
+    told = leoclr("index", tmp_path / "data")[1]
+    assert "2 shards without a sample: " in told and "a-000001.tar, " in told

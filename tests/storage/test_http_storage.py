@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import mmap
+import multiprocessing
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -17,6 +20,7 @@ import pytest
 
 from leoclr.cli.commands.app import main
 from leoclr.datasets.errors import DataError, Missing
+from leoclr.datasets.storage import outages
 from leoclr.datasets.storage.addresses import check_address, shown
 from leoclr.datasets.storage.http import HttpStorage
 from leoclr.datasets.storage.opening import as_file, open_storage
@@ -52,6 +56,11 @@ def log(url: str) -> list[dict[str, str]]:
         return list(json.load(response))
 
 
+@pytest.fixture
+def nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outages, "_told", mmap.mmap(-1, 16))
+
+
 def storage(url: str, name: str = "x.tar") -> HttpStorage:
     return HttpStorage(f"{url}/{name}", patience=QUICK)
 
@@ -82,6 +91,42 @@ def test_a_cut_answer_is_continued_where_it_ended(url: str, fault: str) -> None:
 def test_without_a_length_the_range_still_says_how_much(url: str) -> None:
     tell(url, "faults", [{"do": "no length"}])
     assert storage(url).read(0, 1000) == CONTENT[:1000] and len(log(url)) == 1
+
+
+@pytest.mark.usefixtures("nothing_told")
+def test_a_server_that_does_not_answer_is_told_of_once_an_attempt(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    told = HttpStorage(f"{url}/x.tar", patience=replace(QUICK, attempts=4, quiet=0.0))
+    for _ in range(2):  # as two threads would
+        tell(url, "faults", [{"status": 503}] * 3)
+        assert told.read(0, 10) == CONTENT[:10]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        f"{url}/x.tar: not answering (the server answered 503 Service Unavailable), attempt {number} of 4 in 1 s"
+        for number in (2, 3, 4)
+    ]
+
+
+@pytest.mark.usefixtures("nothing_told")
+def test_what_passes_within_a_second_is_not_told(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    tell(url, "faults", [{"status": 503}] * 2)
+    assert storage(url).read(0, 10) == CONTENT[:10]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("nothing_told")
+def test_loader_processes_tell_once_together(capfd: pytest.CaptureFixture[str]) -> None:
+    workers = [multiprocessing.get_context("fork").Process(target=tell_twice) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+        worker.join()
+    assert capfd.readouterr().err.splitlines() == [
+        f"x.tar: not answering (no route), attempt {number} of 8 in 2 s" for number in (3, 4)
+    ]
+
+
+def tell_twice() -> None:
+    for attempt in (3, 4):
+        outages.tell_of_attempt("x.tar", "no route", attempt, 8, 2.0)
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 429, 408])

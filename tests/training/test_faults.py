@@ -37,7 +37,7 @@ from torch.utils.data import Dataset
 from leoclr.backends.method import Output, Progress
 from leoclr.backends.methods.moco import MoCo
 from leoclr.cli.commands.app import main
-from leoclr.cli.run.checkpoint import newest_checkpoint
+from leoclr.cli.run.checkpoint import newest_checkpoint, newest_sound
 from leoclr.datasets.errors import DataError
 from leoclr.datasets.loading import workers
 
@@ -106,15 +106,17 @@ def _me() -> str:
 # One rank is killed, stops, or fails
 
 
-def train_on_two(config: Path, data: Path, run: Path, *more: str) -> tuple[subprocess.Popen[str], psutil.Process]:
-    """A run on two ranks after its first steps, and its second rank."""
+def train_on_two(
+    config: Path, data: Path, run: Path, *more: str, rank: str = "1", save_minutes: int = 0
+) -> tuple[subprocess.Popen[str], psutil.Process]:
+    """A run on two ranks after its first steps, and one of them."""
     process = start(
         "train", "--config", config, "--data", data, "--epochs", "3000", "--output", run, "--num-processes", "2",
-        "--set", "run.checkpoint_minutes=0", *more,
+        "--set", f"run.checkpoint_minutes={save_minutes}", *more,
     )  # fmt: skip
     wait_for_steps(run, 2, process)
     ranks = psutil.Process(process.pid).children()
-    return process, next(rank for rank in ranks if rank.environ()["RANK"] == "1")
+    return process, next(process for process in ranks if process.environ()["RANK"] == rank)
 
 
 def assert_goes_on(run: Path) -> None:
@@ -220,6 +222,21 @@ def test_a_killed_rank_ends_all_and_the_run_goes_on(make_shards: MakeShards, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_the_rank_that_is_left_saves_the_newest_step(
+    make_shards: MakeShards, tmp_path: Path, config: Path, rank: str
+) -> None:
+    run = tmp_path / "run"
+    process, killed = train_on_two(config, make_shards((2000,)), run, rank=rank, save_minutes=60)
+    killed.kill()
+    code, errors = finish(process)
+    assert code == 128 + signal.SIGKILL
+    newest, _ = newest_sound(run / "checkpoints")
+    assert newest is not None and f"saved after step {newest.step}," in errors and errors.count("saved after") == 1
+    assert_goes_on(run)
+
+
+@pytest.mark.slow
 def test_a_stopped_rank_is_given_up_after_the_timeout(make_shards: MakeShards, tmp_path: Path, config: Path) -> None:
     process, rank = train_on_two(
         config, make_shards((20, 9)), tmp_path / "run", "--set", "run.timeout_minutes=0.1"
@@ -261,7 +278,7 @@ def test_a_disk_that_fills_up_ends_both_ranks_and_the_run_goes_on_with_more_spac
 ) -> None:
     """Only the first rank writes, so that this is also the rank that fails while the other waits for it."""
     run, ballast = small_disk / "run", small_disk / "ballast"
-    process, _ = train_on_two(config, make_shards((20, 9)), run)
+    process, _ = train_on_two(config, make_shards((20, 9)), run, "--set", "run.trackers=tensorboard")
     everyone = children_of(process)
     with suppress(OSError), ballast.open("wb", buffering=0) as file:
         while True:
@@ -273,6 +290,7 @@ def test_a_disk_that_fills_up_ends_both_ranks_and_the_run_goes_on_with_more_spac
     assert_gone(everyone)
     newest, damaged = newest_checkpoint(run / "checkpoints")
     assert newest is not None and not damaged
+    assert f"once it can:  leoclr train --resume {run}" in errors
     ballast.unlink()
     assert_goes_on(run)
 

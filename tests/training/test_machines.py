@@ -16,8 +16,10 @@ import pytest
 from leoclr.cli import terminal
 from leoclr.cli.commands.base.errors import exit_code
 from leoclr.datasets.errors import DataError
+from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.locate import open_data
 from leoclr.datasets.shards.reader import SampleReader
+from leoclr.datasets.shards.reindex import write_indexes
 from leoclr.datasets.storage.block_cache import BlockCache
 
 MakeShards = Callable[..., Path]
@@ -56,6 +58,76 @@ def test_few_file_handles_are_shared_and_too_few_told(
     for failure in (fail, fail_where_it_is_named):
         assert exit_code(failure, as_json=False) == 2
         assert "Too many open files" in (told := capsys.readouterr().err) and "may open 12 files" in told
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_log_that_is_full_ends_no_command(make_shards: MakeShards) -> None:
+    program = (
+        "import sys; from leoclr.cli import __main__ as entry; entry._lose_what_nobody_reads(); "
+        "print('lost', file=sys.stderr); sys.stderr.flush(); entry.main()"
+    )
+    command = [sys.executable, "-c", program, "check", str(make_shards((3,)))]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stderr=full, stdout=subprocess.PIPE, text=True)
+    assert done.returncode == 0 and "0 faults" in done.stdout
+
+
+def test_what_the_system_refuses_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(error: OSError) -> int:
+        raise error
+
+    for error in (
+        OSError(errno.EROFS, os.strerror(errno.EROFS), "some/folder/x"),
+        PermissionError(errno.EACCES, os.strerror(errno.EACCES), "some/folder/x"),
+        OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), "some/folder/x"),
+    ):
+        assert exit_code(lambda: fail(error), as_json=False) == 2  # noqa: B023
+        assert capsys.readouterr().err == f"error: some/folder/x: {error.strerror}\n"
+    with pytest.raises(OSError, match="bug"):
+        exit_code(lambda: fail(OSError("a bug of this project")), as_json=False)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError("Unable to allocate 7 TiB"), "not enough memory within the limit of 3.0 GB (`ulimit -v`) (Unable"),
+        (MemoryError(), "not enough memory within the limit of 3.0 GB (`ulimit -v`) (MemoryError)"),
+        (ImportError("libx.so: failed to map segment"), "cannot be loaded within the limit of 3.0 GB (`ulimit -v`)"),
+        (RuntimeError("can't start new thread"), "starts no further thread or process"),
+        (BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)), "starts no further thread or process"),
+    ],
+)
+def test_too_little_memory_is_one_line(
+    error: Exception, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (3_000_000_000, -1))
+
+    def fail() -> int:
+        raise error
+
+    assert exit_code(fail, as_json=False) == 2
+    told = capsys.readouterr().err
+    assert message in told and told.count("\n") == 1
+    with pytest.raises(ImportError, match="no such module"):
+        exit_code(lambda: (_ for _ in ()).throw(ImportError("no such module")), as_json=False)
+
+
+def test_an_index_that_cannot_be_written_is_told_before_the_shards_are_read(
+    make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_shards((3,))
+    shards = sorted(data.glob("*.tar"))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "access", lambda path, mode: False)
+        with pytest.raises(DataError, match="nothing can be written there"):
+            write_indexes(shards)
+
+    def refuse(self: Index, path: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Index, "save", refuse)
+    with pytest.raises(DataError, match=r"index.json: the index cannot be written \(Read-only"):
+        write_indexes(shards)
 
 
 def test_closed_streams_stay_out_of_files_and_of_results(

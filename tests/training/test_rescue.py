@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,8 +14,10 @@ import torch
 
 from leoclr.backends.methods.moco import MoCo
 from leoclr.cli.config.settings import Settings
-from leoclr.cli.run.checkpoint import newest_sound
+from leoclr.cli.run.checkpoint import newest_sound, step_folders
+from leoclr.cli.training.state import RunState
 from leoclr.cli.training.trainer import train as run_training
+from leoclr.datasets.errors import CheckpointError
 
 MakeShards = Callable[..., Path]
 MakeSettings = Callable[..., Settings]
@@ -61,6 +65,22 @@ def test_a_step_that_fails_in_its_forward_pass_is_taken_back(
     for name in ("model", "optimizer"):
         one, other = broken.load().tensors[name], whole.load().tensors[name]
         assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_old_checkpoints_make_room_for_the_newest_step(
+    train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save = RunState.save
+
+    def on_a_small_disk(self: RunState, folder: Path, step: int, tensors: Any, **more: Any) -> Path:
+        if len(step_folders(folder)) == 2:
+            raise CheckpointError(f"cannot write: {os.strerror(errno.ENOSPC)}")
+        return save(self, folder, step, tensors, **more)
+
+    monkeypatch.setattr(RunState, "save", on_a_small_disk)
+    run = train("run", run__checkpoint_minutes="0", run__keep="2")
+    assert [step for step, _ in step_folders(run / "checkpoints")] == [5, 6]
+    assert "removed 1 old checkpoint to save step 6" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("part", ["optimizer", "momentum encoder"])

@@ -21,6 +21,7 @@ from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from leoclr.cli.run.folder import RunFolder
 from leoclr.cli.run.versions import environment
+from leoclr.cli.training import data as data_module
 from leoclr.cli.training import state
 from leoclr.cli.training import trainer as training
 from leoclr.cli.training.monitoring.knn_monitor import KnnMonitor
@@ -29,6 +30,8 @@ from leoclr.cli.training.result import TrainResult
 from leoclr.cli.training.signals import GracefulStop
 from leoclr.cli.training.step import TrainStep
 from leoclr.datasets.errors import DataError, LeoclrError, RunError
+from leoclr.datasets.loading.resident import ResidentImages, load_resident
+from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.scan import build_index
 
 MakeShards = Callable[..., Path]
@@ -132,6 +135,34 @@ def test_knn_is_scored_while_training_when_there_are_labels(
     train(settings(data, data__val=str(val), run__knn_epochs="1"), tmp_path / "run")
     scores = [line.get("knn") for line in metrics(tmp_path / "run")]
     assert scores[0] is None and scores[1] is not None and 0 <= scores[1] <= 1
+
+
+@pytest.mark.parametrize(("size", "decoded_once"), [("16", [32, 24]), ("12", [32])])
+def test_knn_of_resident_images_is_that_of_loaded_ones(
+    size: str,
+    decoded_once: list[int],
+    make_shards: MakeShards,
+    tmp_path: Path,
+    settings: MakeSettings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Decoded once for all scores, unless the encoder sees them at another size."""
+    data, val = make_shards((32,)), make_shards((24,), "held-out")
+    decoded: list[int] = []
+
+    def load(index: Index, *rest: Any) -> ResidentImages | None:
+        decoded.append(len(index))
+        return load_resident(index, *rest)
+
+    monkeypatch.setattr(data_module, "load_resident", load)
+    options = {"data__val": str(val), "data__image_size": size, "run__knn_epochs": "1", "train__epochs": "2"}
+    chosen = settings(data, data__resident="yes", **options)
+    train(chosen, tmp_path / "run")
+    scores = [line["knn"] for line in metrics(tmp_path / "run") if "knn" in line]
+    assert decoded == decoded_once and len(scores) == 2
+    monkeypatch.setattr(KnnMonitor, "_resident", lambda *_: None)
+    train(chosen, tmp_path / "loaded")
+    assert scores == [line["knn"] for line in metrics(tmp_path / "loaded") if "knn" in line]
 
 
 def test_the_last_knn_score_is_told_wherever_a_run_stops(

@@ -136,7 +136,7 @@ def test_two_machines_are_one_run_and_a_cut_or_a_kill_ends_both_in_one_line(
     assert all(ended(agents, BOUND_SECONDS))
     for number in (1, 2):
         (line,) = error_lines(log, number)
-        assert "another process of this run" in line and "the checkpoints are as they were" in line
+        assert "another process of this run" in line
 
     alone = tmp_path / "alone"
     process = subprocess.Popen([sys.executable, "-m", "leoclr.cli", "train", *map(str, (*fresh[:-1], alone))])

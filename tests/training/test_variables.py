@@ -32,6 +32,7 @@ HOSTILE = {
     "ATEN_CPU_CAPABILITY": "default",
     "NPY_DISABLE_CPU_FEATURES": "AVX2",
     "MKL_CBWR": "COMPATIBLE",
+    "MKL_NUM_THREADS": "2",
     "OMP_DYNAMIC": "true",
     "JSIMD_FORCENONE": "1",
     "NVIDIA_TF32_OVERRIDE": "1",
@@ -93,6 +94,12 @@ def test_what_is_taken_out_is_named_unless_it_means_nothing() -> None:
     environment = {"ACCELERATE_MIXED_PRECISION": "no", "MKL_CBWR": "AVX2", "PATH": "/bin", "ACCELERATE_LOG_LEVEL": "x"}
     assert drop_what_changes_results(environment) == ["MKL_CBWR=AVX2"]
     assert environment == {"PATH": "/bin", "ACCELERATE_LOG_LEVEL": "x"}
+
+
+def test_threads_are_those_of_torch_for_all_libraries() -> None:
+    environment = {"OMP_NUM_THREADS": "4", "MKL_NUM_THREADS": "4", "OPENBLAS_NUM_THREADS": "1"}
+    assert drop_what_changes_results(environment) == ["OPENBLAS_NUM_THREADS=1"]
+    assert environment == {"OMP_NUM_THREADS": "4"}
 
 
 COMPLETE = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}

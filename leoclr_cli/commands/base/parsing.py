@@ -29,6 +29,12 @@ class LeoclrCommand(TyperCommand):
             args = list(spread_values(args, repeatable))
         return super().parse_args(ctx, args)
 
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        for parameter in self.get_params(ctx):
+            if parameter.param_type_name == "argument":
+                setattr(parameter, "display_type_rich", lambda ctx: "")  # noqa: B010  Python's type, beside the metavar
+        super().format_options(ctx, formatter)
+
 
 def refuse_unknown(args: Sequence[str], names: Collection[str]) -> None:
     """Raise SettingsError for a flag that is none of `names`, with the nearest one."""

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from leoclr.cli.run.folder import existing_weights
 from leoclr.cli.scoring.request import AsJson, Request, with_request
 
 
@@ -18,8 +19,12 @@ def _shards(flag: str, help: str) -> typer.models.OptionInfo:
 @with_request("checkpoint", "train_data", "data")
 def forgetting(
     request: Request,
-    before: Annotated[Path, typer.Argument(metavar="BEFORE", help="Encoder before further training.")],
-    after: Annotated[Path, typer.Argument(metavar="AFTER", help="Encoder after further training.")],
+    before: Annotated[
+        Path, typer.Argument(metavar="BEFORE", callback=existing_weights, help="Encoder before further training.")
+    ],
+    after: Annotated[
+        Path, typer.Argument(metavar="AFTER", callback=existing_weights, help="Encoder after further training.")
+    ],
     new: Annotated[list[str], _shards("--new", "Labelled new data, for the classifier. Repeatable.")],
     old: Annotated[list[str], _shards("--old", "Labelled old data, for the classifier. Repeatable.")],
     new_test: Annotated[

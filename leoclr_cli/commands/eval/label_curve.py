@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from leoclr.cli.run.folder import existing_weights
 from leoclr.cli.scoring.request import AsJson, BackboneRate, Epochs, HeadRate, Output, Request, TrainBatch, with_request
 
 
@@ -15,7 +16,9 @@ def label_curve(
     request: Request,
     checkpoints: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="CHECKPOINT", help="Runs, checkpoints or files; default: the newest run."),
+        typer.Argument(
+            metavar="CHECKPOINT", callback=existing_weights, help="Runs, checkpoints or files; default: the newest run."
+        ),
     ] = None,
     labels: Annotated[
         list[str] | None,

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from leoclr.cli.run.folder import existing_weights
 from leoclr.cli.scoring.request import (
     SIMILARITIES_PER_MIB,
     AsJson,
@@ -31,6 +32,7 @@ def robustness(
         list[Path] | None,
         typer.Argument(
             metavar="CHECKPOINT",
+            callback=existing_weights,
             help="Runs, checkpoints, exported files or state dicts, one or several; default: the newest run.",
         ),
     ] = None,

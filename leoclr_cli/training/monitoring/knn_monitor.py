@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -11,10 +11,12 @@ import torch
 from leoclr.backends.networks.backbones import Backbone
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.terminal import say, warn
+from leoclr.cli.training.data import resident_images, worker_count
 from leoclr.datasets.errors import DataError, LeoclrError, RunError
+from leoclr.datasets.loading.resident import ResidentImages
 from leoclr.datasets.randomness import Permutation
 from leoclr.datasets.shards.index import NO_LABEL, Index
-from leoclr.evals.features.extract import extract_features
+from leoclr.evals.features.extract import extract_features, shown_whole
 from leoclr.evals.features.preprocessing import Preprocessing, standard_view
 from leoclr.evals.probes.knn import knn_accuracy
 
@@ -26,7 +28,12 @@ _TEMPERATURE = 0.1
 
 @dataclass(frozen=True)
 class KnnMonitor:
-    """Scores a backbone on a bank of labelled images and labelled queries."""
+    """Scores a backbone on a bank of labelled images and labelled queries.
+
+    Attributes:
+        resident: Whether to keep decoded images on the device, as training does and the encoder sees them.
+        images: Those, by index; None where they cannot be kept.
+    """
 
     bank: Index
     queries: Index
@@ -34,17 +41,24 @@ class KnnMonitor:
     workers: int
     protocol: str
     every: int = 1
+    resident: bool = False
+    images: dict[int, ResidentImages | None] = field(default_factory=dict)
 
     def due(self, epoch: int) -> bool:
         """Whether an epoch that is over is one to score after."""
         return epoch % self.every == 0
 
     @staticmethod
-    def of(settings: Settings, train: Index, val: Index | None) -> KnnMonitor | None:
+    def of(
+        settings: Settings, train: Index, val: Index | None, images: ResidentImages | None = None
+    ) -> KnnMonitor | None:
         """The monitor for the data of a run, or None where there are no labels to score with.
 
         The queries are `val`, the bank is the training data; where that has no labels, `val` is halved. Images without
         a label are left out.
+
+        Args:
+            images: Those to train on, where they are resident.
         """
         val = None if val is None else _labelled_part(val)
         if val is None or len(val) < 2 or settings.run.knn_epochs == 0:
@@ -57,15 +71,18 @@ class KnnMonitor:
             bank, queries = val.subset(np.sort(order[::2])), val.subset(np.sort(order[1::2]))
             source = "bank is half of the labelled data"
         bank, queries = _at_most(bank, _MOST_NEIGHBOURS_FROM), _at_most(queries, _MOST_QUERIES)
-        augmentation = settings.augmentation
+        augmentation, view = settings.augmentation, standard_view(settings.data.image_size)
+        resident = images is not None and shown_whole(view, images)
         return KnnMonitor(
             bank,
             queries,
-            Preprocessing(standard_view(settings.data.image_size), augmentation.mean, augmentation.std),
+            Preprocessing(view, augmentation.mean, augmentation.std),
             settings.run.workers,
             f"k={min(_NEIGHBOURS, len(bank))}, tau={_TEMPERATURE}, {len(queries):,} queries, {len(bank):,} in the "
             f"bank, {source}",
             settings.run.knn_epochs,
+            resident,
+            {id(train): images} if resident else {},
         )
 
     def report(
@@ -97,6 +114,7 @@ class KnnMonitor:
                 workers=self.workers,
                 max_bad_share=1.0,  # the run has its own limit for images that cannot be decoded
                 advance=advance,
+                resident=self._resident(index, device),
             )
             for index in (self.bank, self.queries)
         ]
@@ -106,6 +124,16 @@ class KnnMonitor:
             (torch.from_numpy(one.features).to(device), torch.from_numpy(one.labels).to(device)) for one in found
         )
         return knn_accuracy(bank, bank_labels, queries, labels, _NEIGHBOURS, _TEMPERATURE)["top1"]
+
+    def _resident(self, index: Index, device: torch.device) -> ResidentImages | None:
+        """The images of an index on the device, decoded the first time; None where the encoder sees them resized."""
+        if not self.resident:
+            return None
+        if id(index) not in self.images:
+            workers = worker_count(self.workers, device.type)
+            self.images[id(index)] = resident_images(index, device, workers, must=False)
+        found = self.images[id(index)]
+        return found if found is not None and shown_whole(self.preprocessing.view, found) else None
 
     def explain(self, error: Exception, device: torch.device) -> str:
         """Why there is no score, in one line. Memory of a GPU that the score held is given back."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,6 +35,25 @@ def start_trackers(accelerator: Accelerator, settings: Mapping[str, Any]) -> Non
     except Exception as error:  # whatever a tracker raises, the run goes on
         warn(f"the trackers cannot start and are left out: {error}")
         accelerator.trackers = []
+    _say_in_one_line_what_tensorboard_cannot_write()
+
+
+def _say_in_one_line_what_tensorboard_cannot_write() -> None:
+    """tensorboardX writes in a thread, and once more as Python exits; Python would show a traceback for each."""
+    of_thread, of_exit, module = threading.excepthook, sys.unraisablehook, "tensorboardX"
+
+    def in_thread(found: threading.ExceptHookArgs) -> None:
+        if type(found.thread).__module__.startswith(module) and isinstance(found.exc_value, OSError):
+            if found.exc_value.errno is not None:  # else the file was closed after an error that was told
+                warn(f"TensorBoard's log cannot be written: {found.exc_value}")
+        else:
+            of_thread(found)
+
+    def at_exit(found: Any) -> None:
+        if not (getattr(found.object, "__module__", "") or "").startswith(module):
+            of_exit(found)
+
+    threading.excepthook, sys.unraisablehook = in_thread, at_exit
 
 
 Listener = Callable[[int, Mapping[str, float]], None]
