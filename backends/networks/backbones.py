@@ -16,6 +16,7 @@ from torchvision import models
 from torchvision.models.resnet import BasicBlock, ResNet
 
 _STANDARD_WIDTH = 64
+_USUAL_SIZE = 224
 _WITHOUT_AUXILIARY = {"aux_logits": False, "init_weights": True}
 
 
@@ -181,6 +182,19 @@ def timm_arguments(name: str, image_size: int | None) -> dict[str, Any]:
     told: Any = timm.get_pretrained_cfg(name)
     fixed = image_size is not None and told is not None and told.fixed_input_size
     return {"img_size": image_size} if fixed else {}
+
+
+def usual_size(name: str) -> int:
+    """Side in pixels of the images that a network is made for, where nothing else says it: 224, or that of one of
+    timm's networks that are built for one size."""
+    if not name.startswith("timm:"):
+        return _USUAL_SIZE
+    try:
+        import timm
+    except ImportError:  # whoever builds the network says so
+        return _USUAL_SIZE
+    told: Any = timm.get_pretrained_cfg(name.removeprefix("timm:"))
+    return int(told.input_size[-1]) if told is not None and told.fixed_input_size else _USUAL_SIZE
 
 
 def _timm(name: str, arguments: dict[str, Any]) -> tuple[nn.Module, int]:

@@ -33,9 +33,8 @@ class Safetensors(Target):
 
     def usage(self, path: Path) -> tuple[str, ...]:
         return (
-            "from pathlib import Path",
-            "from leoclr.cli.run.encoders import load_encoder",
-            f"model = load_encoder(Path({str(path)!r})).backbone",
+            "from leoclr.api import load_encoder",
+            f"model = load_encoder({str(path)!r})  # features of a Pillow image: model(model.preprocess(image)[None])",
         )
 
 

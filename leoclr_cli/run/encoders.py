@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from leoclr.backends.networks.backbones import Backbone, build_backbone
+from leoclr.backends.networks.backbones import Backbone, build_backbone, usual_size
 from leoclr.backends.settings import Strict
 from leoclr.backends.weights import weights_digest
 from leoclr.cli.config.sections import AugmentationSettings, DataSettings, EncoderSettings
@@ -25,6 +25,7 @@ from leoclr.cli.run.foreign_weights import (
     Found,
     Input,
     deduce,
+    embedded_size,
     fitting_tensors,
     read_safetensors,
     read_torch_file,
@@ -204,7 +205,9 @@ def _from_file(path: Path, backbone: str | None) -> LoadedEncoder:
     else:
         tensors, left_out = read_torch_file(path)
     architecture = deduce(tensors, path, backbone)
-    size = DataSettings().image_size if architecture.stem == "imagenet" else 32
+    if architecture.stem == "cifar" and left_out:
+        say(f"{path}: its CIFAR stem is taken to pad by 1 pixel; solo-learn's pads by 2, and its features differ")
+    size = 32 if architecture.stem == "cifar" else embedded_size(tensors) or usual_size(architecture.name)
     usual = AugmentationSettings()
     return _filled(architecture, Input(size, usual.mean, usual.std), tensors, path, None, left_out)
 

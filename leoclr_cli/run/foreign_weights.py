@@ -1,10 +1,12 @@
 """Weights of other programs: read without unpickling, architecture inferred from names and shapes.
 
-A state dict may be at the top or under "state_dict" or "model"; `leoclr.cli.run.layouts` has the names of its parts.
+A state dict may be at the top or under "state_dict", "model" or, of DINO's two networks, "teacher";
+`leoclr.cli.run.layouts` has the names of its parts.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Iterable, Mapping
@@ -19,8 +21,8 @@ from torch import Tensor
 from leoclr.cli.run.layouts import backbone_tensors
 from leoclr.datasets.errors import CheckpointError
 
-_WRAPPERS = ("state_dict", "model")
-_CLASSIFIER = ("fc.", "classifier.", "head.", "heads.")
+_WRAPPERS = ("state_dict", "model", "teacher")
+_HEADS = ("fc.", "classifier.", "head.", "heads.", "projection_head.", "projector.", "predictor.", "prototypes.")
 _COUNTER = "num_batches_tracked"
 # (whether the blocks are bottlenecks, blocks in each stage) -> torchvision's name
 _RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
@@ -113,10 +115,20 @@ def read_torch_file(path: Path) -> tuple[dict[str, Tensor], list[str]]:
         asked = re.search(r"GLOBAL (\S+) ", str(error))
         reason = f"; it asks to run {asked[1]}" if asked else ""
         raise CheckpointError(f"{path} is refused: not a file of tensors that torch.save wrote{reason}") from error
+    others = []
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            others += [f"{key}.{name}" for key, value in content.items() if key != wrapper for name in _tensors(value)]
             content = content[wrapper]
-    return backbone_tensors(_checked(content, path))
+    tensors, left_out = backbone_tensors(_checked(content, path))
+    return tensors, [*others, *left_out]
+
+
+def _tensors(value: Any) -> list[str]:
+    """Names of tensors in what lies beside the state dict that is read: a second network, as a moving average."""
+    if not isinstance(value, Mapping):
+        return []
+    return [name for name, tensor in value.items() if isinstance(name, str) and isinstance(tensor, Tensor)]
 
 
 def _records(path: Path) -> list[Any]:
@@ -171,6 +183,25 @@ def _deduce_resnet(tensors: Mapping[str, Tensor]) -> Architecture | None:
     return Architecture(name, "imagenet" if kernel == 7 else "cifar", width)
 
 
+def embedded_size(tensors: Mapping[str, Tensor]) -> int | None:
+    """Side in pixels of the images that the position embedding of one of timm's ViTs is for; None where there is none.
+
+    Args:
+        tensors: Its state dict. The embedding holds class and register tokens beside the patches, or patches alone.
+    """
+    places, patches = tensors.get("pos_embed"), tensors.get("patch_embed.proj.weight")
+    if places is None or patches is None or places.dim() != 3 or patches.dim() != 4:
+        return None
+    if patches.shape[1] != 3:  # patches of the output of convolutions
+        return None
+    tokens = sum(tensors[name].shape[1] for name in ("cls_token", "dist_token", "reg_token") if name in tensors)
+    for count in (places.shape[1] - tokens, places.shape[1]):
+        side = math.isqrt(max(0, count))
+        if side and side**2 == count:
+            return side * patches.shape[-1]
+    return None
+
+
 def fitting_tensors(
     tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, architecture: Architecture
 ) -> tuple[dict[str, Tensor], list[str]]:
@@ -181,7 +212,7 @@ def fitting_tensors(
     Raises:
         CheckpointError: Lists what is missing, unexpected or of another shape; nothing is ever loaded in part.
     """
-    left_out = sorted(name for name in tensors.keys() - expected.keys() if name.startswith(_CLASSIFIER))
+    left_out = sorted(name for name in tensors.keys() - expected.keys() if name.startswith(_HEADS))
     counters = {name: tensor for name, tensor in expected.items() if name.endswith(_COUNTER)}
     given = counters | {name: tensor for name, tensor in tensors.items() if name not in left_out}
     shapes = [

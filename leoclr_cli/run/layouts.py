@@ -16,6 +16,7 @@ _BACKBONES = (
     re.compile(r"(?:module\.)?encoder\.(?!layers\.|pos_embedding|ln\.)"),  # SimSiam; the others are torchvision's ViTs
 )
 _WRAPPED = ("module.", "model.")
+_COMPILED = re.compile(r"(?:^|(?<=\.))_orig_mod\.")  # torch.compile puts it before the names of what it wraps
 _FEW = 4
 # lightly's examples cut a ResNet's classifier off with Sequential(*children[:-1]): its parts have numbers there.
 _CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
@@ -23,6 +24,7 @@ _CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer
 
 def backbone_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """The backbone's tensors by its own names, and the names of all others, as they stand in the file."""
+    tensors = {_COMPILED.sub("", name): tensor for name, tensor in tensors.items()}
     for pattern in _BACKBONES:
         ends = {name: match.end() for name in tensors if (match := pattern.match(name))}
         if ends:

@@ -22,6 +22,7 @@ from leoclr.backends.networks.backbones import build_backbone
 from leoclr.cli.exporting.export import export_encoder
 from leoclr.cli.exporting.formats import ExportFormat
 from leoclr.cli.run.encoders import load_encoder
+from leoclr.cli.run.foreign_weights import embedded_size
 from leoclr.cli.run.layouts import summary
 from leoclr.datasets.errors import CheckpointError
 
@@ -58,6 +59,9 @@ def sequential(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         ("lightly", ("projection_head",)),
         ("lightly-children", ("projection_head",)),
         ("simsiam", ("module.predictor", "fc")),
+        ("swav", ("projection_head", "prototypes")),
+        ("compiled", ("fc",)),
+        ("lightning-compiled", ("projector",)),
     ],
 )
 def test_checkpoints_of_training_tools_give_their_backbone(
@@ -79,6 +83,9 @@ def test_checkpoints_of_training_tools_give_their_backbone(
         "lightly": prefixed(own, "backbone.") | prefixed(head, "projection_head.layers."),
         "lightly-children": prefixed(sequential(own), "backbone.") | prefixed(head, "projection_head.layers."),
         "simsiam": prefixed(own | prefixed(head, "fc."), "module.encoder.") | prefixed(head, "module.predictor."),
+        "swav": prefixed(own | prefixed(head, "projection_head.") | prefixed(head, "prototypes."), "module."),
+        "compiled": prefixed(own | prefixed(head, "fc."), "_orig_mod."),
+        "lightning-compiled": prefixed(own, "backbone._orig_mod.") | prefixed(head, "projector."),
     }
     content = {"epoch": 3, "state_dict": layouts[tool], "hyper_parameters": argparse.Namespace(lr=0.1)}
     torch.save(content, tmp_path / "last.ckpt")
@@ -88,6 +95,51 @@ def test_checkpoints_of_training_tools_give_their_backbone(
     said = capsys.readouterr().err
     for name in left_out:
         assert name in said
+
+
+def test_of_two_networks_in_a_file_one_is_read_and_the_other_listed(
+    tmp_path: Path, resnet: nn.Module, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = resnet.state_dict()
+    other = {name: torch.zeros_like(tensor) for name, tensor in own.items()}
+    dino = {"student": prefixed(other, "module.backbone."), "teacher": prefixed(own, "backbone."), "epoch": 9}
+    for content, listed in ((dino, "student"), ({"model": own, "model_ema": other}, "model_ema")):
+        torch.save(content, tmp_path / "two.pth")
+        assert torch.equal(features(load_encoder(tmp_path / "two.pth").backbone), features(resnet))
+        assert f"left out {listed} (120 tensors)" in capsys.readouterr().err
+
+
+def test_the_padding_of_a_cifar_stem_is_not_guessed_in_silence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = build_backbone("resnet18", "cifar").state_dict()
+    torch.save({"state_dict": prefixed(own, "backbone.") | {"classifier.bias": torch.zeros(2)}}, tmp_path / "a.ckpt")
+    load_encoder(tmp_path / "a.ckpt")
+    assert "solo-learn's pads by 2" in capsys.readouterr().err
+    torch.save(own, tmp_path / "b.pth")
+    load_encoder(tmp_path / "b.pth")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("test_vit", 160), ("test_vit2", 96), ("vit_tiny_r_s16_p8_224", 224), ("test_vit_relpos", 160)]
+)
+def test_a_vits_own_size_is_found_in_its_weights(tmp_path: Path, name: str, size: int) -> None:
+    """With a class token, with a register token, behind convolutions, without a position embedding."""
+    network: Any = timm.create_model(name, pretrained=False, num_classes=0, img_size=size)
+    torch.save(network.state_dict(), tmp_path / "vit.pth")
+    loaded = load_encoder(tmp_path / "vit.pth", f"timm:{name}")
+    assert loaded.image_size == size
+    assert torch.equal(features(loaded.backbone, size), features(network, size))
+
+
+def test_patches_without_other_tokens_in_the_embedding() -> None:
+    tokens = {"cls_token": torch.zeros(1, 1, 8), "reg_token": torch.zeros(1, 4, 8)}
+    patches = {"patch_embed.proj.weight": torch.zeros(8, 3, 14, 14)}
+    assert embedded_size(tokens | patches | {"pos_embed": torch.zeros(1, 37 * 37, 8)}) == 518
+    assert embedded_size(tokens | patches | {"pos_embed": torch.zeros(1, 37 * 37 + 5, 8)}) == 518
+    assert embedded_size(tokens | patches | {"pos_embed": torch.zeros(1, 37 * 37 + 2, 8)}) is None
+    assert embedded_size(tokens) is None
 
 
 class Evil:
