@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from leoclr.cli.commands.base.parsing import LeoclrCommand
 from leoclr.cli.commands.show_config import show_config
-from leoclr.cli.config.fields import FIELDS, get, keys_of, nested, split_list
+from leoclr.cli.config.fields import FIELDS, from_text, get, keys_of, nested, split_list
 from leoclr.cli.config.resolve import Resolved, differences, resolve
 from leoclr.cli.config.setting_files import to_toml
 from leoclr.cli.config.settings import Settings
@@ -233,6 +233,20 @@ def test_text_is_read_by_the_type_of_the_setting() -> None:
     assert settings.run.trackers == ()
     assert get(settings, "simclr.stop_gradient") is True
     assert settings.optimizer.lr == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("augmentation.crop_scale", "[0.3, 0.9]", (0.3, 0.9)),
+        ("augmentation.crop_scale", "0.3,0.9", (0.3, 0.9)),
+        ("data.train", '["a.tar", "b{0,1}.tar"]', ("a.tar", "b{0,1}.tar")),
+        ("data.train", "[ab].tar,c.tar", ("[ab].tar", "c.tar")),
+        ("run.trackers", "[]", ()),
+    ],
+)
+def test_lists_are_taken_as_they_are_printed(key: str, text: str, value: tuple[object, ...]) -> None:
+    assert from_text(key, text) == value
 
 
 @pytest.mark.parametrize(
