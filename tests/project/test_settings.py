@@ -451,7 +451,7 @@ def test_an_unknown_flag_is_answered_with_the_nearest(flag: str, hint: str) -> N
 
 
 def test_wrong_uses_of_flags_are_refused() -> None:
-    assert complaint("--set", "moco.queue") == "--set moco.queue: must be KEY=VALUE, such as --set moco.queue=4096"
+    assert complaint("--set", "moco.queue") == "--set moco.queue: must be KEY=VALUE, such as --set moco.queue=VALUE"
     assert complaint("--lr", "1", "--set", "optimizer.lr=2") == "--set optimizer.lr: given before, by --lr"
     assert complaint("--set", "moco.queue=1", "moco.queue=2").startswith("--set moco.queue: given before")
     assert complaint("--json", "--toml") == "--json and --toml exclude each other"
