@@ -197,10 +197,19 @@ class PairMethod(Method):
 
 
 @torch.no_grad()
-def momentum_update(moved: nn.Module, towards: nn.Module, momentum: float) -> None:
-    """`moved <- momentum * moved + (1 - momentum) * towards`, for parameters; buffers stay each network's own."""
+def momentum_update(moved: nn.Module, towards: nn.Module, momentum: float | Tensor) -> None:
+    """`moved <- momentum * moved + (1 - momentum) * towards`, for parameters; buffers stay each network's own.
+
+    Args:
+        momentum: A number, or a scalar on the device, as `step_inputs.step_number` returns.
+    """
     own, others = list[Tensor](moved.parameters()), list[Tensor](towards.parameters())
-    torch._foreach_lerp_(own, others, 1 - momentum)
+    if isinstance(momentum, Tensor):
+        steps = torch._foreach_sub(others, own)
+        torch._foreach_mul_(steps, (1 - momentum).to(own[0].dtype))
+        torch._foreach_add_(own, steps)
+    else:
+        torch._foreach_lerp_(own, others, 1 - momentum)
 
 
 def encode_views(encoder: Any, views: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leoclr.backends.method import Progress
+from leoclr.backends.method import Progress, Schedule
 
 Make = Callable[[Progress], Tensor]
 
@@ -84,6 +84,13 @@ def step_input(make: Make, now: Progress, device: torch.device) -> Tensor:
     if _serving is not None:
         return _serving.take(make, now, device)
     return sent(make(_plain(now)), device)
+
+
+def step_number(schedule: Schedule, now: Progress, device: torch.device) -> float | Tensor:
+    """`schedule(now)`: a number, or a float64 scalar on the device where the step may be replayed."""
+    if _serving is None:
+        return schedule(now)
+    return step_input(lambda now: torch.tensor(schedule(now), dtype=torch.float64), now, device)
 
 
 def _plain(now: Progress) -> Progress:

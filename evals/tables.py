@@ -24,11 +24,12 @@ def results_table(records: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     metrics = [metric for metric in METRICS if any(metric in values for _, values in rows)]
     lines = [["", *(METRICS[metric] for metric in metrics)]]
-    lines += [[label, *(_cell(values, metric) for metric in metrics)] for label, values in rows]
+    lines += [[label, *(cell(values, metric) for metric in metrics)] for label, values in rows]
     return aligned(lines)
 
 
-def _cell(values: Mapping[str, float], metric: str) -> str:
+def cell(values: Mapping[str, float], metric: str) -> str:
+    """A metric in per cent with its intervals; nothing where it is missing."""
     if metric not in values:
         return ""
     halves = {over: values.get(f"{metric}_{name}") for name, over in _HALF_WIDTHS.items()}

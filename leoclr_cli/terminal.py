@@ -22,6 +22,8 @@ def say(message: str, end: str = "\n") -> None:
     full disk under a log) it is lost, and with it nothing else."""
     if sys.stderr is None:  # closed when the process started; `print` would take standard output
         return
+    with suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()  # where both go into one log, what was printed earlier stands there earlier
     with suppress(OSError, ValueError):
         message = _CONTROL.sub(lambda match: ascii(match[0])[1:-1], message)
         print(message, end=end, file=sys.stderr, flush=True)

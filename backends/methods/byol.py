@@ -41,6 +41,7 @@ from leoclr.backends.settings import (
     anchors_of,
     positives_of,
 )
+from leoclr.backends.step_inputs import step_number
 
 
 class Settings(BatchNormSettings):
@@ -106,7 +107,8 @@ class BYOL(PairMethod):
         return reduce_pairs(losses, self.settings.reduction)
 
     def after_update(self, now: Progress) -> None:
-        momentum_update(self.target, self.encoder, self.momentum(now))
+        device = next(self.parameters()).device
+        momentum_update(self.target, self.encoder, step_number(self.momentum, now, device))
 
     def backbones(self) -> dict[str, Backbone]:
         return {"encoder.backbone": self.encoder.backbone, "target.backbone": self.target.backbone}

@@ -48,7 +48,7 @@ from leoclr.backends.settings import (
     anchors_of,
     positives_of,
 )
-from leoclr.backends.step_inputs import step_input
+from leoclr.backends.step_inputs import step_input, step_number
 
 _DISTANCE = 0.5  # to the nearest word, before any was measured
 _DISTANCE_MOMENTUM = 0.99
@@ -124,7 +124,8 @@ class OBoW(Method):
 
     @torch.no_grad()
     def after_update(self, now: Progress) -> None:
-        momentum_update(self.teacher, self.encoder, self.momentum(now))
+        device = next(self.parameters()).device
+        momentum_update(self.teacher, self.encoder, step_number(self.momentum, now, device))
         for number, vocabulary in enumerate(self._vocabularies()):
             distances = torch.stack([distances[number] for _, distances in self._waiting]).mean(dim=0, keepdim=True)
             vocabulary.distance.lerp_(gather(distances).mean(), 1 - _DISTANCE_MOMENTUM)

@@ -91,6 +91,9 @@ def arrange(source: Source, layout: Layout | None = None) -> Collection:
         reading = source.reading
     else:
         raise DataError(f"{source.name}: --layout and --split-names are for folders; its columns say what images are")
+    for path in images:
+        if "\\" in path:  # of an archive of Windows that was unpacked by a program that does not know these
+            reading.notes.add("names with a backslash, which separates no folders here (rename or unpack again)", path)
     numbers, pictures = _label(source.name, reading)
     sidecars = _sidecars(source.paths, images, reading.notes)
     return Collection(pictures, tuple(numbers), sidecars, reading.kind, dict(reading.split_names), reading.notes)

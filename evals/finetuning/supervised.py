@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from leoclr.datasets.errors import RunError
 from leoclr.datasets.files import atomic_path, ignore
 from leoclr.datasets.randomness import hash_key
+from leoclr.datasets.wording import counted
 from leoclr.evals.finetuning.labelled_crops import LabelledCrops
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -51,8 +52,8 @@ class Schedule:
     def protocol(self) -> str:
         """The schedule in words."""
         if self.kind == "cosine":
-            return f"{self.epochs} epochs, cosine"
-        return f"{self.epochs} epochs, x {self.decay:g} at {0.6 * self.epochs:g} and {0.8 * self.epochs:g}"
+            return f"{counted(self.epochs, 'epoch')}, cosine"
+        return f"{counted(self.epochs, 'epoch')}, x {self.decay:g} at {0.6 * self.epochs:g} and {0.8 * self.epochs:g}"
 
 
 def train_classifier(

@@ -153,4 +153,4 @@ def _print_text(encoder: LoadedEncoder, report: ExportReport, takes_pixels: bool
         print(f"{name:<18}  {value}")
     print()
     for line in report.usage:
-        print(f"    {line}")
+        print(line)

@@ -108,7 +108,7 @@ def line_chart(
         pen.text((left - 16, up(tick)), f"{tick:g}", QUIET, font(22), anchor="rm")
     named = sorted({x for line in lines for x in line.x}) if logarithmic else across.ticks
     for tick in named:
-        pen.text((across(math.log10(tick) if logarithmic else tick), bottom + 34), f"{tick:g}", QUIET, font(22), "ms")
+        pen.text((across(math.log10(tick) if logarithmic else tick), bottom + 34), f"{tick:.3g}", QUIET, font(22), "ms")
     pen.text(((left + right) / 2, bottom + 84), x_label, INK, font(_TEXT), anchor="ms")
     pen.text((_MARGIN, top - 24), y_label, INK, font(_TEXT), anchor="ls")
     for number, line in enumerate(lines):

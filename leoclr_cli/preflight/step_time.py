@@ -17,8 +17,8 @@ _SMALL_PIXELS, _SMALL_IMAGES, _LARGE_IMAGES = 64, 32, 8  # images at a time, by 
 
 def seconds_of_steps(method: Method, settings: Settings, micro: int, images: int) -> float:
     """Seconds for `images` images, all epochs together, on this process: forward and backward passes alone, without
-    loading, updates, scores and other processes. Measured twice on a few images, which takes seconds at most for
-    common backbones; the faster of the two counts.
+    loading, updates, scores and other processes. Measured on a few images, which takes seconds for common backbones,
+    after a first pass of one image, in which the libraries prepare themselves.
 
     Args:
         method: As built for training; it stays as it is.
@@ -29,7 +29,8 @@ def seconds_of_steps(method: Method, settings: Settings, micro: int, images: int
     few = min(micro, _SMALL_IMAGES if settings.data.image_size <= _SMALL_PIXELS else _LARGE_IMAGES)
     device = next(trial.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        seconds = min(_seconds(trial, settings, few, device) for _ in range(2))
+        _seconds(trial, settings, 1, device)
+        seconds = _seconds(trial, settings, few, device)
     return seconds / few * images
 
 

@@ -19,6 +19,7 @@ _SIDE, _MARGIN = 480, 14
 _PERPLEXITY = 30.0
 _FEWEST_FOR_TSNE = 20
 _FIRST_COMPONENTS = 50
+_LINE, _WORD = 15, 90  # room for a name
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,14 @@ def scatter(feature_map: FeatureMap) -> Html:
 
 
 def _names(xy: NDArray[np.float64], classes: Sequence[str], colours: dict[str, int]) -> list[Html]:
-    """The name of each coloured class in the middle of its dots."""
+    """The name of each coloured class in the middle of its dots, or below where another name is there."""
     labels = np.array(classes)
-    names = []
-    for name, colour in colours.items():
-        x, y = np.median(xy[labels == name], axis=0).round(1).tolist()
+    middles = {name: np.median(xy[labels == name], axis=0).round(1).tolist() for name in colours}
+    names, placed = [], list[tuple[float, float]]()
+    for name, (x, y) in sorted(middles.items(), key=lambda one: one[1][1]):
+        while any(abs(y - other_y) < _LINE and abs(x - other_x) < _WORD for other_x, other_y in placed):
+            y = round(y + 1, 1)
+        placed.append((x, y))
+        colour = colours[name]
         names.append(element("text", name[:24], x=x, y=y, text_anchor="middle", class_=f"name class{colour}"))
     return names

@@ -79,7 +79,8 @@ def _summary(run: ReportedRun) -> str:
     samples = number(run.part("data").get("samples"))
     images = f" of {samples:,.0f} images" if samples is not None else ""
     planned = told.get("train.epochs", "?")
-    epochs = f"{planned} epochs" if f"{run.epochs:g}" == planned else f"{run.epochs:.4g} of {planned} epochs"
+    epochs = f"{planned} {'epoch' if planned == '1' else 'epochs'}"
+    epochs = epochs if f"{run.epochs:g}" == planned else f"{run.epochs:.4g} of {epochs}"
     return (
         f"{told.get('views', '?')} views under {told.get('backend', '?')}, {told.get('encoder.backbone', '?')} at "
         f"{told.get('data.image_size', '?')} px, {epochs}{images}, seed {told.get('train.seed', '?')}"

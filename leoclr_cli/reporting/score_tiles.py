@@ -14,6 +14,7 @@ from typing import Any
 
 from leoclr.cli.reporting.run_facts import ReportedRun
 from leoclr.cli.run.json_file import number
+from leoclr.datasets.wording import counted
 
 _METRICS = {"top1": "top-1", "mean_per_class": "mean per class", "ap50": "AP50"}
 _ORDER = ("knn", "linear", "robustness", "semisup", "transfer-linear", "transfer", "detection")
@@ -77,7 +78,7 @@ def _tile(scored: _Scored, record: Mapping[str, Any], splits: list[str]) -> Scor
 def _scored(record: Mapping[str, Any]) -> _Scored:
     details, kind = _mapping(record.get("details")), str(record.get("kind"))
     epochs = number(details.get("epochs")) or _epochs(record)
-    trained = f"{epochs:g} epochs" if epochs else ""
+    trained = counted(round(epochs), "epoch") if epochs else ""
     probe = "linear probe" if "c" in details or "learning_rate" in details else "k-NN"
     if details.get("normalise") == "l2":
         probe += " on features of unit length"
@@ -148,7 +149,7 @@ def _checkpoint(record: Mapping[str, Any]) -> str:
 
 def _epochs(record: Mapping[str, Any]) -> float:
     """Epochs of the training behind a score, which older records tell in their protocol alone."""
-    found = re.search(r"\b(\d+) epochs", " ".join(_protocol(record)))
+    found = re.search(r"\b(\d+) epochs?\b", " ".join(_protocol(record)))
     return float(found[1]) if found else 0.0
 
 

@@ -25,7 +25,7 @@ from leoclr.datasets.wording import aligned, counted
 from leoclr.evals.features.preprocessing import standard_view
 from leoclr.evals.finetuning.label_subsets import LabelSubset, balanced_subset, parse_percent
 from leoclr.evals.scores import Row, Score
-from leoclr.evals.tables import METRICS
+from leoclr.evals.tables import METRICS, cell
 
 SHARES = (1, 2, 5, 10, 20, 50, 100)  # the paper's, in per cent
 KIND = "label-curve"
@@ -184,7 +184,8 @@ def _curve(
         for point in points
         if len(point.percents) > 1
     )
-    score = Score(rows, protocol, details, notes)
+    predictions = {point.key: point.found.predicted for point in points}
+    score = Score(rows, protocol, details, notes, predictions)
     record = evaluation.record(KIND, score, [f"test images: {view.protocol}"], FINETUNED)
     return Curve(name, evaluation.encoder.run, tuple(points), record)
 
@@ -200,9 +201,10 @@ def _text(curves: Sequence[Curve], record: Mapping[str, Any]) -> Iterator[str]:
     points = curves[0].points
     metrics = [metric for metric in METRICS if all(metric in point.found.metrics for point in points)]
     lines = [["labels", "images", *(f"{curve.name} {METRICS[metric]}" for curve in curves for metric in metrics)]]
-    for row in zip(*(curve.points for curve in curves), strict=True):
-        cells = [f"{100 * point.found.metrics[metric]:.2f}" for point in row for metric in metrics]
-        lines.append([row[0].label, f"{row[0].images:,}", *cells])
+    for point in points:
+        results = [curve.record["results"][point.key] for curve in curves]
+        cells = [cell(values, metric) for values in results for metric in metrics]
+        lines.append([point.label, f"{point.images:,}", *cells])
     yield aligned(lines)
     yield ""
     for pair in record["comparisons"]:

@@ -58,9 +58,12 @@ def transfer_data(specs: list[str], test_specs: list[str], root: Path, download:
 
 def data_set_name(spec: str) -> str:
     """What a data set is called: the last part of its address that names neither a split nor shards.
-    `shards/birds/train` and `s3://bucket/birds/train-{000..009}.tar` are birds."""
-    parts = Path(spec if "://" in spec else os.path.abspath(spec)).parts
-    for part in reversed(parts):
+    `shards/birds/train` and `s3://bucket/birds/train-{000..009}.tar` are birds, and so is `shards/train` with
+    `birds-000000.tar` in it."""
+    path = Path(spec)
+    shard = min((file.name for folder in (path, path / "train") for file in folder.glob("*.tar")), default="")
+    around = () if "://" in spec else Path(os.path.abspath(spec)).parts
+    for part in (*reversed(path.parts), re.sub(r"[-_.]?\d+\.tar$", "", shard), *reversed(around)):
         words = re.split(r"[^A-Za-z]+", part.removesuffix(".tar"))
         if not {word.lower() for word in words if word} <= _SPLITS:
             return re.split(r"[-_.]?[{\[*?]", part)[0].removesuffix(".tar") or part

@@ -72,6 +72,11 @@ def test_names_of_splits(train: str, held_out: str, split: str) -> None:
     assert f"{train} as train" in lines(collection) and "--layout classes" in lines(collection)
 
 
+def test_backslashes_are_told() -> None:
+    images = [f"cat\\{number}.png" for number in range(3)]
+    assert "names with a backslash, which separates no folders here" in lines(arrange(Names(*images)))
+
+
 def test_the_usual_names_of_splits_need_no_word() -> None:
     assert lines(read("train/cat", "train/dog", "val/cat", "val/dog")) == ""
 

@@ -208,3 +208,12 @@ def test_a_reader_that_has_gone_is_no_error(words: str, unbuffered: str, tmp_pat
             command, stdout=output, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment, check=False
         )
     assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_results_and_messages_keep_their_order_in_one_log(tmp_path: Path) -> None:
+    program = "from leoclr.cli.terminal import say; print('first'); say('second'); print('third')"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with (tmp_path / "log").open("w") as log:
+        command = [sys.executable, "-c", program]
+        subprocess.run(command, stdout=log, stderr=log, env=environment, check=True, timeout=100)
+    assert (tmp_path / "log").read_text() == "first\nsecond\nthird\n"

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from leoclr.backends.networks.backbones import build_backbone
+from leoclr.cli.commands.app import main
 from leoclr.cli.commands.base.parsing import LeoclrCommand
 from leoclr.cli.commands.export import default_path, export
 from leoclr.cli.config.settings import Settings
@@ -117,6 +118,16 @@ def test_the_printed_lines_run_as_pasted_in_another_folder_and_give_the_same_fea
     assert expected.std() > 0.01
     for format in formats:
         np.testing.assert_allclose(np.load(tmp_path / "elsewhere" / f"{format}.npy"), expected, rtol=0, atol=TOLERANCE)
+
+
+def test_the_lines_stand_in_the_output_as_they_are_pasted(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["export", str(run)])
+    facts, _, lines = capsys.readouterr().out.partition("\n\n")
+    assert not ended.value.code and facts.startswith("wrote ")
+    pasted: dict[str, Any] = {}
+    exec(lines, pasted)
+    assert pasted["model"].feature_dim == 64
 
 
 @pytest.mark.parametrize("format", [ExportFormat.torchvision, ExportFormat.timm])

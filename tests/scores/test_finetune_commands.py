@@ -126,7 +126,7 @@ def test_semisup_by_share_and_by_list(leoclr: Run, make_run: Callable[..., Path]
     found = record(run, "semisup")
     protocol = " ".join(found["protocol"])
     assert "labels of 20 % of each class, 12 images (seed 0)" in protocol and "0.01 (encoder) and 0.3" in protocol
-    assert "fine-tuned from its weights" in protocol and "1 epochs" in protocol
+    assert "fine-tuned from its weights" in protocol and "1 epoch, x" in protocol
     assert found["data"]["train"]["digest"] == Index.load(data / "train" / "data.index.json").digest
 
     (tmp_path / "names.txt").write_text("".join(f"{number:05d}.png\n" for number in range(9)))
@@ -216,6 +216,16 @@ def test_transfer_by_a_linear_probe(leoclr: Run, make_run: Callable[..., Path], 
 )  # fmt: skip
 def test_a_data_set_is_named_by_what_is_no_split(spec: str, name: str) -> None:
     assert data_set_name(spec) == name
+
+
+@pytest.mark.parametrize("spec", ["shards", "shards/train"])
+def test_a_data_set_in_folders_of_usual_names_is_named_by_its_shards(
+    spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shards" / "train").mkdir(parents=True)
+    (tmp_path / "shards" / "train" / "birds-000000.tar").touch()
+    monkeypatch.chdir(tmp_path)
+    assert data_set_name(spec) == "birds"
 
 
 def test_the_grid_is_simclr_s() -> None:

@@ -66,6 +66,8 @@ def settings(tiny_settings: MakeSettings) -> MakeSettings:
         {},
         {"backend": "simclr", "views": "leoclr", "optimizer__name": "adamw", "optimizer__lr": "0.001"},
         {"optimizer__name": "lars", "optimizer__lr": "0.5"},
+        {"backend": "byol", "views": "leoclr"},
+        {"backend": "obow", "views": "leoclr"},
     ],
 )
 def test_replayed_steps_are_those_without_a_graph(
@@ -83,7 +85,8 @@ def test_replayed_steps_are_those_without_a_graph(
     expected, weights, _, _ = steps(settings(**changes), tmp_path, None)
     losses, found, take, said = steps(settings(**changes), tmp_path, capture)
     assert not said and replays[0] == STEPS - 3 and isinstance(take.replay, StepGraph)
-    exact = changes.get("optimizer__name") != "lars"  # whose product of rate and direction is rounded by itself
+    # LARS rounds rate times direction by itself, and momentum from the device share times distance.
+    exact = changes.get("optimizer__name") != "lars" and changes.get("backend") not in ("byol", "obow")
     for one, other in zip([*losses, *found.values()], [*expected, *weights.values()], strict=True):
         assert torch.equal(one, other) if exact else torch.allclose(one, other, rtol=1e-4, atol=1e-5)
 

@@ -87,6 +87,31 @@ def test_what_the_system_refuses_is_one_line(capsys: pytest.CaptureFixture[str])
         exit_code(lambda: fail(OSError("a bug of this project")), as_json=False)
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError("Unable to allocate 7 TiB"), "not enough memory within the limit of 3.0 GB (`ulimit -v`) (Unable"),
+        (MemoryError(), "not enough memory within the limit of 3.0 GB (`ulimit -v`) (MemoryError)"),
+        (ImportError("libx.so: failed to map segment"), "cannot be loaded within the limit of 3.0 GB (`ulimit -v`)"),
+        (RuntimeError("can't start new thread"), "starts no further thread or process"),
+        (BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)), "starts no further thread or process"),
+    ],
+)
+def test_too_little_memory_is_one_line(
+    error: Exception, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (3_000_000_000, -1))
+
+    def fail() -> int:
+        raise error
+
+    assert exit_code(fail, as_json=False) == 2
+    told = capsys.readouterr().err
+    assert message in told and told.count("\n") == 1
+    with pytest.raises(ImportError, match="no such module"):
+        exit_code(lambda: (_ for _ in ()).throw(ImportError("no such module")), as_json=False)
+
+
 def test_an_index_that_cannot_be_written_is_told_before_the_shards_are_read(
     make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch
 ) -> None:

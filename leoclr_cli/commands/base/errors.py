@@ -17,6 +17,7 @@ import typer
 from leoclr.cli.terminal import print_json, say
 from leoclr.datasets.errors import LeoclrError, NotKept
 from leoclr.datasets.storage.addresses import redacted
+from leoclr.datasets.wording import in_bytes
 
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT
@@ -25,6 +26,8 @@ _TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 _NO_CHOICE = re.compile("invalid value for .*: '(.*)' is not one of (.*)")
 _QUOTED = re.compile("'(.*?)'")
 _UNWRITABLE = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT, errno.EFBIG)
+_NO_PROCESS = (errno.EAGAIN, errno.ENOMEM)
+_TOO_FEW_THREADS = "the system starts no further thread or process; see `ulimit -u`, a container's limit, or memory"
 
 # typer has a click of its own, or uses the package, by its version: what it offers of it by name serves for both.
 _ClickException: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -54,13 +57,35 @@ def exit_code(command: Callable[[], Any], as_json: bool) -> int:
     except OSError as error:
         if error.errno in _TOO_MANY_FILES:
             return _failed(_with_limit(os.strerror(error.errno)), USER_ERROR, as_json)
+        if error.errno in _NO_PROCESS:
+            return _failed(f"{_TOO_FEW_THREADS} ({error.strerror})", USER_ERROR, as_json)
         if error.errno not in _UNWRITABLE and error.filename is None:
             raise
         return _failed(f"{error.filename or 'the output cannot be written'}: {error.strerror}", USER_ERROR, as_json)
+    except RuntimeError as error:
+        if "can't start new thread" not in str(error):
+            raise
+        return _failed(f"{_TOO_FEW_THREADS}{_limit_of_memory()}", USER_ERROR, as_json)
+    except MemoryError as error:
+        return _failed(f"there is not enough memory{_limit_of_memory()} ({_first_line(error)})", USER_ERROR, as_json)
+    except ImportError as error:
+        if ".so" not in str(error):  # a module that is missing is a bug, or tells what to install
+            raise
+        message = f"a library cannot be loaded{_limit_of_memory()} ({_first_line(error)})"
+        return _failed(message, USER_ERROR, as_json)
     except _ClickException as error:
         return _failed(usage(error), error.exit_code, as_json)
     finally:
         _discard_what_cannot_be_written()
+
+
+def _limit_of_memory() -> str:
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return "" if limit == resource.RLIM_INFINITY else f" within the limit of {in_bytes(limit)} (`ulimit -v`)"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _with_limit(message: str) -> str:
