@@ -258,7 +258,7 @@ def test_copies_stay_on_one_side_and_are_counted(tmp_path: Path, shard: Run) -> 
     train, val = (open_data([str(tmp_path / "out" / split)]) for split in ("train", "val"))
     assert len(train) + len(val) == 40 and 4 <= len(val) <= 12
     assert val.shared_with(train) == 0
-    assert "byte for byte: " in errors and "--dedupe leaves them out" in errors
+    assert "byte for byte: " in errors and "leoclr shard --dedupe leaves them out" in errors
     assert sum(split["copies"] for split in json.loads(out)["splits"]) == 20
 
 
