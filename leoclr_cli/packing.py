@@ -173,7 +173,10 @@ def _say_copies(packed: Sequence[PackedSplit], selection: Selection) -> None:
         if copies := split.copies:
             where = f" of the split {split.split}" if split.split else ""
             kept = ", all on one side" if selection.val is not None and split.split in ("train", "val") else ""
-            warn(f"images{where} that are copies of another, byte for byte: {copies:,}{kept}; --dedupe leaves them out")
+            warn(
+                f"images{where} that are copies of another, byte for byte: {copies:,}{kept}; "
+                "leoclr shard --dedupe leaves them out"
+            )
     first = next((split for split in packed if split.split == "train"), None)
     for split in packed if first is not None else ():
         if first is not None and split is not first and (shared := split.shared_with(first)):

@@ -6,9 +6,10 @@ written, and the exit code is 1 where the section is not current.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from page_section import write_section
 
 from leoclr.cli.recipes.definition import load_recipe
 from leoclr.cli.recipes.results import read_results
@@ -16,7 +17,6 @@ from leoclr.cli.recipes.table import as_grid, as_picture
 
 ROOT = Path(__file__).parents[1]
 PAGE, RESULTS = ROOT / "docs" / "results.md", ROOT / "results"
-START, END = "<!-- results: start -->\n", "<!-- results: end -->\n"
 
 
 def section() -> Iterator[str]:
@@ -32,14 +32,8 @@ def section() -> Iterator[str]:
 
 def main() -> None:
     """Write the page and the pictures, or check the page."""
-    before, _, rest = PAGE.read_text("utf-8").partition(START)
-    _, _, after = rest.partition(END)
-    page = "".join((before, START, *section(), END, after))
-    if "--check" in sys.argv[1:]:
-        if page != PAGE.read_text("utf-8"):
-            sys.exit(f"{PAGE} is not current; run python scripts/results_table.py")
+    if not write_section(PAGE, "results", "".join(section())):
         return
-    PAGE.write_text(page, "utf-8")
     for folder in _folders():
         results = read_results(folder)
         picture = as_picture(load_recipe(results[0]["recipe"]), results).quantize(64)  # a quarter of the bytes

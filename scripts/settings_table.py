@@ -5,11 +5,11 @@ Run it after a change of the settings. With --check it writes nothing and fails 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
+from page_section import write_section
 from pydantic import BaseModel
 
 from leoclr.cli.config.fields import SECTIONS, all_fields, default, plugin_sections
@@ -17,7 +17,6 @@ from leoclr.cli.config.setting_files import toml_value
 from leoclr.cli.config.settings import Settings
 
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
-START, END = "<!-- settings: start -->\n", "<!-- settings: end -->\n"
 
 
 def table() -> Iterator[str]:
@@ -58,14 +57,7 @@ def _choices(annotation: object) -> str:
 
 def main() -> None:
     """Write the page, or with --check exit with 1 where it is out of date."""
-    before, _, rest = PAGE.read_text("utf-8").partition(START)
-    _, _, after = rest.partition(END)
-    page = "".join((before, START, *(f"{line}\n" for line in table()), "\n", END, after))
-    if "--check" in sys.argv[1:]:
-        if page != PAGE.read_text("utf-8"):
-            sys.exit(f"{PAGE} is not current; run python scripts/settings_table.py")
-    else:
-        PAGE.write_text(page, "utf-8")
+    write_section(PAGE, "settings", "".join(f"{line}\n" for line in table()) + "\n")
 
 
 if __name__ == "__main__":

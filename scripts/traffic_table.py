@@ -5,17 +5,17 @@ With --check nothing is written, and the exit code is 1 where the table is not c
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from page_section import write_section
 
 from leoclr.backends.networks.backbones import build_backbone
 from leoclr.backends.networks.encoder import contrastive_encoder
 from leoclr.datasets.wording import in_bytes
 
 PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
-START, END = "<!-- traffic: start -->\n", "<!-- traffic: end -->\n"
 SIDE, IMAGES, DIM, NUMBER = 224, 32, 128, 4  # of float32, as the images are normalised before they travel
 KEY_VIEWS, QUEUED = 2, 1  # LeOCLR: X1 and X2; `moco.enqueue` first
 
@@ -62,14 +62,7 @@ def section() -> Iterator[str]:
 
 def main() -> None:
     """Write the table, or check it."""
-    before, _, rest = PAGE.read_text("utf-8").partition(START)
-    _, _, after = rest.partition(END)
-    page = "".join((before, START, *section(), END, after))
-    if "--check" in sys.argv[1:]:
-        if page != PAGE.read_text("utf-8"):
-            sys.exit(f"{PAGE} is not current; run python scripts/traffic_table.py")
-        return
-    PAGE.write_text(page, "utf-8")
+    write_section(PAGE, "traffic", "".join(section()))
 
 
 if __name__ == "__main__":

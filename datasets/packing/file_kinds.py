@@ -12,10 +12,11 @@ SIDECAR_SUFFIXES = ("json", "txt")
 _SYSTEM_FILES = ("thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r")
 _ARCHIVES = frozenset("tar gz tgz bz2 tbz xz txz zst zip rar 7z lz4".split())
 _VIDEOS = frozenset("mp4 m4v mov avi mkv webm mpg mpeg wmv flv mts m2ts 3gp".split())
-_TABLES = frozenset("csv tsv xls xlsx xml mat".split())
+_TABLES = frozenset("csv tsv xls xlsx xml mat jsonl ndjson".split())
+_RECORDS = frozenset("tfrecord tfrecords mdb lmdb rec beton arrow feather pkl pickle pt pth".split())
 _ARRAYS = frozenset("npy npz nii h5 hdf5 mha mhd nrrd zarr dcm".split())
 _OTHER_IMAGES = frozenset(
-    "heic heif jp2 j2k jpx jxl cr2 cr3 nef arw dng raf orf rw2 psd svg eps exr hdr ico pam".split()
+    "heic heif jp2 j2k jpx jxl cr2 cr3 nef arw dng raf orf rw2 psd svg eps exr hdr ico pam tga pcx dds xcf".split()
 )
 
 
@@ -100,6 +101,8 @@ def advice(suffixes: Iterable[str]) -> Iterator[str]:
         yield "labels in tables and annotation files are not read: put the images into a folder for each class"
     if found & _ARRAYS:
         yield "arrays and volumes are not read: store their images as PNG or TIFF, of 16 bits where they need them"
+    if found & _RECORDS:
+        yield "record files of other tools and pickles are not read: extract their images into files first"
     if found & _VIDEOS:
         yield "videos are not read: extract their frames first, as in `ffmpeg -i clip.mp4 clip/%06d.jpg`"
     if found & _OTHER_IMAGES:

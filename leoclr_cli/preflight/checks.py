@@ -90,7 +90,7 @@ def resume_remarks(
         batch_norm: Whether the networks have BatchNorm.
     """
     old, ranks = before.get("processes"), facts.ranks
-    if isinstance(old, int) and old != ranks:
+    if isinstance(old, int) and old > 0 and old != ranks:
         same = "the same images in the same order"
         on_gpus = now["device"] == "cuda"
         groups = [settings.method.batch_norm_groups(facts._replace(ranks=count), on_gpus) for count in (old, ranks)]

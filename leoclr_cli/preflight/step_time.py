@@ -14,13 +14,11 @@ from leoclr.cli.preflight.memory import blank_views
 
 _SMALL_PIXELS, _SMALL_IMAGES, _LARGE_IMAGES = 64, 32, 8  # images at a time, by their side
 
-_QUICK_SECONDS = 2.0
-
 
 def seconds_of_steps(method: Method, settings: Settings, micro: int, images: int) -> float:
     """Seconds for `images` images, all epochs together, on this process: forward and backward passes alone, without
-    loading, updates, scores and other processes. Measured on a few images, which takes seconds at most for common
-    backbones; twice where that is quick, as the first pass is slower.
+    loading, updates, scores and other processes. Measured on a few images, which takes seconds for common backbones,
+    after a first pass of one image, in which the libraries prepare themselves.
 
     Args:
         method: As built for training; it stays as it is.
@@ -31,9 +29,8 @@ def seconds_of_steps(method: Method, settings: Settings, micro: int, images: int
     few = min(micro, _SMALL_IMAGES if settings.data.image_size <= _SMALL_PIXELS else _LARGE_IMAGES)
     device = next(trial.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        _seconds(trial, settings, 1, device)
         seconds = _seconds(trial, settings, few, device)
-        if seconds < _QUICK_SECONDS:
-            seconds = min(seconds, _seconds(trial, settings, few, device))
     return seconds / few * images
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from leoclr.backends.distributed import gather, rank, ranks
@@ -17,11 +18,39 @@ from leoclr.backends.method import Method
 from leoclr.backends.networks.batchnorm import has_batch_norm
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.preflight.checks import facts_of, resume_remarks
-from leoclr.cli.run.checkpoint import Checkpoint, save_checkpoint
+from leoclr.cli.run.checkpoint import STATE, Checkpoint, save_checkpoint
 from leoclr.cli.run.versions import environment, versions
 from leoclr.cli.training.optimizers import load_optimizer_tensors, optimizer_tensors
 from leoclr.datasets.errors import CheckpointError, RunError
 from leoclr.datasets.shards.index import Index
+
+
+class SavedValues(BaseModel):
+    """What a resumed run reads of state.json."""
+
+    model_config = ConfigDict(strict=True)
+
+    class Data(BaseModel):
+        model_config = ConfigDict(strict=True)
+        digest: str
+        samples: int
+
+    data: Data
+    bad_images: list[str]
+    scaler: dict[str, Any] | None = None
+    environment: dict[str, str | int] = {}  # which earlier versions did not save
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> SavedValues:
+        """Those of a checkpoint; CheckpointError where they are others."""
+        try:
+            return cls.model_validate(checkpoint.state)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise CheckpointError(
+                f"{checkpoint.path / STATE} holds no state of a run ({place}: {first['msg']})"
+            ) from None
 
 
 class RunState:
@@ -67,25 +96,24 @@ class RunState:
             RunError: It was trained on other data.
             CheckpointError: Its tensors do not fit the settings.
         """
-        data, index = checkpoint.state["data"], self._index
+        saved, index = SavedValues.of(checkpoint), self._index
         # Names of classes may have been learnt since: they are no part of what is trained on.
-        if data["digest"] not in (index.digest, replace(index, classes=()).digest):
+        if saved.data.digest not in (index.digest, replace(index, classes=()).digest):
             raise RunError(
-                f"{checkpoint.path} was trained on other data ({data['samples']:,} images, digest "
-                f"{data['digest'][:12]}) than {', '.join(self._settings.data.train)} ({len(index):,} images, "
+                f"{checkpoint.path} was trained on other data ({saved.data.samples:,} images, digest "
+                f"{saved.data.digest[:12]}) than {', '.join(self._settings.data.train)} ({len(index):,} images, "
                 f"digest {index.digest[:12]}); resume on the same shards"
             )
         try:
             self._method.load_state_dict(self._own_part(checkpoint.tensors["model"]))
             load_optimizer_tensors(self._optimizer, checkpoint.tensors["optimizer"])
+            scaler = self._accelerator.scaler
+            if scaler is not None and saved.scaler is not None:
+                scaler.load_state_dict(saved.scaler)
         except (RuntimeError, ValueError, KeyError, IndexError) as error:
             detail = " ".join(str(error).split())
             raise CheckpointError(f"{checkpoint.path} does not fit the settings: {detail[:600]}") from None
-        scaler = self._accelerator.scaler
-        if scaler is not None and checkpoint.state["scaler"] is not None:
-            scaler.load_state_dict(checkpoint.state["scaler"])
-        before, now = checkpoint.state.get("environment"), self._environment()
-        before = before if isinstance(before, dict) else {}  # which earlier versions did not save
+        before, now = saved.environment, self._environment()
         facts = facts_of(self._settings, len(index), ranks())
         return list(resume_remarks(self._settings, before, now, facts, has_batch_norm(self._method)))
 

@@ -49,7 +49,7 @@ from leoclr.cli.training.rescue import Unsound, not_finite, saved_by_one, saved_
 from leoclr.cli.training.result import TrainResult
 from leoclr.cli.training.saver import Saver
 from leoclr.cli.training.signals import GracefulStop, patience
-from leoclr.cli.training.state import RunState
+from leoclr.cli.training.state import RunState, SavedValues
 from leoclr.cli.training.step import RunLength, StepResult, TrainStep
 from leoclr.datasets.errors import RunError
 from leoclr.datasets.loading.device_feed import Pace
@@ -237,7 +237,7 @@ class Trainer:
         if not reduced:
             self.remarks += self.state.load(checkpoint)
         self.step = checkpoint.step
-        self.bad = self._bad_images(checkpoint.state["bad_images"])
+        self.bad = self._bad_images(SavedValues.of(checkpoint).bad_images)
 
     def _train_step(self, batch: Batch) -> StepResult:
         self.samples = batch.samples

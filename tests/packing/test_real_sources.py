@@ -231,7 +231,13 @@ def test_names_that_stand_twice_are_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "advice"),
-    [("clip.MP4", "videos are not read"), ("x.7z", "archives are packed from"), ("inner.tar", "those within a source")],
+    [
+        ("clip.MP4", "videos are not read"),
+        ("x.7z", "archives are packed from"),
+        ("inner.tar", "those within a source"),
+        ("metadata.jsonl", "labels in tables and annotation files are not read"),
+        ("a-00000.tfrecord", "record files of other tools and pickles are not read"),
+    ],
 )
 def test_videos_and_nested_archives_are_refused_in_words(name: str, advice: str, tmp_path: Path, shard: Run) -> None:
     write(tmp_path / "in", {name: b"-"})
@@ -252,7 +258,7 @@ def test_copies_stay_on_one_side_and_are_counted(tmp_path: Path, shard: Run) -> 
     train, val = (open_data([str(tmp_path / "out" / split)]) for split in ("train", "val"))
     assert len(train) + len(val) == 40 and 4 <= len(val) <= 12
     assert val.shared_with(train) == 0
-    assert "byte for byte: " in errors and "--dedupe leaves them out" in errors
+    assert "byte for byte: " in errors and "leoclr shard --dedupe leaves them out" in errors
     assert sum(split["copies"] for split in json.loads(out)["splits"]) == 20
 
 

@@ -29,7 +29,7 @@ from leoclr.cli.training.optimizers import learning_rate
 from leoclr.cli.training.result import TrainResult
 from leoclr.cli.training.signals import GracefulStop
 from leoclr.cli.training.step import TrainStep
-from leoclr.datasets.errors import DataError, LeoclrError, RunError
+from leoclr.datasets.errors import CheckpointError, DataError, LeoclrError, RunError
 from leoclr.datasets.loading.resident import ResidentImages, load_resident
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.scan import build_index
@@ -245,6 +245,35 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     with pytest.raises(RunError, match="the loss or its gradient is not finite at step 2"):
         train(chosen, tmp_path / "run", resume=True)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [Path(good.checkpoint).name]
+
+
+def test_a_state_that_is_none_of_a_run_is_refused(
+    make_shards: MakeShards, tmp_path: Path, stop_after: Callable[[int], None], settings: MakeSettings
+) -> None:
+    chosen, run = settings(make_shards((24,))), tmp_path / "run"
+    stop_after(1)
+    train(chosen, run)
+    stop_after(0)
+    (folder,) = (run / "checkpoints").iterdir()
+    good = json.loads((folder / "state.json").read_text())
+    changes: tuple[dict[str, Any], ...] = (
+        {"data": None},
+        {"data": {"digest": 3, "samples": 24}},
+        {"data": {"digest": good["data"]["digest"], "samples": "many"}},
+        {"bad_images": {}},
+        {"bad_images": [3]},
+        {"scaler": 7},
+        {"environment": []},
+        {"environment": {"threads": [2]}},
+    )
+    for change in changes:
+        changed = json.dumps(good | change).encode()
+        (folder / "state.json").write_bytes(changed)
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["files"]["state.json"] = {"bytes": len(changed), "sha256": hashlib.sha256(changed).hexdigest()}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(CheckpointError, match=f"state.json holds no state of a run .{next(iter(change))}"):
+            train(chosen, run, resume=True)
 
 
 def test_unreadable_images_are_counted_named_and_limited(
