@@ -83,6 +83,9 @@ def list_folder(spec: str, folder: Path) -> Listing:
         source = FolderSource(folder, advance=advance)
     images = sum(is_image(path) for path in source.paths)
     if not images:
+        if shards := sorted(folder.glob("*/*.tar")):
+            inner = shlex.quote(f"{spec.rstrip('/')}/{shards[0].parent.name}")
+            raise DataError(f"{spec}: there are no shards but in its folders; name one of these, as in --data {inner}")
         raise DataError(
             f"{spec}: the folder holds neither .tar shards nor images; `leoclr shard {shlex.quote(spec)} OUT` packs "
             "archives and Parquet files"

@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.fuzzing.target import Target, refusable
-from leoclr.datasets.images.decode import decode_image, decode_pixels, depends_on_levels, image_size
+from leoclr.datasets.images.decode import IMAGE_SUFFIXES, decode_image, decode_pixels, depends_on_levels, image_size
 from leoclr.datasets.images.file_facts import facts_of
+from leoclr.datasets.packing.encoding import Encoding
 
 _FEW_PIXELS = 1 << 20  # larger images are decoded as smaller ones are, but slowly
 
@@ -28,9 +29,13 @@ def _try_image(data: bytes, folder: Path) -> None:
     assert image.mode == "RGB"
     pixels = decode_pixels(data, lambda width, height: 1.0)
     assert pixels.shape == (image.height, image.width, 3)
+    reduced = decode_pixels(data, lambda width, height: 8.0)
+    assert reduced.ndim == 3 and all(side <= whole for side, whole in zip(reduced.shape, pixels.shape, strict=True))
     facts_of(data)
-    if depends_on_levels(data):
-        decode_image(data, (0.0, 1000.0))
+    levels = (0.0, 1000.0) if depends_on_levels(data) else None
+    for encoding in (Encoding(levels=levels), Encoding(shortest_side=3, levels=levels), Encoding(format="jpg")):
+        stored, suffix, _ = encoding.apply(data, "png")
+        assert suffix in IMAGE_SUFFIXES and decode_image(stored).mode == "RGB"
 
 
 def _sealed_png(data: bytes) -> bytes:

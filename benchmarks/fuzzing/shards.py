@@ -118,6 +118,10 @@ def _try_label(data: bytes, folder: Path) -> None:
     names.write_bytes(label)
     found = read_classes(names)
     assert len(set(found)) == len(found)
+    path = folder / "s.tar"
+    path.write_bytes(_tar_bytes([("a.jpg", b"1"), ("a.cls", b"0")]))
+    build_index([path], classes=found).save(folder / "s.index.json")
+    assert Index.load(folder / "s.index.json").classes == found
 
 
 def _label_seeds() -> list[bytes]:

@@ -1,9 +1,7 @@
 """The index of a data set of tar shards: the position of every sample, for random access.
 
-On disk it is two files beside the shards. `NAME.index.json` is for people and for checks: the shards with size,
-sample count and SHA-256, and the class names. `NAME.index.safetensors` holds one row per sample (offset, length,
-label, key) and is mapped into memory, not read: an index of ten million samples costs no more memory than the pages
-that are touched. The JSON file is written last and holds the digest of the other, so both belong together.
+On disk it is two files beside the shards: `NAME.index.json`, for people and checks, and `NAME.index.safetensors`, a row
+for each sample, which is mapped into memory, not read. The JSON file is written last and holds the digest of the other.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from safetensors.numpy import save
 from leoclr.datasets.errors import DataError
 from leoclr.datasets.files import sha256_file, write_atomic
 from leoclr.datasets.shards.checksums import ChecksumKind
-from leoclr.datasets.shards.index_format import COLUMNS, columns_path, map_columns, read_json
+from leoclr.datasets.shards.index_format import COLUMNS, columns_path, map_columns, parse_index, read_json
 from leoclr.datasets.shards.index_format import COLUMNS_SUFFIX as COLUMNS_SUFFIX
 from leoclr.datasets.shards.index_format import SUFFIX as SUFFIX
 from leoclr.datasets.shards.labels import NO_LABEL as NO_LABEL
@@ -207,14 +205,12 @@ class Index:
             if not is_remote(shard.path) and Path(shard.path).parent.resolve() != folder:
                 raise DataError(f"{path}: an index lies beside its shards, but {shard.path} is elsewhere")
         columns = save({name: np.ascontiguousarray(getattr(self, name)) for name in COLUMNS})
-        columns_file = columns_path(path)
-        write_atomic(columns_file, columns)
         content = {
             "format": 1,
             "samples": len(self),
             "labelled": self.labelled,
             **({"checksum": kind} if (kind := self._checksum_kind()) != "crc32" else {}),
-            "columns": {"file": columns_file.name, "sha256": hashlib.sha256(columns).hexdigest()},
+            "columns": {"file": columns_path(path).name, "sha256": hashlib.sha256(columns).hexdigest()},
             "classes": list(self.classes),
             "shards": [
                 {
@@ -230,7 +226,10 @@ class Index:
         }
         if made := self._made():
             content["made"] = made
-        write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
+        text = (json.dumps(content, indent=1) + "\n").encode()
+        parse_index(text, path)  # what could not be read again is not written
+        write_atomic(columns_path(path), columns)
+        write_atomic(path, text)
 
     def _checksum_kind(self) -> ChecksumKind:
         kinds = {shard.checksum for shard in self.shards} if self.crc.any() else set()

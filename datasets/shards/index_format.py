@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -49,8 +50,11 @@ class StoredColumns(_Stored):
     sha256: str
 
 
+_SHARD_NAME = r"^[^/\\\x00-\x1f\x7f]+$"
+
+
 class StoredShard(_Stored):
-    name: str = Field(pattern=r"^[^/\\\x00-\x1f\x7f]+$")
+    name: str = Field(pattern=_SHARD_NAME)
     bytes: int = Field(ge=0, lt=2**63)
     samples: int = Field(ge=0)
     sha256: str | None
@@ -85,13 +89,26 @@ def read_json(path: Path) -> StoredIndex:
     try:
         if path.exists() and not path.is_file():
             raise DataError(f"{path}: not an index (it is no regular file)")
-        return StoredIndex.model_validate_json(path.read_bytes())
+        return parse_index(path.read_bytes(), path)
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such index file") from None
+
+
+def parse_index(text: bytes, path: Path) -> StoredIndex:
+    """The content of an index's JSON file, whose text is given; DataError where it is anything else."""
+    try:
+        return StoredIndex.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"{path}: not an index that this version reads ({place}: {first['msg']})") from None
+        what = f"not an index that this version reads ({place}: {first['msg']})"
+        raise DataError(f"{path}: {what}; run `leoclr index` again") from None
+
+
+def refuse_shard_name(name: str) -> None:
+    """Raise DataError for the name of a shard that no index can hold."""
+    if not re.search(_SHARD_NAME, name):
+        raise DataError(f"rename the shard {name!a}: its name must not hold a backslash or a control character")
 
 
 def map_columns(path: Path) -> dict[str, Any]:

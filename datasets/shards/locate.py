@@ -123,15 +123,19 @@ def shard_addresses(spec: str) -> list[str]:
     return addresses
 
 
-def shard_paths(spec: str) -> list[Path]:
-    """The shards that one specification names, missing ones included, without opening any."""
+def shard_paths(spec: str, whatever_index: bool = False) -> list[Path]:
+    """The shards that one specification names, missing ones included, without opening any.
+
+    Args:
+        whatever_index: Whether damaged indexes of a folder count for nothing, as they are to be replaced.
+    """
     refuse_commands(spec)
     if is_remote(spec):
         raise DataError(f"{shown(spec)}: give the folder for their index with --output")
     spec = local_path(spec)
     path = Path(spec)
     if os.path.isdir(spec):  # unlike pathlib's, these take a name that is too long for one that is not there
-        return _shards_of_folder(_data_folder(path))
+        return _shards_of_folder(_data_folder(path), whatever_index)
     if os.path.exists(spec):
         return [path]
     if any(character in spec for character in "{}<"):
@@ -254,9 +258,15 @@ def _refuse_repeated(paths: Sequence[str]) -> None:
         seen.add(name)
 
 
-def _shards_of_folder(folder: Path) -> list[Path]:
+def _shards_of_folder(folder: Path, whatever_index: bool = False) -> list[Path]:
     """All tars, and what the indexes beside them list: a shard that has gone must be missed, not passed over."""
-    listed = {folder / name for index in folder.glob(f"*{SUFFIX}") for name in shard_names(index)}
+    listed = set[Path]()
+    for index in folder.glob(f"*{SUFFIX}"):
+        try:
+            listed |= {folder / name for name in shard_names(index)}
+        except DataError:
+            if not whatever_index:
+                raise
     return sorted(listed | {shard for shard in folder.glob(_TARS) if not shard.name.startswith(".")})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
@@ -19,14 +20,17 @@ from leoclr.datasets.shards.locate import shard_addresses, shard_paths
 from leoclr.datasets.shards.sample_members import BY_SUFFIX, Members
 from leoclr.datasets.shards.scan import build_index, index_file
 from leoclr.datasets.shards.shard_names import common_name
+from leoclr.datasets.shards.tar import REFUSED_IN_NAMES
 from leoclr.datasets.storage.addresses import folder_of, is_remote, name_of
 from leoclr.datasets.storage.block_cache import BlockCache
 from leoclr.datasets.storage.opening import as_file
 
+_LINE_END = re.compile("\r\n|\r|\n")  # and no other character that Unicode has for one
+
 
 def find_shards(specs: Sequence[str]) -> list[Path]:
     """All shards that `specs` name (as after `--data`); DataError with every name that is missing, or for none."""
-    paths = [path for spec in specs for path in shard_paths(spec)]
+    paths = [path for spec in specs for path in shard_paths(spec, whatever_index=True)]
     if missing := [path for path in paths if not path.is_file()]:
         raise DataError(missing_message(missing, len(paths)))
     if not paths:
@@ -130,9 +134,12 @@ def write_remote_index(
 def read_classes(path: Path) -> tuple[str, ...]:
     """Class names from a text file, one a line, the class number being the line number from 0."""
     try:
-        names = tuple(path.read_text(encoding="utf-8-sig").splitlines())
+        names = tuple(_LINE_END.split(path.read_text(encoding="utf-8-sig")))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: class names cannot be read ({error})") from error
+    names = names if names[-1] else names[:-1]  # the last line has an end, too
     if not names or not all(name.strip() for name in names) or len(set(names)) != len(names):
         raise DataError(f"{path}: expected one class name a line, each different and none empty")
+    if refused := [name for name in names if REFUSED_IN_NAMES.search(name)]:
+        raise DataError(f"{path}: a class name is text without control characters, not {refused[0]!a}")
     return names

@@ -27,6 +27,7 @@ from leoclr.datasets.files import ignore, sha256_file
 from leoclr.datasets.images.decode import IMAGE_SUFFIXES
 from leoclr.datasets.shards.checksums import NO_CHECKSUM, checksum_of
 from leoclr.datasets.shards.index import NO_LABEL, Index, Shard
+from leoclr.datasets.shards.index_format import refuse_shard_name
 from leoclr.datasets.shards.joining import MOST_REASONS, SHOWN_TEXT, UNUSABLE_LABEL, joined, shown_text
 from leoclr.datasets.shards.labels import MAX_NAMES, renumbered
 from leoclr.datasets.shards.sample_members import BY_SUFFIX, LABEL_SUFFIX, Members
@@ -165,6 +166,7 @@ def build_index(
 
 
 def _index_shard(path: Path, checksum: bool, which: Members) -> Index:
+    refuse_shard_name(path.name)
     try:
         if path.exists() and not path.is_file():
             raise DataError(f"{path}: cannot be read (it is no regular file)")

@@ -13,6 +13,7 @@ from leoclr.datasets.wording import counted
 
 _FAULTY = 1
 _SHOWN = 10  # shards whose warnings are printed; --json has all
+MOST_FAULTS = 10_000  # that are told one by one: millions would take memory and be read by nobody
 
 
 def check(
@@ -37,7 +38,8 @@ def check(
     from leoclr.datasets.shards.locate import indexed_data, with_all_splits
 
     faults: list[Fault] = []
-    shards = samples = 0
+    warnings: list[Fault] = []
+    shards = samples = found_faults = skipped = 0
     found = []
     for index in indexed_data(with_all_splits(data)):
         place = index.shards[0].path.rpartition("/")[0] if index.shards else ""
@@ -52,18 +54,23 @@ def check(
                 print(f"    {classes}")
         with progress("checking", len(index), "images") as advance:
             for number in range(len(index.shards)):
-                faults += check_shard(index, number, decode, advance)
+                for fault in check_shard(index, number, decode, advance):
+                    if fault.consequence == USED:
+                        warnings.append(fault)
+                        continue
+                    found_faults, skipped = found_faults + 1, skipped + (fault.consequence == SKIPPED)
+                    if len(faults) < MOST_FAULTS:
+                        faults.append(fault)
         shards, samples = shards + len(index.shards), samples + len(index)
-    warnings = [fault for fault in faults if fault.consequence == USED]
-    faults = [fault for fault in faults if fault.consequence != USED]
-    skipped = sum(fault.consequence == SKIPPED for fault in faults)
     share = resolve(None, None, {}, {}).settings.data.max_bad_samples
     if json_output:
-        report = {"shards": shards, "samples": samples, "decoded": decode, "data": found}
+        report = {"shards": shards, "samples": samples, "decoded": decode, "data": found, "faults_in_all": found_faults}
         print_json(report | {"faults": [asdict(fault) for fault in faults], "warnings": [asdict(w) for w in warnings]})
     else:
         for fault in faults:
             print(f"{fault.shard}: {fault.what}\n    -> {fault.consequence}")
+        if found_faults > len(faults):
+            print(f"and {found_faults - len(faults):,} more faults")
         for fault in warnings[:_SHOWN]:
             print(f"warning: {fault.shard}: {fault.what}")
         if warnings:
@@ -72,6 +79,6 @@ def check(
         if skipped:
             print(f"{counted(skipped, 'image')} cannot be used: {skipped / samples:.2%}; train stops above {share:.2%}")
         decoded = ", every image decoded" if decode and not faults else ""
-        print(f"{counted(shards, 'shard')}, {counted(samples, 'sample')}{decoded}: {counted(len(faults), 'fault')}")
+        print(f"{counted(shards, 'shard')}, {counted(samples, 'sample')}{decoded}: {counted(found_faults, 'fault')}")
     if faults:
         raise typer.Exit(_FAULTY)

@@ -163,7 +163,8 @@ def from_file(key: str, value: Any) -> Any:
 
 
 def from_text(key: str, text: str | Iterable[str]) -> Any:
-    """Check a value that a flag or a variable gave; where the setting is a list, commas separate the items.
+    """Check a value that a flag or a variable gave; where the setting is a list, commas separate the items. A list
+    as `show-config` prints it, such as `[0.2, 1.0]`, is taken too.
 
     Args:
         text: One string, or the items of a list, already apart.
@@ -173,11 +174,19 @@ def from_text(key: str, text: str | Iterable[str]) -> Any:
     """
     value: Any = text
     if is_list(key):
-        value = split_list(text) if isinstance(text, str) else tuple(text)
+        value = _items(text) if isinstance(text, str) else tuple(text)
     try:
         return _adapter(key).validate_python(value)
     except ValidationError as error:
         raise BadValue(_in_words(error.errors(include_url=False)[0])) from None
+
+
+def _items(text: str) -> tuple[Any, ...]:
+    try:
+        found = json.loads(text) if text.startswith("[") else None
+    except (ValueError, RecursionError):
+        found = None
+    return tuple(found) if isinstance(found, list) else split_list(text)
 
 
 def split_list(text: str) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from leoclr.cli.config.plugins import import_method
 from leoclr.cli.config.sections import EncoderSettings
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.devices import check_backbone
-from leoclr.datasets.errors import SettingsError
+from leoclr.datasets.errors import RunError, SettingsError
 
 
 def backbone(settings: EncoderSettings, image_size: int | None = None, any_size: bool = False) -> Backbone:
@@ -53,10 +53,16 @@ def method(settings: Settings, device: torch.device, images: int, ranks: int = 1
     """
 
     def new_backbone() -> Backbone:
-        sizes = {view.side(settings.data.image_size) for view in policy.views.values()}
-        network = backbone(settings.encoder, settings.data.image_size, any_size=sizes != {settings.data.image_size})
-        for size in sorted(sizes, reverse=True):
-            check_backbone(network, size, settings.train.precision, device)
+        whole = settings.data.image_size
+        of_size = {view.side(whole): name for name, view in policy.views.items()}
+        network = backbone(settings.encoder, whole, any_size=of_size.keys() != {whole})
+        for size, name in sorted(of_size.items(), reverse=True):
+            try:
+                check_backbone(network, size, settings.train.precision, device)
+            except RunError as error:
+                share = policy.views[name].size
+                where = f"; it is the size of {name} in {policy.name} views, {share:.3g} of data.image_size {whole}"
+                raise RunError(f"{error}{where if size != whole else ''}") from None
         return network
 
     policy, encoder, train = settings.view_policy, settings.encoder, settings.train

@@ -31,13 +31,14 @@ from leoclr.datasets.views import POLICIES
 kernels: Any = pytest.importorskip("leoclr.backends.networks.batchnorm_triton", exc_type=ImportError)
 
 CHANNELS_LAST, CONTIGUOUS = torch.channels_last, torch.contiguous_format
+TRITON = tuple(map(int, version("triton").split(".")[:2]))
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.fixture(autouse=True)
 def loop_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Interpreters before Triton 3.8 make an integer of an array in a way that NumPy 2.4 refuses."""
-    if tuple(map(int, version("triton").split(".")[:2])) >= (3, 8):
+    if TRITON >= (3, 8):
         return
     from triton.runtime import interpreter
 
@@ -248,6 +249,7 @@ def test_the_keys_of_all_crops_in_one_pass_are_those_of_one_pass_each(monkeypatc
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(TRITON < (3, 3), reason="Triton before 3.3 is told what to compile in another way")
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="Triton's assembler for GPUs comes with x86-64")
 def test_all_kernels_compile_for_a_gpu() -> None:
     """The interpreter takes what the compiler refuses. No GPU is needed to compile."""

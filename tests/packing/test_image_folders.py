@@ -164,6 +164,10 @@ def test_what_can_be_read_in_two_ways_is_refused_in_the_words_of_shard(cache: Pa
 
 def test_neither_shards_nor_images(cache: Path) -> None:
     Path("empty").mkdir()
+    Path("outer/training").mkdir(parents=True)
+    Path("outer/training/a.tar").touch()
+    with pytest.raises(DataError, match="but in its folders; name one of these, as in --data .*outer/training"):
+        as_shards(["outer"])
     with pytest.raises(DataError, match="empty: the folder holds neither .tar shards nor images; `leoclr shard"):
         as_shards(["empty"])
     assert not cache.exists()

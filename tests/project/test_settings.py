@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from leoclr.cli.commands.base.parsing import LeoclrCommand
 from leoclr.cli.commands.show_config import show_config
-from leoclr.cli.config.fields import FIELDS, get, keys_of, nested, split_list
+from leoclr.cli.config.fields import FIELDS, from_text, get, keys_of, nested, split_list
 from leoclr.cli.config.resolve import Resolved, differences, resolve
 from leoclr.cli.config.setting_files import to_toml
 from leoclr.cli.config.settings import Settings
@@ -236,6 +236,20 @@ def test_text_is_read_by_the_type_of_the_setting() -> None:
 
 
 @pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("augmentation.crop_scale", "[0.3, 0.9]", (0.3, 0.9)),
+        ("augmentation.crop_scale", "0.3,0.9", (0.3, 0.9)),
+        ("data.train", '["a.tar", "b{0,1}.tar"]', ("a.tar", "b{0,1}.tar")),
+        ("data.train", "[ab].tar,c.tar", ("[ab].tar", "c.tar")),
+        ("run.trackers", "[]", ()),
+    ],
+)
+def test_lists_are_taken_as_they_are_printed(key: str, text: str, value: tuple[object, ...]) -> None:
+    assert from_text(key, text) == value
+
+
+@pytest.mark.parametrize(
     ("text", "items"),
     [("", ()), ("a", ("a",)), ("a,{b,c}d, e", ("a", "{b,c}d", "e")), ("a,", ("a", "")), ("}a,b", ("}a", "b"))],
 )
@@ -437,7 +451,7 @@ def test_an_unknown_flag_is_answered_with_the_nearest(flag: str, hint: str) -> N
 
 
 def test_wrong_uses_of_flags_are_refused() -> None:
-    assert complaint("--set", "moco.queue") == "--set moco.queue: must be KEY=VALUE, such as --set moco.queue=4096"
+    assert complaint("--set", "moco.queue") == "--set moco.queue: must be KEY=VALUE, such as --set moco.queue=VALUE"
     assert complaint("--lr", "1", "--set", "optimizer.lr=2") == "--set optimizer.lr: given before, by --lr"
     assert complaint("--set", "moco.queue=1", "moco.queue=2").startswith("--set moco.queue: given before")
     assert complaint("--json", "--toml") == "--json and --toml exclude each other"

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from leoclr.cli.commands import check as check_command
 from leoclr.cli.commands.app import main
 from leoclr.datasets.errors import DataError
 from leoclr.datasets.shards.check import _groups
@@ -51,7 +52,10 @@ def flip(path: Path, position: int) -> None:
 def test_sound_shards_have_no_faults(make_shards: MakeShards, capsys: pytest.CaptureFixture[str]) -> None:
     code, report = check(capsys, str(indexed(make_shards((5, 7)))))
     data = report.pop("data")[0]  # type: ignore[index]
-    assert (code, report) == (0, {"shards": 2, "samples": 12, "decoded": True, "faults": [], "warnings": []})
+    assert (code, report) == (
+        0,
+        {"shards": 2, "samples": 12, "decoded": True, "faults_in_all": 0, "faults": [], "warnings": []},
+    )
     assert (data["images"], data["without_label"], data["class_names"]) == (12, 0, ["0", "1", "2", "3"])
 
 
@@ -101,6 +105,19 @@ def test_without_checksums_the_members_are_compared(
     shards[0].write_bytes(shards[1].read_bytes())  # as many samples and bytes, but others
     _, report = check(capsys, str(data), "--no-decode")
     assert "other samples than its index lists" in json.dumps(report["faults"])
+
+
+def test_very_many_faults_are_counted_and_the_first_told(
+    make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(check_command, "MOST_FAULTS", 3)
+    data = indexed(make_shards((8, 8), bad=(1, 2, 3, 9, 10)))
+    code, report = check(capsys, str(data))
+    assert (code, report["faults_in_all"], len(faults_of(report))) == (1, 5, 3)
+    with pytest.raises(SystemExit, match="1"):
+        main(["check", str(data)])
+    printed = capsys.readouterr().out
+    assert "and 2 more faults\n5 images cannot be used: 31.25%" in printed and "16 samples: 5 faults" in printed
 
 
 def test_shards_on_a_server_are_checked_alike(

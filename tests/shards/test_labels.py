@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from leoclr.datasets.shards.check import difference_of_members
 from leoclr.datasets.shards.description import class_line, contents, look_alikes, remarks
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.locate import open_data
+from leoclr.datasets.shards.reindex import read_classes
 from leoclr.datasets.shards.sample_members import Members
 from leoclr.datasets.shards.scan import build_index
 
@@ -136,6 +138,46 @@ def test_a_byte_order_mark_is_no_part_of_the_first_class(
     (tmp_path / "names.txt").write_bytes("\ufeffcat\r\ndog\r\n".encode())
     leoclr("index", tmp_path / "data", "--classes", tmp_path / "names.txt")
     assert open_data([str(tmp_path / "data")]).classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cat\n\ndog", "one class name a line"),
+        ("", "one class name a line"),
+        ("cat\x1b[31m\ndog", "without control characters"),
+        ("cat\x0bdog\nelk", "without control characters"),
+    ],
+)
+def test_class_names_that_no_index_can_hold_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_classes(tmp_path / "names.txt")
+    (tmp_path / "names.txt").write_text("a\u2028b\r\nc\x85d\n")  # no ends of lines but for Unicode
+    assert read_classes(tmp_path / "names.txt") == ("a\u2028b", "c\x85d")
+
+
+def test_a_shard_whose_name_no_index_can_hold_is_refused(tmp_path: Path) -> None:
+    path = labelled(tmp_path / "a\\b.tar", [b"1"])
+    with pytest.raises(DataError, match="must not hold a backslash"):
+        build_index([path])
+
+
+def test_a_damaged_index_is_made_anew(tmp_path: Path, leoclr: Callable[..., tuple[str, str]]) -> None:
+    labelled(tmp_path / "data/s.tar", [b"0", b"1"])
+    (tmp_path / "data/s.index.json").write_text("{")
+    with pytest.raises(DataError, match="run `leoclr index` again"):
+        open_data([str(tmp_path / "data")])
+    leoclr("index", tmp_path / "data")
+    assert len(open_data([str(tmp_path / "data")])) == 2
+
+
+def test_an_index_that_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    index = build_index([labelled(tmp_path / "s.tar", [b"0", b"1"])])
+    index.save(tmp_path / "s.index.json")
+    with pytest.raises(DataError, match="not an index"):
+        replace(index, classes=("cat\n", "dog")).save(tmp_path / "s.index.json")
+    assert len(Index.load(tmp_path / "s.index.json")) == 2
 
 
 def test_class_names_that_look_alike_are_told() -> None:

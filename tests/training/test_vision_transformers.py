@@ -119,6 +119,10 @@ def test_layers_are_counted_from_the_images() -> None:
         ({"encoder__freeze_patches": "true"}, "resnet18 has no patch embedding"),
         ({"encoder__drop_path": "0.1"}, "drop_path applies to timm's models; resnet18 is torchvision's"),
         (VIT | {"data__image_size": "40"}, "should be divisible by patch size"),
+        (
+            VIT | {"backend": "dino"},
+            "divisible by patch size.*the size of s[1-8] in multicrop views, 0.429 of data.image",
+        ),
     ],
 )
 def test_what_a_network_does_not_have_is_refused(
