@@ -42,7 +42,7 @@ def _state_contents() -> dict[str, bytes]:
         MANIFEST: b'{"format": 1, "step": 7, "files": {"state.json": {"bytes": 2, "sha256": "0"}}}',
         "failed-step.json": b'{"step": 6, "images": ["a", "b"]}',
         "metrics.jsonl": b"\n".join(json.dumps(line).encode() for line in metrics),
-        JOURNAL_NAME: b"\n".join((b'{"format": 1, "fingerprint": "f"}', json.dumps(entry).encode(), b"")),
+        JOURNAL_NAME: b"\n".join((b'{"format": 2, "fingerprint": "f"}', json.dumps(entry).encode(), b"")),
         "evals/knn.json": json.dumps(knn).encode(),
     }
 

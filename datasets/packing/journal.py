@@ -23,7 +23,7 @@ from leoclr.datasets.packing.arrangement import SPLITS, Collection
 from leoclr.datasets.packing.sources import Source
 
 JOURNAL_NAME = "journal.jsonl"
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Finished:
 
     Attributes:
         pictures: How many of the split's pictures, in packing order, are in this shard and those before it, or skipped.
-        skipped: `path: reason` for each that was skipped.
+        skipped: `path: reason` for each that was skipped since the shard before.
         notes: Counts and first names, by reason.
     """
 

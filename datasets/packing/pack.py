@@ -119,18 +119,21 @@ def pack(
         target.mkdir(exist_ok=True)
         skipped_before = len(skipped)
         earlier = journal.finished(split) if journal else []
-        done, notes = 0, Notes()
+        done, noted, notes = 0, skipped_before, Notes()
 
         def finished(path: Path, sha256: str) -> None:
+            nonlocal noted
             if journal is not None:
-                journal.add(Finished(split, path.name, sha256, done, skipped[skipped_before:], notes.found()))  # noqa: B023
+                journal.add(Finished(split, path.name, sha256, done, skipped[noted:], notes.found()))  # noqa: B023
+                noted = len(skipped)  # noqa: B023
 
         with ShardFiles(target, recipe.name, recipe.shard_bytes, finished) as shards:
             for entry in earlier:
                 shards.take(target / entry.shard, entry.sha256)
             if earlier:
                 done = earlier[-1].pictures
-                skipped += earlier[-1].skipped
+                skipped += [line for entry in earlier for line in entry.skipped]
+                noted = len(skipped)
                 for reason, (count, first) in earlier[-1].notes.items():
                     notes.add(reason, first, count)
             with closing(_samples(source, collection.sidecars, pictures, recipe, done)) as samples:

@@ -100,14 +100,13 @@ def check_specs(specs: Sequence[str]) -> None:
     _existing_paths([spec for spec in specs if not is_remote(spec)])
 
 
-def existing_data(specs: list[str] | None) -> list[str] | None:
-    """The values of an option as they are; DataError where one is a plain path and nothing is there."""
+def existing_data(specs: Sequence[str] | None) -> None:
+    """Raise DataError where one of the names of data is a plain path and nothing is there. Looks no further."""
     for spec in specs or ():
         refuse_commands(spec)
         if not is_remote(spec) and not glob.has_magic(spec) and not any(character in spec for character in "{}<"):
             if not os.path.exists(path := local_path(spec)):
                 raise DataError(missing_message([Path(path)], 1))
-    return specs
 
 
 def shard_addresses(spec: str) -> list[str]:

@@ -24,7 +24,6 @@ def export(
         Path | None,
         typer.Argument(
             metavar="CHECKPOINT",
-            callback=existing_weights,
             help="Run, checkpoint, exported file or state dict; default: the newest run.",
         ),
     ] = None,
@@ -75,6 +74,7 @@ def export(
       leoclr export runs/first --format onnx --with-preprocessing -o encoder.onnx
       leoclr export moco_v2_800ep_pretrain.pth.tar --format safetensors
     """
+    existing_weights(checkpoint)
     from leoclr.cli.exporting.push import push_folder, require_hub
 
     if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license):

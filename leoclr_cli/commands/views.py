@@ -28,7 +28,7 @@ def views(
     given: Given,
     images: Annotated[
         list[str],
-        typer.Argument(metavar="IMAGE", callback=existing_data, help="Image files, a folder of images, or shards."),
+        typer.Argument(metavar="IMAGE", help="Image files, a folder of images, or shards."),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", dir_okay=False, metavar="FILE", help="PNG file to write.")
@@ -55,6 +55,7 @@ def views(
       leoclr views cat.jpg --draws 4 --views pairwise --set augmentation.crop_scale=0.08,1
       leoclr views shards/cifar10 --count 6 --preset cifar10 --seed 3
     """
+    existing_data(images)
     if output.suffix.lower() != ".png":
         raise SettingsError(f"-o {output}: the picture is a PNG file; give a name that ends in .png")
     if given.preset == AUTO:  # which chooses by a data set

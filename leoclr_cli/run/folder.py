@@ -216,13 +216,11 @@ def find_checkpoint(path: Path | None) -> Sound | Path:
     return newest
 
 
-def existing_weights(weights: Path | list[Path] | None) -> Path | list[Path] | None:
-    """The argument of a command as it is; CheckpointError where it is nothing at all. So this is told at once and not
-    after the seconds that importing torch takes."""
+def existing_weights(weights: Path | list[Path] | None) -> None:
+    """Raise CheckpointError where the argument of a command is nothing at all."""
     for path in [weights] if isinstance(weights, Path) else weights or ():
         if not is_named(str(path)) and not path.exists():
             raise _no_such_run(path)
-    return weights
 
 
 def _no_such_run(path: Path) -> CheckpointError:

@@ -21,7 +21,6 @@ Checkpoint = Annotated[
     Path | None,
     typer.Argument(
         metavar="CHECKPOINT",
-        callback=existing_weights,
         help="Run, checkpoint, exported file or state dict; default: the newest run.",
     ),
 ]
@@ -30,7 +29,6 @@ TrainData = Annotated[
     typer.Option(
         "--train-data",
         metavar="SHARDS",
-        callback=existing_data,
         help="Labelled data for the classifier; default: the run's training data. Quote ranges and globs. Repeatable.",
     ),
 ]
@@ -39,7 +37,6 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="SHARDS",
-        callback=existing_data,
         help="Labelled test data; default: the run's, the val or test split beside the training data, or a fifth of "
         "it. Repeatable.",
     ),
@@ -171,6 +168,12 @@ class Request:
     workers: Workers = -1
     seed: Seed = 0
     no_cache: NoCache = False
+
+    def __post_init__(self) -> None:
+        """Refuse what is not there at once, before torch is imported, which takes seconds."""
+        existing_weights(self.checkpoint)
+        existing_data(self.train_data)
+        existing_data(self.data)
 
 
 def with_request(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -193,7 +193,9 @@ def test_transfer_searches_then_trains_on_all(leoclr: Run, make_run: Callable[..
     found = record(run, "transfer")
     assert [point["mean_per_class"] is None for point in found["details"]["grid"]] == [False, False, True, True]
     assert found["details"]["learning_rate"] == 0.01 and found["details"]["training"]["images"] == 60
-    assert found["results"]["finetuned"].keys() == {"top1", "mean_per_class"}
+    assert found["results"]["finetuned"].keys() == {
+        f"{metric}{half}" for metric in ("top1", "mean_per_class") for half in ("", "_image_half_width")
+    }
     assert "reported with: per class accuracy" in " ".join(found["protocol"])
     assert len(list((run / "evals" / "work").glob("*.json"))) == 5
     assert not list((run / "evals" / "work").glob("*.safetensors"))[4:]

@@ -19,12 +19,8 @@ def _shards(flag: str, help: str) -> typer.models.OptionInfo:
 @with_request("checkpoint", "train_data", "data")
 def forgetting(
     request: Request,
-    before: Annotated[
-        Path, typer.Argument(metavar="BEFORE", callback=existing_weights, help="Encoder before further training.")
-    ],
-    after: Annotated[
-        Path, typer.Argument(metavar="AFTER", callback=existing_weights, help="Encoder after further training.")
-    ],
+    before: Annotated[Path, typer.Argument(metavar="BEFORE", help="Encoder before further training.")],
+    after: Annotated[Path, typer.Argument(metavar="AFTER", help="Encoder after further training.")],
     new: Annotated[list[str], _shards("--new", "Labelled new data, for the classifier. Repeatable.")],
     old: Annotated[list[str], _shards("--old", "Labelled old data, for the classifier. Repeatable.")],
     new_test: Annotated[
@@ -48,6 +44,7 @@ def forgetting(
       leoclr eval forgetting timm:resnet50 runs/own --new shards/own --old shards/imagenet/train
       leoclr eval forgetting runs/first runs/own --new shards/own --old shards/old --probe linear -o change.json
     """
+    existing_weights([before, after])
     from leoclr.cli.scoring.forgetting import Data
     from leoclr.cli.scoring.forgetting import forgetting as measure
 

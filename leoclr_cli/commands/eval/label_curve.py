@@ -16,9 +16,7 @@ def label_curve(
     request: Request,
     checkpoints: Annotated[
         list[Path] | None,
-        typer.Argument(
-            metavar="CHECKPOINT", callback=existing_weights, help="Runs, checkpoints or files; default: the newest run."
-        ),
+        typer.Argument(metavar="CHECKPOINT", help="Runs, checkpoints or files; default: the newest run."),
     ] = None,
     labels: Annotated[
         list[str] | None,
@@ -44,6 +42,7 @@ def label_curve(
       leoclr eval label-curve runs/leoclr runs/baseline
       leoclr eval label-curve runs/leoclr --labels 1% --labels 10% --epochs 10 -o curve.json
     """
+    existing_weights(checkpoints)
     from leoclr.cli.scoring.label_curve import SHARES, draw_curves, measure, report_curves
 
     percents = labels or [f"{share}%" for share in SHARES]

@@ -32,7 +32,6 @@ def robustness(
         list[Path] | None,
         typer.Argument(
             metavar="CHECKPOINT",
-            callback=existing_weights,
             help="Runs, checkpoints, exported files or state dicts, one or several; default: the newest run.",
         ),
     ] = None,
@@ -80,6 +79,7 @@ def robustness(
       leoclr eval robustness runs/first --crop-scale 0.2 1 --crop-seeds 10
       leoclr eval robustness runs/first --probe knn --train-data shards/train --data shards/test
     """
+    existing_weights(checkpoints)
     from leoclr.cli.scoring.robustness_comparison import CropSeries, compare, measure_one
 
     if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
