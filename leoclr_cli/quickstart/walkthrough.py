@@ -191,7 +191,8 @@ class Quickstart:
         say(f"[2/5] shards: {len(index):,} images to train on, in {folder.shards}; what training sees: {folder.views}")
         say(f"[3/5] training, without labels: {folder.run}")
         with _one_thread():
-            result = train(self._settings, folder.run, self._preset, self._command, resume=True)
+            begun = RunFolder(folder.run).settings_file.exists()
+            result = train(self._settings, folder.run, self._preset, self._command, resume=begun)
         if result.stopped_by:
             say(f"saved after step {result.step:,} of {result.steps:,}; the same command goes on from there")
         return result.stopped_by

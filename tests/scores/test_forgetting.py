@@ -67,4 +67,4 @@ def test_what_is_missing_is_said_before_the_first_score(
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
     captured = capsys.readouterr()
-    assert "no such run, checkpoint or file: gone.pth" in captured.err and "before" not in captured.err
+    assert captured.err == "error: gone.pth: no such run, checkpoint or file; did you mean before.pth?\n"

@@ -92,7 +92,7 @@ def test_a_missing_encoder_is_one_line_and_leaves_no_table(
     robustness: Run, encoders: list[Path], tmp_path: Path
 ) -> None:
     code, out, err = robustness(*encoders, tmp_path / "missing.pth")
-    assert code == 2 and not out and "error: no such run, checkpoint or file" in err
+    assert code == 2 and not out and "missing.pth: no such run, checkpoint or file" in err
     assert not (tmp_path / "robustness.json").exists()
 
 

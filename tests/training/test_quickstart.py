@@ -50,6 +50,7 @@ def test_everything_is_where_it_says(first: tuple[Path, Result]) -> None:
     assert f"leoclr eval robustness '{folder}/run'" in result.stdout
     phases = re.findall(r"^\[(\d)/5\]", result.stderr, re.MULTILINE)
     assert phases == ["1", "2", "3", "4", "5"]
+    assert "has no checkpoint yet" not in result.stderr
 
 
 def test_table_has_three_lines_of_three_scores(first: tuple[Path, Result]) -> None:
