@@ -128,7 +128,7 @@ def test_a_search_finds_the_cells_that_show_the_same() -> None:
 
 def test_a_backbone_without_stages_is_refused_in_one_line(tiny_facts: Facts) -> None:
     with pytest.raises(
-        ValueError, match="needs the feature maps of a ResNet's stages, and this backbone has no layer3"
+        ValueError, match="needs the feature maps of a ResNet's stages or a ViT's blocks, and has no layer3"
     ):
         scfs(tiny_facts)
 

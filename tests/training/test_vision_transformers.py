@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from leoclr.backends.method import Method
 from leoclr.backends.networks.backbones import build_backbone
 from leoclr.backends.networks.depth import layers
+from leoclr.backends.networks.feature_maps import map_channels, recorded_maps
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.exporting.export import TOLERANCE, export_encoder
 from leoclr.cli.exporting.formats import ExportFormat
@@ -130,3 +131,30 @@ def test_what_a_network_does_not_have_is_refused(
 ) -> None:
     with pytest.raises(LeoclrError, match=said):
         method_of(tiny_settings(make_shards((16,)), **options))
+
+
+def test_the_maps_of_a_vit_are_its_patches_in_their_places() -> None:
+    """Behind the last block of a quarter of them; the class token is left out."""
+    backbone = build_backbone("timm:test_vit", image_size=48, any_size=True).eval()
+    images = torch.rand(2, 3, 48, 48)
+    assert map_channels(backbone, (2, 4), 48) == [64, 64]
+    with recorded_maps(backbone, (2, 4)) as passes, torch.no_grad():
+        backbone(images)
+        _, theirs = timm.models.vision_transformer.VisionTransformer.forward_intermediates(
+            backbone, images, indices=[2, 5], norm=False
+        )
+    assert len(passes[0]) == 2
+    for ours, each in zip(passes[0], theirs, strict=True):
+        torch.testing.assert_close(ours, each)
+
+
+@pytest.mark.parametrize("backend", ["scfs", "obow"])
+def test_methods_of_feature_maps_train_a_vit(
+    backend: str, make_shards: MakeShards, tiny_settings: MakeSettings, tmp_path: Path
+) -> None:
+    small = {"obow__words": "32"} if backend == "obow" else {"scfs__stage_dim": "16", "scfs__outputs": "32"}
+    settings = tiny_settings(make_shards((16,)), **(VIT | small | {"backend": backend, "views": "leoclr"}))
+    before = {name: tensor.clone() for name, tensor in method_of(settings).state_dict().items()}
+    after = train(settings, tmp_path / "run")
+    moved = "encoder.backbone.blocks.0.attn.qkv.weight"
+    assert not torch.equal(after[moved], before[moved])
