@@ -132,7 +132,7 @@ def refusal(*arguments: str) -> str:
 
 
 def test_missing_file_is_named() -> None:
-    assert refusal(image_file(), "nope.jpg") == "nope.jpg: no such file"
+    assert refusal(image_file(), "nope.jpg") == "nope.jpg: no such file or folder"
 
 
 def test_file_that_is_no_image_is_named() -> None:

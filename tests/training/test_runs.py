@@ -146,7 +146,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(
 
 
 def test_what_is_no_checkpoint_is_said_plainly(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no such run, checkpoint or file: .*gone"):
+    with pytest.raises(CheckpointError, match="gone: no such run, checkpoint or file"):
         resolve_checkpoint(tmp_path / "gone")
     with pytest.raises(CheckpointError, match="neither a run, a checkpoint nor an exported file"):
         resolve_checkpoint(tmp_path)
