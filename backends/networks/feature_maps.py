@@ -70,4 +70,4 @@ def _as_map(output: Tensor, backbone: Backbone) -> Tensor:
         return output
     patches = output[:, int(getattr(backbone, "num_prefix_tokens", 0)) :].transpose(1, 2)
     side = math.isqrt(patches.shape[2])  # views are square
-    return patches.unflatten(2, (side, side))
+    return patches.reshape(*patches.shape[:2], side, side)

@@ -140,9 +140,8 @@ def test_the_maps_of_a_vit_are_its_patches_in_their_places() -> None:
     assert map_channels(backbone, (2, 4), 48) == [64, 64]
     with recorded_maps(backbone, (2, 4)) as passes, torch.no_grad():
         backbone(images)
-        _, theirs = timm.models.vision_transformer.VisionTransformer.forward_intermediates(
-            backbone, images, indices=[2, 5], norm=False
-        )
+        assert isinstance(backbone, timm.models.vision_transformer.VisionTransformer)
+        _, theirs = backbone.forward_intermediates(images, indices=[2, 5], norm=False)
     assert len(passes[0]) == 2
     for ours, each in zip(passes[0], theirs, strict=True):
         torch.testing.assert_close(ours, each)
