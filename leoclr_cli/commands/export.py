@@ -74,7 +74,6 @@ def export(
       leoclr export runs/first --format onnx --with-preprocessing -o encoder.onnx
       leoclr export moco_v2_800ep_pretrain.pth.tar --format safetensors
     """
-    existing_weights(checkpoint)
     from leoclr.cli.exporting.push import push_folder, require_hub
 
     if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license):
@@ -87,6 +86,7 @@ def export(
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", push):
             raise SettingsError(f"--push {push}: must be OWNER/NAME")
         require_hub()
+    existing_weights(checkpoint)
     from leoclr.cli.exporting.export import export_encoder
     from leoclr.cli.exporting.target import ExportOptions
     from leoclr.cli.run.encoders import load_encoder

@@ -146,9 +146,10 @@ def test_ctrl_c_in_the_first_second_prints_nothing(tmp_path: Path) -> None:
         "pathlib.Path('begun').touch()\n"
         "entry.main()\n"
     )
+    (tmp_path / "weights.pth").touch()  # nothing that is there is refused before torch has been imported
     for wait in (0.0, 0.05, 0.1, 0.2, 0.4):
         (tmp_path / "begun").unlink(missing_ok=True)
-        command = [sys.executable, "-c", program, "eval", "knn", "nowhere"]
+        command = [sys.executable, "-c", program, "eval", "knn", "weights.pth"]
         child = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
         while not (tmp_path / "begun").exists():
             time.sleep(0.005)

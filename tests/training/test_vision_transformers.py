@@ -152,7 +152,8 @@ def test_methods_of_feature_maps_train_a_vit(
     backend: str, make_shards: MakeShards, tiny_settings: MakeSettings, tmp_path: Path
 ) -> None:
     small = {"obow__words": "32"} if backend == "obow" else {"scfs__stage_dim": "16", "scfs__outputs": "32"}
-    settings = tiny_settings(make_shards((16,)), **(VIT | small | {"backend": backend, "views": "leoclr"}))
+    own = {"backend": backend, "views": "leoclr", "train__epochs": "1"}
+    settings = tiny_settings(make_shards((16,)), **(VIT | small | own))
     before = {name: tensor.clone() for name, tensor in method_of(settings).state_dict().items()}
     after = train(settings, tmp_path / "run")
     moved = "encoder.backbone.blocks.0.attn.qkv.weight"
