@@ -138,7 +138,7 @@ def reproduce(
     if not request.data and not request.dry_run and request.output is None:
         from leoclr.cli.recipes.listing import print_rows
 
-        print_rows(recipe, methods or [], with_leoclr)
+        print_rows(recipe, methods or [], with_leoclr, request.as_json)
         return
     _carry_out(recipe, request, tuple(methods or ()), with_leoclr)
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from PIL import Image
 
-from leoclr.cli.config.flags import parse_flags
 from leoclr.cli.plotting.charts import Dot, Line, Panel, dot_chart, line_chart
 from leoclr.cli.recipes.definition import Recipe
 from leoclr.cli.recipes.results import Cell, Change, cells
@@ -107,23 +106,6 @@ def as_picture(recipe: Recipe, results: Sequence[Mapping[str, Any]]) -> Image.Im
     of_epochs = f" with {max(shares):g} of the epochs" if shares else ""
     subtitle += f"; a trial{of_epochs}" if trial else "; filled: ours, hollow: the paper"
     return dot_chart(recipe.title, subtitle, panels)
-
-
-def rows(recipe: Recipe) -> str:
-    """The rows of a recipe before anything is done: how each is trained, the paper's figures, and what others found."""
-    lines = [("method", "backend", "views", *(column.name for column in recipe.columns), "published")]
-    for name, method in recipe.methods.items():
-        backend = views = "-"
-        if method.arguments is not None:
-            shared = next(iter(recipe.pretrain.values())).arguments
-            settings = parse_flags(shared + method.arguments).resolve().settings
-            backend, views = settings.backend, settings.views
-        figures = (f"{column.paper[name]:.2f}" if name in column.paper else "" for column in recipe.columns)
-        lines.append((name, backend, views, *figures, method.published))
-    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
 
 
 def _notes(recipe: Recipe) -> tuple[str, ...]:

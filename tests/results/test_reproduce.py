@@ -112,6 +112,10 @@ def test_table_1_lists_every_row_with_what_is_known_of_it(capsys: pytest.Capture
     assert lines["LeOCLR"].split() == ["LeOCLR", "moco", "leoclr", "76.20"]
     assert "swav  " in lines["SwAV"] and "multicrop" in lines["SwAV"] and "75.3 (authors" in lines["SwAV"]
     assert lines["HEXA"].split()[1:3] == ["-", "-"] and len(lines) >= 19
+    assert reproduce("table1", "--json") == 0
+    table = json.loads(capsys.readouterr().out)
+    found = {row["method"]: row for row in table["methods"]}
+    assert found["LeOCLR"]["paper"] == {"linear": 76.2} and found["HEXA"]["backend"] is None
 
 
 def test_a_row_is_trained_with_its_own_views_and_with_the_original_as_anchor(
