@@ -22,9 +22,10 @@ def say(message: str, end: str = "\n") -> None:
     full disk under a log) it is lost, and with it nothing else."""
     if sys.stderr is None:  # closed when the process started; `print` would take standard output
         return
-    with suppress(OSError, ValueError, AttributeError):
+    # RuntimeError: a handler of signals may say something in the middle of a write to the same stream.
+    with suppress(OSError, ValueError, AttributeError, RuntimeError):
         sys.stdout.flush()  # where both go into one log, what was printed earlier stands there earlier
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RuntimeError):
         message = _CONTROL.sub(lambda match: ascii(match[0])[1:-1], message)
         print(message, end=end, file=sys.stderr, flush=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -26,7 +27,11 @@ print("stopped by", stop.requested)
 
 def told(in_c: bool, signals: Sequence[signal.Signals]) -> tuple[int, str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", WAITING.format(in_c=in_c)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", WAITING.format(in_c=in_c)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
     )
     assert process.stdout is not None and process.stdout.readline() == "waiting\n"
     for number in signals:
