@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from leoclr.datasets.errors import BadImage
+from leoclr.datasets.images.cielab import lab_to_rgb
 from leoclr.datasets.images.not_images import refusal
 from leoclr.datasets.images.samples import Levels, eight_bits, has_levels, stored
 
@@ -207,6 +208,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(ground, image).convert("RGB")
+    if image.mode == "LAB":
+        return lab_to_rgb(image)
     return image.convert("RGB")
 
 
