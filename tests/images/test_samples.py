@@ -325,9 +325,9 @@ def test_cie_lab(deflate: bool) -> None:
 @pytest.mark.parametrize("bits", [1, 4, 8])
 @pytest.mark.parametrize("scale", [257, 256, 1])
 def test_a_palette_of_16_or_of_8_bits(scale: int, bits: int, deflate: bool, order: str) -> None:
-    colours = np.random.default_rng(1).integers(0, 256, (1 << bits, 3))
+    colours = np.random.default_rng(1).integers(0, 256, (1 << bits, 3)).astype(float)
     numbers = drawn(bits, 1)
-    tags = {262: [3], 320: (colours * scale).T.ravel().tolist()}
+    tags = {262: [3], 320: (colours * scale).astype(int).T.ravel().tolist()}
     assert_shows(tiff(numbers, bits, tags, deflate=deflate, order=order), colours[numbers[..., 0]], within=0)
 
 
