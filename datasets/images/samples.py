@@ -21,6 +21,7 @@ from PIL import Image, ImagePalette
 from PIL.TiffImagePlugin import OPEN_INFO
 
 from leoclr.datasets.errors import BadImage
+from leoclr.datasets.images.png_chunks import chunks_before_pixels
 from leoclr.datasets.images.stored import PLANES, Stored, refuse_missing_pixels, sixteen_bits, with_channels
 
 Levels = tuple[float, float]
@@ -191,7 +192,7 @@ def _png(opened: Image.Image, data: bytes, levels: Levels | None) -> Stored | No
     depth, colour = data[24], data[25]
     if colour == 3:  # a palette of 8 bits
         return None
-    chunks = _chunks_before_pixels(data)
+    chunks = chunks_before_pixels(data)
     key = _colour_key(chunks.get(b"tRNS", b""), depth, colour)
     if key is not None and colour == 0 and depth <= 8:
         opened.info["transparency"] = key[0] * 255 // ((1 << depth) - 1)  # Pillow scales grey, but not its key
@@ -209,19 +210,6 @@ def _png(opened: Image.Image, data: bytes, levels: Levels | None) -> Stored | No
         alpha = np.where(solid, (1 << depth) - 1, 0).astype(numbers.dtype)
         numbers, mode, bits_in_use = np.dstack([numbers, alpha]), mode + "A", (*bits_in_use, depth)
     return Stored(numbers, mode, bits_in_use, deep=depth > 8)
-
-
-def _chunks_before_pixels(data: bytes) -> dict[bytes, bytes]:
-    """The chunks that say how the pixels are meant."""
-    found, place = {}, 8
-    while place + 8 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, place)
-        if kind == b"IDAT":
-            break
-        if kind in (b"sBIT", b"tRNS"):
-            found[kind] = data[place + 8 : place + 8 + min(length, 256)]
-        place += length + 12
-    return found
 
 
 def _colour_key(body: bytes, depth: int, colour: int) -> tuple[int, ...] | None:
