@@ -48,7 +48,7 @@ class LARS(torch.optim.Optimizer):
             weights, lengths = (torch.stack(list(torch._foreach_norm(each))) for each in (parameters, gradients))
             adapted = group["trust"] * weights / (lengths + group["weight_decay"] * weights)
             if group["clip"]:
-                adapted = (adapted / max(group["lr"], torch.finfo(adapted.dtype).tiny)).clamp_max(1.0)
+                adapted = (adapted / _positive(group["lr"], adapted.dtype)).clamp_max(1.0)
             rates = torch.where((weights > 0) & (lengths > 0), adapted, torch.ones_like(adapted))
             torch._foreach_mul_(directions, list(rates.unbind()))
         for parameter in parameters:
@@ -62,3 +62,9 @@ class LARS(torch.optim.Optimizer):
         else:
             torch._foreach_add_(buffers, directions, alpha=group["lr"])
         torch._foreach_sub_(parameters, buffers)
+
+
+def _positive(rate: float | Tensor, dtype: torch.dtype) -> float | Tensor:
+    """The rate, above zero; that of a device stays there, as `max` would make the host wait for it."""
+    tiny = torch.finfo(dtype).tiny
+    return rate.clamp_min(tiny) if isinstance(rate, Tensor) else max(rate, tiny)

@@ -33,6 +33,7 @@ from leoclr.datasets.packing.journal import kept_shards
 from leoclr.datasets.packing.pack import PackedSplit, PackingRecipe
 from leoclr.datasets.packing.staging import STAGING_NAME
 from leoclr.datasets.shards.locate import local_path, refuse_commands, shard_paths
+from leoclr.datasets.shards.shard_names import without_shards
 from leoclr.datasets.storage.addresses import is_remote
 from leoclr.datasets.wording import counted, in_bytes
 
@@ -86,10 +87,10 @@ def list_folder(spec: str, folder: Path) -> Listing:
         if shards := sorted(folder.glob("*/*.tar")):
             inner = shlex.quote(f"{spec.rstrip('/')}/{shards[0].parent.name}")
             raise DataError(f"{spec}: there are no shards but in its folders; name one of these, as in --data {inner}")
-        raise DataError(
-            f"{spec}: the folder holds neither .tar shards nor images; `leoclr shard {shlex.quote(spec)} OUT` packs "
-            "archives and Parquet files"
-        )
+        what = without_shards(folder)
+        if source.tables:
+            what = f"`leoclr shard {shlex.quote(spec)} OUT` packs Parquet files"
+        raise DataError(f"{spec}: the folder holds neither .tar shards nor images; {what}")
     digest = hashlib.sha256(json.dumps(_FORMAT).encode())
     total = 0
     for path in sorted(source.paths):

@@ -75,6 +75,6 @@ def _framed(squares: Tensor, inside: slice, dim: int) -> Tensor:
     """The padding's colour outside of a range of rows (dim 2) or columns (3)."""
     for channel, level in enumerate(PAD_COLOUR):
         one = squares[:, channel].movedim(dim - 1, 0)
-        one[: inside.start] = level
-        one[inside.stop :] = level
+        one[: inside.start].fill_(level)  # and not an assignment, whose value may come from the host
+        one[inside.stop :].fill_(level)
     return squares

@@ -23,7 +23,9 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from leoclr.datasets.errors import BadImage
+from leoclr.datasets.images.cielab import lab_to_rgb
 from leoclr.datasets.images.not_images import refusal
+from leoclr.datasets.images.png_chunks import without_texts
 from leoclr.datasets.images.samples import Levels, eight_bits, has_levels, stored
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")  # Pillow opens MPO as JPEG
@@ -62,7 +64,7 @@ _TURNS = {
 _PILLOW_MODULES = r"PIL\."
 _REDUCTIONS = (8, 4, 2)  # those that libjpeg-turbo computes in vector instructions
 
-Decoded = TypeVar("Decoded")
+Result = TypeVar("Result")
 
 
 def decode_image(data: bytes, levels: Levels | None = None) -> Image.Image:
@@ -80,7 +82,7 @@ def decode_image(data: bytes, levels: Levels | None = None) -> Image.Image:
         BadImage: It is not one of `FORMATS`, has more than 2**26 pixels, is damaged, or holds numbers without a range
             (signed, of 32 bits, floating point) where there are no `levels`.
     """
-    return _guarded(data, lambda opened: _rgb(opened, data, levels))
+    return examine(data, lambda opened, data: _rgb(opened, data, levels))
 
 
 def decode_pixels(data: bytes, spare: Callable[[int, int], float] | None = None) -> NDArray[np.uint8]:
@@ -92,22 +94,22 @@ def decode_pixels(data: bytes, spare: Callable[[int, int], float] | None = None)
             time. Without it, and for all other files, in full.
     """
 
-    def decode(opened: Image.Image) -> NDArray[np.uint8]:
+    def decode(opened: Image.Image, data: bytes) -> NDArray[np.uint8]:
         if opened.format != "JPEG":
             return _pixels(opened, data)
         return _jpeg_pixels(opened, data, 1.0 if spare is None else spare(*opened.size))
 
-    return _guarded(data, decode)
+    return examine(data, decode)
 
 
 def image_size(data: bytes) -> tuple[int, int]:
     """(width, height) by the header, before any rotation that it asks for. Raises BadImage."""
-    return _guarded(data, lambda opened: opened.size)
+    return examine(data, lambda opened, _: opened.size)
 
 
 def depends_on_levels(data: bytes) -> bool:
     """Whether `decode_image` would look at `levels`: an image of more than 8 bits a sample. Raises BadImage."""
-    return _guarded(data, lambda opened: has_levels(opened, data))
+    return examine(data, has_levels)
 
 
 def eight_bit_rgb(image: Image.Image) -> Image.Image:
@@ -126,17 +128,23 @@ def too_long(length: int) -> str:
     return f"the image has {length:,} bytes; the limit is {MAX_BYTES:,}"
 
 
-def _guarded(data: bytes, decode: Callable[[Image.Image], Decoded]) -> Decoded:
-    """What `decode` makes of the image whose header has been read and found to be within the limits."""
+def examine(data: bytes, look: Callable[[Image.Image, bytes], Result]) -> Result:
+    """What `look` makes of the image, whose header has been read and found to be within the limits, and of its bytes.
+
+    Raises:
+        BadImage: As `decode_image` does; also in place of whatever `look` raises.
+    """
     if len(data) > MAX_BYTES:
         raise BadImage(too_long(len(data)))
     _ignore_pillow_warnings()
     try:
-        opened = Image.open(io.BytesIO(data), formats=FORMATS)
-        width, height = opened.size
-        if width * height > MAX_PIXELS:
-            raise BadImage(f"the image has {width} x {height} pixels; the limit is {MAX_PIXELS:,} in all")
-        return decode(opened)
+        try:
+            return _within_limits(data, look)
+        except ValueError:  # as Pillow raises for a PNG with much text, which does not concern the pixels
+            shorter = without_texts(data)
+            if len(shorter) == len(data):
+                raise
+            return _within_limits(shorter, look)
     except BadImage:
         raise
     except Image.DecompressionBombError:
@@ -145,6 +153,14 @@ def _guarded(data: bytes, decode: Callable[[Image.Image], Decoded]) -> Decoded:
         raise BadImage("the image needs more memory than there is") from None
     except Exception as error:  # Pillow's parsers raise nearly every built-in exception on damaged input
         raise BadImage(f"the image cannot be decoded ({_reason(error, data)})") from error
+
+
+def _within_limits(data: bytes, look: Callable[[Image.Image, bytes], Result]) -> Result:
+    opened = Image.open(io.BytesIO(data), formats=FORMATS)
+    width, height = opened.size
+    if width * height > MAX_PIXELS:
+        raise BadImage(f"the image has {width} x {height} pixels; the limit is {MAX_PIXELS:,} in all")
+    return look(opened, data)
 
 
 def _jpeg_pixels(opened: Image.Image, data: bytes, spare: float) -> NDArray[np.uint8]:
@@ -171,6 +187,8 @@ def _rgb(opened: Image.Image, data: bytes, levels: Levels | None) -> Image.Image
     numbers = stored(opened, data, levels)
     opened.load()  # before its orientation is looked up: a PNG may hold it behind the pixels
     image = opened if numbers is None else eight_bits(numbers, levels)
+    if opened.format == "BMP" and image.mode == "RGBA" and not any(image.getchannel("A").getextrema()):
+        image = image.convert("RGB")  # many writers declare alpha and leave it 0
     return _to_rgb(_upright(image, _orientation(opened)))
 
 
@@ -207,6 +225,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(ground, image).convert("RGB")
+    if image.mode == "LAB":
+        return lab_to_rgb(image)
     return image.convert("RGB")
 
 

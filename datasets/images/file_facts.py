@@ -1,26 +1,27 @@
 """What a person should know of an image file beside its pixels: its format, and what of it is not used or not declared.
 
-Only headers are read. Packing and `leoclr check` count these remarks; training does not look for them.
+Packing and `leoclr check` count these remarks; training does not look for them. Headers are read, and data of JPEGs.
 """
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image
+import simplejpeg
 
-from leoclr.datasets.images.decode import FORMATS
+from leoclr.datasets.images.decode import examine
 
 FURTHER_IMAGES = "files of several images (pages, frames), of which the first is used"
 FURTHER_CHANNELS = "images with channels that are neither colour nor alpha, which are not used"
 FOURTH_CHANNEL = "images with a fourth channel of which the file does not say what it is, taken for alpha"
+DAMAGED_JPEG = "damaged JPEGs, of which a part may not be what it was (often one flat colour)"
 UNMARKED_CMYK = "CMYK JPEGs without Adobe's marker, taken for what Adobe writes (0 is full ink)"
 
 _SAMPLES_PER_PIXEL, _PHOTOMETRIC, _EXTRA_SAMPLES = 277, 262, 338
 _COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3, 9: 3}  # by photometric interpretation
 _ALPHA = (1, 2)
+_MADE_UP = ("Corrupt JPEG data", "Premature end")
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,13 @@ class FileFacts:
 
 def facts_of(data: bytes) -> FileFacts:
     """The facts of a file that has been decoded."""
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        return FileFacts(image.format or "", tuple(_remarks(image)))
+    return examine(data, lambda image, data: FileFacts(image.format or "", tuple(_remarks(image, data))))
 
 
-def _remarks(image: Any) -> list[str]:
+def _remarks(image: Any, data: bytes) -> list[str]:
     found = []
+    if image.format in ("JPEG", "MPO") and _is_damaged(data, image.mode):
+        found.append(DAMAGED_JPEG)
     if image.format != "MPO" and _is_animated(image):  # the further images of an MPO are previews
         found.append(FURTHER_IMAGES)
     if image.format == "JPEG" and image.mode == "CMYK" and "adobe" not in image.info:
@@ -52,6 +54,16 @@ def _remarks(image: Any) -> list[str]:
         elif beyond > any(kind in _ALPHA for kind in extra):
             found.append(FURTHER_CHANNELS)
     return found
+
+
+def _is_damaged(data: bytes, mode: str) -> bool:
+    """Whether libjpeg warns of pixels that it made up. Pillow does not pass these warnings on."""
+    colours = mode if mode == "CMYK" else "RGB"
+    try:
+        simplejpeg.decode_jpeg(data, colours, min_height=1, min_width=1, min_factor=8)  # of which the result is small
+    except ValueError as warning:
+        return str(warning).startswith(_MADE_UP)
+    return False
 
 
 def _is_animated(image: Any) -> bool:

@@ -17,18 +17,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImagePalette
 from PIL.TiffImagePlugin import OPEN_INFO
 
 from leoclr.datasets.errors import BadImage
+from leoclr.datasets.images.png_chunks import chunks_before_pixels
 from leoclr.datasets.images.stored import PLANES, Stored, refuse_missing_pixels, sixteen_bits, with_channels
 
 Levels = tuple[float, float]
 """The numbers that become black and white in images of more than 8 bits a sample."""
 
-_BITS, _PHOTOMETRIC, _FILL_ORDER, _MOST, _FORMAT = 258, 262, 266, 281, 339  # tags of TIFF
+_BITS, _PHOTOMETRIC, _FILL_ORDER, _MOST, _COLOUR_MAP, _FORMAT = 258, 262, 266, 281, 320, 339  # tags of TIFF
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
-_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _CMYK = 0, 1, 2, 5
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK = 0, 1, 2, 3, 5
 for _key, _modes in {  # kinds of TIFF that Pillow unpacks, but in one order of bytes or with black as 0 alone
     (b"MM", 0, (1,), 1, (16,), ()): ("I;16B", "I;16B"),
     (b"MM", 1, (1,), 1, (12,), ()): ("I;16", "I;12"),
@@ -115,6 +116,8 @@ def _tiff(opened: Any, data: bytes, levels: Levels | None) -> Stored | None:
         _mend_single_plane(opened)
     bits, kind = max(tags.get(_BITS, (1,))), max(tags.get(_FORMAT, (_UNSIGNED,)))
     photometric = tags.get(_PHOTOMETRIC, _WHITE_IS_ZERO)
+    if photometric == _PALETTE:
+        _mend_palette(opened, bits)
     if kind != _UNSIGNED or bits > 16:
         return _without_range(opened, bits, kind, photometric == _WHITE_IS_ZERO)
     if bits < 8 or photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _CMYK):
@@ -151,6 +154,15 @@ def _mend_single_plane(opened: Any) -> None:
     opened.tile = [tile._replace(args=(name, *tile.args[1:])) for tile in opened.tile]
 
 
+def _mend_palette(opened: Any, bits: int) -> None:
+    """Older writers put 8 bits into the colour map, which has 16: no value is above 255, and Pillow shows black."""
+    colours = opened.tag_v2.get(_COLOUR_MAP, ())
+    if len(colours) != 3 << bits:
+        raise BadImage(f"the TIFF's palette has {len(colours)} values; {bits} bits need {3 << bits}")
+    if max(colours) < 256:
+        opened.palette = ImagePalette.raw("RGB;L", bytes(colours))
+
+
 def _declared(most: Sequence[Any], bits: int) -> int:
     """Bits in use by MaxSampleValue. Only 2^n - 1 is a depth; TIFF 6.0 has all others for statistics alone."""
     values = {int(value) for value in most} if isinstance(most, tuple) else set()
@@ -180,7 +192,7 @@ def _png(opened: Image.Image, data: bytes, levels: Levels | None) -> Stored | No
     depth, colour = data[24], data[25]
     if colour == 3:  # a palette of 8 bits
         return None
-    chunks = _chunks_before_pixels(data)
+    chunks = chunks_before_pixels(data)
     key = _colour_key(chunks.get(b"tRNS", b""), depth, colour)
     if key is not None and colour == 0 and depth <= 8:
         opened.info["transparency"] = key[0] * 255 // ((1 << depth) - 1)  # Pillow scales grey, but not its key
@@ -198,19 +210,6 @@ def _png(opened: Image.Image, data: bytes, levels: Levels | None) -> Stored | No
         alpha = np.where(solid, (1 << depth) - 1, 0).astype(numbers.dtype)
         numbers, mode, bits_in_use = np.dstack([numbers, alpha]), mode + "A", (*bits_in_use, depth)
     return Stored(numbers, mode, bits_in_use, deep=depth > 8)
-
-
-def _chunks_before_pixels(data: bytes) -> dict[bytes, bytes]:
-    """The chunks that say how the pixels are meant."""
-    found, place = {}, 8
-    while place + 8 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, place)
-        if kind == b"IDAT":
-            break
-        if kind in (b"sBIT", b"tRNS"):
-            found[kind] = data[place + 8 : place + 8 + min(length, 256)]
-        place += length + 12
-    return found
 
 
 def _colour_key(body: bytes, depth: int, colour: int) -> tuple[int, ...] | None:

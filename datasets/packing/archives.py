@@ -28,6 +28,13 @@ from leoclr.datasets.shards.tar import members
 
 _CHUNK = 1 << 20
 _TWICE = "names that stand twice in the archive, of which the last counts"
+_READ = (
+    zipfile.ZIP_STORED,
+    zipfile.ZIP_DEFLATED,
+    zipfile.ZIP_BZIP2,
+    zipfile.ZIP_LZMA,
+    getattr(zipfile, "ZIP_ZSTANDARD", zipfile.ZIP_STORED),  # Python 3.14
+)
 _UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -149,6 +156,11 @@ class ZipSource:
                 raise DataError(f"{path}: {name!r} is a link; an archive must hold plain files and folders only")
             if member.flag_bits & 1:
                 raise DataError(f"{path}: {name!r} is encrypted; unpack the archive first")
+            if member.compress_type not in _READ:
+                raise DataError(
+                    f"{path}: {name!r} is compressed by a method that is not read ({member.compress_type}; Windows "
+                    "writes 9, deflate64, for large files); unpack the archive first"
+                )
             if not is_wanted(name):
                 self.other_files.note(name, self.notes)
                 folders.add(name.rpartition("/")[0])

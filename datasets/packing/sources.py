@@ -24,7 +24,16 @@ from leoclr.datasets.packing.layouts import Reading
 from leoclr.datasets.packing.parquet_source import BY_SCHEMA, PARQUET, Columns, ParquetSource
 from leoclr.datasets.packing.torchvision_source import TORCHVISION_NAMES, TorchvisionSource
 
-ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip", PARQUET)
+_BY_NAME = {".tar": "tar", ".tar.gz": "gzip", ".tgz": "gzip", ".zip": "zip", PARQUET: "parquet"}
+ARCHIVE_SUFFIXES = tuple(_BY_NAME)
+_BEGINNINGS = {b"PK\x03\x04": "zip", b"PK\x05\x06": "zip", b"\x1f\x8b": "gzip", b"PAR1": "parquet"}
+_OTHER_ARCHIVES = {
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"Rar!": "RAR",
+    b"7z\xbc\xaf": "7-Zip",
+}
 
 
 class Source(Protocol):
@@ -98,7 +107,7 @@ def open_source(
     """
     check_encoding(encoding)
     path = Path(name)
-    lower = path.name.lower()
+    kind = _kind_of(path) if path.is_file() else None
     if path.is_dir():
         folder = FolderSource(path, encoding, advance)
         if folder.tables and not any(is_image(name) for name in folder.paths):
@@ -109,16 +118,16 @@ def open_source(
                 yield source
         else:
             yield folder
-    elif path.is_file() and lower.endswith(PARQUET):
+    elif kind == "parquet":
         with tempfile.TemporaryFile(dir=scratch) as spool:
             yield ParquetSource(name, [path], spool, columns, advance)
-    elif path.is_file() and lower.endswith(".zip"):
+    elif kind == "zip":
         with open_zip(path) as archive:
             yield ZipSource(path, archive, encoding)
-    elif path.is_file() and lower.endswith((".tar.gz", ".tgz")):
+    elif kind == "gzip":
         with tempfile.TemporaryFile(dir=scratch) as spool:
             yield spooled_tar(path, spool, advance, encoding)
-    elif path.is_file() and lower.endswith(".tar"):
+    elif kind == "tar":
         with path.open("rb") as file:
             yield plain_tar(path, file, advance, encoding)
     elif path.exists():
@@ -129,3 +138,26 @@ def open_source(
     else:
         known = ", ".join(TORCHVISION_NAMES)
         raise DataError(f"{name}: no such folder or archive, nor a torchvision data set ({known})")
+
+
+def _kind_of(path: Path) -> str | None:
+    """What kind of archive a file of one of `ARCHIVE_SUFFIXES` is: by its bytes, as many a name says another one after
+    a browser or mirror has uncompressed it, and by its name where these do not tell. None for other suffixes.
+
+    Raises:
+        DataError: It is an archive of a kind that is not read.
+    """
+    suffix = next((suffix for suffix in ARCHIVE_SUFFIXES if path.name.lower().endswith(suffix)), None)
+    if suffix is None:
+        return None
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    for beginning, other in _OTHER_ARCHIVES.items():
+        if start.startswith(beginning):
+            raise DataError(f"{path}: an archive of {other}, which is not read: unpack it, and name the folder")
+    if start[257:262] == b"ustar":
+        return "tar"
+    return next((kind for beginning, kind in _BEGINNINGS.items() if start.startswith(beginning)), _BY_NAME[suffix])

@@ -22,7 +22,7 @@ from leoclr.datasets.files import ignore
 from leoclr.datasets.shards.concatenation import concatenate
 from leoclr.datasets.shards.folder_index import check_files, missing_message, open_group
 from leoclr.datasets.shards.index import COLUMNS_SUFFIX, SUFFIX, Index
-from leoclr.datasets.shards.shard_names import shard_names
+from leoclr.datasets.shards.shard_names import shard_names, without_shards
 from leoclr.datasets.storage.addresses import check_address, is_remote, scheme_of, shown
 from leoclr.datasets.storage.block_cache import BlockCache
 
@@ -86,7 +86,7 @@ def with_all_splits(specs: Sequence[str]) -> list[str]:
             continue
         splits = sorted(str(path) for path in folder.iterdir() if path.is_dir() and _shards_of_folder(path))
         if not splits:
-            raise DataError(f"{spec}: no .tar shards there; `leoclr shard` packs images into shards")
+            raise DataError(f"{spec}: no .tar shards there; {without_shards(folder)}")
         found += splits
     return found
 

@@ -16,10 +16,10 @@ from leoclr.datasets.shards.check import sha256_of
 from leoclr.datasets.shards.folder_index import missing_message
 from leoclr.datasets.shards.index import NO_LABEL, SUFFIX, Index
 from leoclr.datasets.shards.joining import joined
-from leoclr.datasets.shards.locate import shard_addresses, shard_paths
+from leoclr.datasets.shards.locate import local_path, shard_addresses, shard_paths
 from leoclr.datasets.shards.sample_members import BY_SUFFIX, Members
 from leoclr.datasets.shards.scan import build_index, index_file
-from leoclr.datasets.shards.shard_names import common_name
+from leoclr.datasets.shards.shard_names import common_name, without_shards
 from leoclr.datasets.shards.tar import REFUSED_IN_NAMES
 from leoclr.datasets.storage.addresses import folder_of, is_remote, name_of
 from leoclr.datasets.storage.block_cache import BlockCache
@@ -34,7 +34,7 @@ def find_shards(specs: Sequence[str]) -> list[Path]:
     if missing := [path for path in paths if not path.is_file()]:
         raise DataError(missing_message(missing, len(paths)))
     if not paths:
-        raise DataError(f"{', '.join(specs)}: no .tar shards there; `leoclr shard` packs images into shards")
+        raise DataError(f"{', '.join(specs)}: no .tar shards there; {without_shards(Path(local_path(specs[0])))}")
     return paths
 
 

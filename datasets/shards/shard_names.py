@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from leoclr.datasets.shards.index_format import COLUMNS_SUFFIX as COLUMNS_SUFFIX
 from leoclr.datasets.shards.index_format import SUFFIX as SUFFIX
 from leoclr.datasets.shards.index_format import read_json
 from leoclr.datasets.shards.labels import NO_LABEL as NO_LABEL
+
+_ARCHIVE = re.compile(r"\.(zip|7z|rar|tgz|tar\.(gz|bz2|xz|zst|lz4|lzma|z))$", re.IGNORECASE)
 
 
 def common_name(names: Sequence[str]) -> str:
@@ -21,3 +24,14 @@ def common_name(names: Sequence[str]) -> str:
 def shard_names(path: Path) -> list[str]:
     """The file names of the shards that an index file lists, without reading its columns."""
     return [shard.name for shard in read_json(path).shards]
+
+
+def without_shards(folder: Path) -> str:
+    """What to do about a folder in which no shards are."""
+    found = sorted(path for place in (folder, folder / "train") if place.is_dir() for path in place.iterdir())
+    archive = next((path for path in found if _ARCHIVE.search(path.name)), None)
+    if archive is None:
+        return "`leoclr shard` packs images into shards"
+    return (
+        f"{archive} is not opened: uncompress it if it is a shard; unpack it if it holds images, and name their folder"
+    )

@@ -65,9 +65,13 @@ def why_not(settings: Settings, method: Method, device: torch.device, ranks: int
 
 
 def cuda_capture(body: Callable[[], StepResult]) -> Callable[[], StepResult]:
-    """Record what `body` launches, without running it."""
+    """Record what `body` launches, without running it.
+
+    By this thread alone: others, which pin the next batches, may allocate memory meanwhile ("global", torch's default,
+    lets either them or the capture fail).
+    """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         result = body()
 
     def replay() -> StepResult:

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from leoclr.datasets.errors import BadImage
-from leoclr.datasets.images.decode import FORMATS, MAX_BYTES, decode_image
+from leoclr.datasets.images.decode import FORMATS, MAX_BYTES, decode_image, decode_pixels
+from leoclr.datasets.images.file_facts import facts_of
 
 
 def saved(image: Image.Image, format: str, **options: Any) -> bytes:
@@ -143,6 +144,40 @@ def test_sixteen_bits_a_channel() -> None:
 def test_cmyk() -> None:
     data = saved(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95)
     np.testing.assert_allclose(pixels(data)[8, 8], (255, 0, 0), atol=8)
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iCCP"])
+def test_much_text_in_a_png_does_not_concern_its_pixels(kind: bytes) -> None:
+    """Pillow refuses more than 1 MiB, which programs that keep their whole state in a PNG exceed."""
+    picture = noise(7, 5)
+    plain = saved(Image.fromarray(picture), "PNG")
+    text = chunk(kind, b"name\0\0" + zlib.compress(bytes(1 << 22)))
+    for place in (33, len(plain) - 12):  # behind the header, before the end
+        data = plain[:place] + text + plain[place:]
+        np.testing.assert_array_equal(pixels(data), picture)
+        np.testing.assert_array_equal(decode_pixels(data), picture)
+        assert facts_of(data).format == "PNG"
+
+
+def bitmap(picture: NDArray[np.uint8]) -> bytes:
+    """A BMP of 32 bits whose header declares the fourth byte as alpha."""
+    height, width, _ = picture.shape
+    masks = (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    head = struct.pack("<IiiHHIIiiII4I", 108, width, height, 1, 32, 3, picture.size, 0, 0, 0, 0, *masks).ljust(
+        108, b"\0"
+    )
+    data = picture[::-1, :, [2, 1, 0, 3]].tobytes()
+    return b"BM" + struct.pack("<IHHI", 122 + len(data), 0, 0, 122) + head + data
+
+
+def test_a_bitmap_whose_alpha_is_zero_everywhere_is_opaque() -> None:
+    picture = noise(7, 5, 4)
+    picture[..., 3] = 0
+    np.testing.assert_array_equal(pixels(bitmap(picture)), picture[..., :3])
+    picture[0, 0, 3] = 255
+    expected = np.full((5, 7, 3), 255, np.uint8)
+    expected[0, 0] = picture[0, 0, :3]
+    np.testing.assert_array_equal(pixels(bitmap(picture)), expected)
 
 
 def test_transparency_is_laid_on_white() -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from leoclr.cli.commands.app import main
 from leoclr.datasets.images.file_facts import (
+    DAMAGED_JPEG,
     FOURTH_CHANNEL,
     FURTHER_CHANNELS,
     FURTHER_IMAGES,
@@ -52,6 +53,12 @@ def unmarked(jpeg: bytes) -> bytes:
     return jpeg[:start] + jpeg[start + 2 + int.from_bytes(jpeg[start + 2 : start + 4], "big") :]
 
 
+def interrupted(jpeg: bytes) -> bytes:
+    """As a copy leaves it that ended half-way in a file of the full length."""
+    return jpeg[: len(jpeg) * 3 // 4] + bytes(len(jpeg) - len(jpeg) * 3 // 4)
+
+
+LARGE = Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8))
 CMYK = saved(RGB.convert("CMYK"), "JPEG")
 FILES = {
     "anim.gif": (saved(RGB.quantize(8), "GIF", OTHER.quantize(8)), FURTHER_IMAGES),
@@ -66,6 +73,10 @@ FILES = {
     "undeclared.tif": (tiff(4, []), FOURTH_CHANNEL),
     "infrared.tif": (tiff(4, [0]), FURTHER_CHANNELS),
     "two-more.tif": (tiff(5, [2, 0]), FURTHER_CHANNELS),
+    "half.jpg": (interrupted(saved(LARGE, "JPEG")), DAMAGED_JPEG),
+    "half-cmyk.jpg": (interrupted(saved(LARGE.convert("CMYK"), "JPEG")), DAMAGED_JPEG),
+    "whole.jpg": (saved(LARGE, "JPEG"), None),
+    "longer.jpg": (saved(LARGE, "JPEG") + bytes(100), None),
     "plain.tif": (tiff(3, []), None),
     "plain.png": (saved(RGB, "PNG"), None),
     "still.gif": (saved(RGB.quantize(8), "GIF"), None),
@@ -88,6 +99,6 @@ def test_shard_and_check_tell_the_same(tmp_path: Path, capsys: pytest.CaptureFix
     with pytest.raises(SystemExit, match="0"):
         main(["check", str(tmp_path / "out"), "--json"])
     warnings = " ".join(warning["what"] for warning in json.loads(capsys.readouterr().out)["warnings"])
-    for remark in (FURTHER_IMAGES, FURTHER_CHANNELS, FOURTH_CHANNEL, UNMARKED_CMYK):
+    for remark in (FURTHER_IMAGES, FURTHER_CHANNELS, FOURTH_CHANNEL, UNMARKED_CMYK, DAMAGED_JPEG):
         count = sum(found == remark for _, found in FILES.values())
         assert f"warning: {remark}: {count} (" in said and f"{remark}: {count} (" in warnings

@@ -287,3 +287,51 @@ def test_not_a_number_is_black() -> None:
     buffer = io.BytesIO()
     Image.fromarray(values).save(buffer, "TIFF")
     assert decode_image(buffer.getvalue(), (0, 1)).getpixel((0, 0)) == (0, 0, 0)
+
+
+def lab_of(rgb: NDArray[np.float64]) -> NDArray[np.float64]:
+    """CIE L*a*b* under D50 of sRGB colours from 0 to 255, by the formulas of IEC 61966-2-1 and CIE 15."""
+    shares = rgb / 255
+    linear = np.where(shares <= 0.04045, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4)
+    to_xyz = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.072175], [0.0193339, 0.119192, 0.9503041]]
+    bradford = [
+        [1.0478112, 0.0228866, -0.050127],
+        [0.0295424, 0.9904844, -0.0170491],
+        [-0.0092345, 0.0150436, 0.7521316],
+    ]
+    relative = linear @ np.array(to_xyz).T @ np.array(bradford).T / (0.96422, 1, 0.82521)
+    roots = np.where(relative > (6 / 29) ** 3, np.cbrt(relative), relative / (3 * (6 / 29) ** 2) + 4 / 29)
+    x, y, z = np.moveaxis(roots, -1, 0)
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
+
+
+@pytest.mark.parametrize("deflate", [False, True])
+def test_cie_lab(deflate: bool) -> None:
+    colours = np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(float)
+    colours[0, :5] = [[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255]]
+    lab = np.rint(lab_of(colours) * (2.55, 1, 1)).astype(int)
+    data = tiff(lab % 256, 8, {262: [8]}, deflate=deflate)
+    decoded = np.asarray(decode_image(data))
+    np.testing.assert_array_equal(decode_pixels(data), decoded)
+    again = lab_of(decoded.astype(float))
+    inside = ((decoded > 5) & (decoded < 255)).all(axis=2)  # the others may have been clipped, or are rounded coarsely
+    assert inside.sum() > 1500
+    np.testing.assert_allclose(again[inside], (lab / (2.55, 1, 1))[inside], atol=1.2)  # rounding of RGB, in L*a*b*
+    np.testing.assert_allclose(decoded[0, :3], colours[0, :3], atol=3)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("deflate", [False, True])
+@pytest.mark.parametrize("bits", [1, 4, 8])
+@pytest.mark.parametrize("scale", [257, 256, 1])
+def test_a_palette_of_16_or_of_8_bits(scale: int, bits: int, deflate: bool, order: str) -> None:
+    colours = np.random.default_rng(1).integers(0, 256, (1 << bits, 3)).astype(float)
+    numbers = drawn(bits, 1)
+    tags = {262: [3], 320: (colours * scale).astype(int).T.ravel().tolist()}
+    assert_shows(tiff(numbers, bits, tags, deflate=deflate, order=order), colours[numbers[..., 0]], within=0)
+
+
+def test_a_palette_that_is_too_short_is_refused() -> None:
+    data = tiff(drawn(8, 1), 8, {262: [3], 320: [65535] * 3 * 255})
+    with pytest.raises(BadImage, match="palette has 765 values; 8 bits need 768"):
+        decode_image(data)

@@ -170,6 +170,13 @@ def test_neither_shards_nor_images(cache: Path) -> None:
         as_shards(["outer"])
     with pytest.raises(DataError, match="empty: the folder holds neither .tar shards nor images; `leoclr shard"):
         as_shards(["empty"])
+    Path("outer/table.parquet").touch()
+    Path("outer/training/a.tar").unlink()
+    with pytest.raises(DataError, match="`leoclr shard outer OUT` packs Parquet files"):
+        as_shards(["outer"])
+    Path("empty/a.tar.gz").touch()
+    with pytest.raises(DataError, match="empty/a.tar.gz is not opened: uncompress it if it is a shard"):
+        as_shards(["empty"])
     assert not cache.exists()
 
 

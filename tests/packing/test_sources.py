@@ -100,6 +100,39 @@ def test_every_kind_of_source_lists_and_reads_the_same_files(name: str, write: W
 
 
 @pytest.mark.parametrize(("name", "write"), KINDS[1:])
+@pytest.mark.parametrize("wrong", ["x.tar", "x.TAR.GZ", "x.tgz", "x.zip"])
+def test_an_archive_is_what_its_bytes_are(name: str, write: Writer, wrong: str, tmp_path: Path) -> None:
+    write(tmp_path / name, LABELLED)
+    (tmp_path / name).rename(tmp_path / wrong)
+    with open_source(str(tmp_path / wrong), tmp_path) as source:
+        assert {path: source.read(path) for path in source.paths} == {
+            "cat/1.png": b"c1",
+            "cat/2.JPEG": b"c2",
+            "dog/1.png": b"d1",
+        }
+
+
+@pytest.mark.parametrize(
+    ("start", "kind"), [(b"Rar!\x1a\x07", "RAR"), (b"7z\xbc\xaf\x27\x1c", "7-Zip"), (b"BZh9", "bzip2")]
+)
+def test_other_archives_under_known_names_are_named(start: bytes, kind: str, tmp_path: Path) -> None:
+    (tmp_path / "x.zip").write_bytes(start + bytes(600))
+    with pytest.raises(DataError, match=f"x.zip: an archive of {kind}, which is not read: unpack it"):
+        with open_source(str(tmp_path / "x.zip"), tmp_path):
+            pass
+
+
+def test_a_zip_of_a_method_that_is_not_read_is_refused_as_a_whole(tmp_path: Path) -> None:
+    write_zip(tmp_path / "x.zip", LABELLED)
+    data = bytearray((tmp_path / "x.zip").read_bytes())
+    data[data.index(b"PK\x01\x02") + 10] = 9  # in the directory at the end: deflate64
+    (tmp_path / "x.zip").write_bytes(data)
+    with pytest.raises(DataError, match=r"'cat/1.png' is compressed by a method that is not read \(9; Windows"):
+        with open_source(str(tmp_path / "x.zip"), tmp_path):
+            pass
+
+
+@pytest.mark.parametrize(("name", "write"), KINDS[1:])
 @pytest.mark.parametrize("member", ["/etc/1.png", "../1.png", "a/../../1.png"])
 def test_names_that_leave_the_archive_are_refused(name: str, write: Writer, member: str, tmp_path: Path) -> None:
     write(tmp_path / name, {"a.png": b"", member: b"x"})

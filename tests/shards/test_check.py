@@ -196,7 +196,15 @@ def test_nothing_to_check_is_no_good_news(tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "photos" / "a.jpg").write_bytes(b"")
     with pytest.raises(SystemExit, match="2"):
         main(["check", str(tmp_path / "photos")])
-    assert "no .tar shards there" in capsys.readouterr().err
+    assert "no .tar shards there; `leoclr shard` packs images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["check", "index"])
+def test_a_folder_of_compressed_shards(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a-000.tar.zst").write_bytes(b"")
+    with pytest.raises(SystemExit, match="2"):
+        main([command, str(tmp_path)])
+    assert "a-000.tar.zst is not opened: uncompress it if it is a shard" in capsys.readouterr().err
 
 
 def test_a_split_whose_shards_have_gone_is_missed(make_shards: MakeShards, capsys: pytest.CaptureFixture[str]) -> None:
