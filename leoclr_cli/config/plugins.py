@@ -8,26 +8,23 @@ Installed code runs with the user's rights when its method or policy is used; no
 from __future__ import annotations
 
 import ast
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from leoclr.backends.settings import MethodSettings
+from leoclr.cli.config.light_import import imports_torch, python_file, read_name
 from leoclr.datasets.errors import SettingsError
 from leoclr.datasets.views import PolicySettings, ViewPolicy
 
 METHODS, VIEWS, WRAPPERS = "leoclr.methods", "leoclr.views", "leoclr.wrappers"
 OWN_PACKAGE = "leoclr-cli"
 _SETTINGS = "Settings"
-_HEAVY, _LIGHT = ("torch", "torchvision", "timm"), ("leoclr.backends.settings",)
-_READ = "leoclr_settings_of"  # the name of a module that holds a method's settings alone begins with this
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,9 @@ class Plugin:
     version: str
     entry: EntryPoint
 
+    def __str__(self) -> str:
+        return f"{self.name} ({self.package} {self.version})"
+
     @property
     def section(self) -> str:
         """Its section of the settings; that of views with the name of a method of their package ends in `_views`."""
@@ -59,7 +59,7 @@ class Plugin:
 
     def source(self) -> Path | None:
         """The file that it stands in; None where there is none to read."""
-        return _python_file(self.entry.module)
+        return python_file(self.entry.module)
 
     def summary(self) -> str:
         """What it is, in a line: a policy's own words, or the first line of the method's file."""
@@ -84,7 +84,9 @@ class Plugin:
         try:
             return self.entry.load()
         except Exception as error:  # whatever another package raises as it is imported
-            raise SettingsError(f"{self.name} of {self.package} {self.version} cannot be imported: {error}") from error
+            raise SettingsError(
+                f"{self.name} of {self.package} {self.version} cannot be imported: {_first_line(error)}"
+            ) from error
 
 
 def plugins(group: str) -> Mapping[str, Plugin]:
@@ -138,13 +140,14 @@ def method_settings(name: str) -> type[MethodSettings]:
     """
     found = plugin(METHODS, name)
     try:
-        settings = _without_torch(found, _SETTINGS)
+        settings = read_name(found.entry.module, _SETTINGS)
     except SettingsError:
         raise
     except Exception as error:  # whatever another package's file does
-        raise SettingsError(f"the settings of {name} ({found.package} {found.version}) are broken: {error}") from error
+        raise SettingsError(f"the settings of {found} are broken: {_first_line(error)}") from error
     if not (isinstance(settings, type) and issubclass(settings, MethodSettings)):
-        raise SettingsError(f"{name} of {found.package}: Settings must be a subclass of MethodSettings")
+        raise SettingsError(f"{found}: Settings must be a subclass of MethodSettings")
+    _refuse_defaults(found, settings)
     return settings
 
 
@@ -169,100 +172,35 @@ def view_policy(name: str) -> ViewPolicy:
 @cache
 def _policy(name: str) -> type[PolicySettings] | ViewPolicy:
     found = plugin(VIEWS, name)
-    loaded = _without_torch(found, found.entry.attr) if _imports_torch(found) else found.load()
-    if isinstance(loaded, ViewPolicy) or (isinstance(loaded, type) and issubclass(loaded, PolicySettings)):
-        return loaded
-    raise SettingsError(f"the view policy {name} must be a ViewPolicy or a subclass of PolicySettings")
-
-
-def _python_file(module: str) -> Path | None:
+    module = found.entry.module
     try:
-        found = find_spec(module)
-    except (ImportError, ValueError):
-        return None
-    return Path(found.origin) if found is not None and found.origin and found.origin.endswith(".py") else None
+        loaded = read_name(module, found.entry.attr) if imports_torch(module) else found.load()
+    except SettingsError:
+        raise
+    except Exception as error:  # whatever another package's file does
+        raise SettingsError(f"the view policy {found} is broken: {_first_line(error)}") from error
+    if isinstance(loaded, ViewPolicy):
+        return loaded
+    if isinstance(loaded, type) and issubclass(loaded, PolicySettings):
+        _refuse_defaults(found, loaded)
+        return loaded
+    raise SettingsError(f"the view policy {found} must be a ViewPolicy or a subclass of PolicySettings")
 
 
-def _without_torch(found: Plugin, name: str) -> Any:
-    """What a plugin's file calls `name`, made of it and of what it refers to, and of nothing else: most of all not of
-    torch."""
-    source = found.source()
-    if source is None:
-        return getattr(import_module(found.entry.module), name)
-    return _read(found.entry.module, source, name)
+def _refuse_defaults(found: Plugin, settings: type[BaseModel]) -> None:
+    """Raise SettingsError where a setting has no default or one that does not fit: a run that says nothing of it takes
+    the default, and every command reads it."""
+    try:
+        settings()
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key, message = ".".join(map(str, first["loc"])), first["msg"].replace("Input should", "its default must")
+        wrong = "it needs a default" if first["type"] == "missing" else f"{message}, got {first['input']!r}"
+        raise SettingsError(f"the settings of {found} are broken: {key}: {wrong}") from None
 
 
-def _read(module: str, source: Path, name: str) -> Any:
-    """What a file calls `name`. What it imports from files that import torch, such as the settings that its own ones
-    extend, is read in the same way."""
-    tree = ast.parse(source.read_text("utf-8"), str(source))
-    needed, names = _needed(tree, name)
-    made = ModuleType(f"{_READ}.{module}.{name}")
-    made.__file__ = str(source)
-    sys.modules[made.__name__] = made  # pydantic looks names up there
-    for node in [node for node in needed if isinstance(node, ast.ImportFrom)]:
-        other = _python_file(node.module) if node.module and _is_heavy(node.module) else None
-        if node.module and other is not None:
-            needed.remove(node)
-            wanted = {alias.asname or alias.name: alias.name for alias in node.names}
-            made.__dict__.update({own: _read(node.module, other, wanted[own]) for own in wanted.keys() & names})
-    tree.body = [node for node in tree.body if node in needed or _is_future(node)]
-    exec(compile(tree, str(source), "exec"), made.__dict__)  # a part of the installed file, as an import runs it
-    return getattr(made, name)
-
-
-def _imports_torch(found: Plugin) -> bool:
-    """Whether a file imports torch, or what imports it, at its top."""
-    source = found.source()
-    tree = ast.parse(source.read_text("utf-8")) if source is not None else ast.Module([], [])
-    for node in tree.body:
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
-        for name in names:
-            if name.partition(".")[0] in _HEAVY or _is_heavy(name):
-                return True
-    return False
-
-
-def _is_heavy(module: str) -> bool:
-    """Whether a module of leoclr imports torch."""
-    return module.startswith("leoclr.backends.") and module not in _LIGHT
-
-
-def _needed(tree: ast.Module, name: str) -> tuple[list[ast.stmt], set[str]]:
-    """The statements at the top of a file that a name depends on, its own included, and the names in them."""
-    makes: dict[str, ast.stmt] = {}
-    for statement in tree.body:
-        makes |= dict.fromkeys(_bound(statement), statement)
-    needed: list[ast.stmt] = []
-    wanted, seen = [name], {name}
-    while wanted:
-        node = makes.get(wanted.pop())
-        if node is not None and node not in needed:
-            needed.append(node)
-            wanted += [inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name) and _is_read(inner)]
-            seen.update(wanted)
-    return needed, seen
-
-
-def _bound(node: ast.stmt) -> Iterator[str]:
-    """The names that a statement at the top of a file gives a value."""
-    if isinstance(node, ast.Import | ast.ImportFrom):
-        yield from ((alias.asname or alias.name).partition(".")[0] for alias in node.names)
-    elif isinstance(node, ast.ClassDef | ast.FunctionDef):
-        yield node.name
-    elif isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        yield from (inner.id for target in targets for inner in ast.walk(target) if isinstance(inner, ast.Name))
-
-
-def _is_read(node: ast.Name) -> bool:
-    """A field may have the name of a function of its file."""
-    return isinstance(node.ctx, ast.Load)
-
-
-def _is_future(node: ast.stmt) -> bool:
-    return isinstance(node, ast.ImportFrom) and node.module == "__future__"
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def import_method(name: str, views: str) -> Any:

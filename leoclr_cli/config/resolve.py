@@ -260,7 +260,7 @@ def _conflicts(error: ValidationError, origins: Mapping[str, str]) -> Iterator[s
     for detail in error.errors(include_url=False):
         for line in detail["msg"].removeprefix("Value error, ").splitlines():
             keys = [key for key in re.findall(r"[a-z_]+\.[a-z_]+", line) if key in all_fields() and key in origins]
-            yield f"{line} ({', '.join(f'{key}: {origins[key]}' for key in keys)})"
+            yield f"{line} ({', '.join(f'{key}: {origins[key]}' for key in keys)})" if keys else line
 
 
 def _unsafe(settings: Settings, origins: Mapping[str, str]) -> Iterator[str]:

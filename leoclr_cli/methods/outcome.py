@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from leoclr.cli.config.plugin_errors import told_with_place
 from leoclr.datasets.errors import LeoclrError
 
 
@@ -42,7 +43,7 @@ def result_of(name: str, check: Callable[[], str]) -> Result:
     except (Failure, LeoclrError) as error:
         return Result(name, False, str(error))
     except Exception as error:  # a method may raise anything
-        return Result(name, False, f"{type(error).__name__}: {error}")
+        return Result(name, False, told_with_place(error))
 
 
 def collected(results: Iterable[Result], show: bool) -> list[Result]:

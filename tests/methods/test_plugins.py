@@ -202,6 +202,68 @@ def test_a_broken_package_only_matters_where_it_is_chosen(install: Install) -> N
         resolve(None, None, {}, {"backend": "broken"})
 
 
+@pytest.mark.parametrize(
+    ("right", "wrong", "told"),
+    [
+        ("default=64", "default=0", "dim: its default must be greater than or equal to 1, got 0"),
+        ("default=64, ", "", "dim: it needs a default"),
+        ("class Settings(", "class Setting(", "leoclr_broken.py has no Settings"),
+        ("dim: PositiveCount", "dim", "requires a type annotation"),
+    ],
+)
+def test_wrong_defaults_of_a_package_only_matter_where_it_is_chosen(
+    right: str, wrong: str, told: str, install: Install
+) -> None:
+    install("leoclr_broken", TWO_SIZES.replace(right, wrong), {"broken": "leoclr_broken:TwoSizes"})
+    assert resolve(None, None, {}, {}).settings.backend == "moco"
+    with pytest.raises(SettingsError) as caught:
+        resolve(None, None, {}, {"backend": "broken"})
+    assert "broken (leoclr_broken 0.3)" in str(caught.value) and told in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_wrong_defaults_of_a_view_policy_only_matter_where_it_is_chosen(install: Install) -> None:
+    source = """
+from leoclr.datasets.views import PolicySettings
+class Views(PolicySettings):
+    crops: int
+"""
+    install("leoclr_broken", source, {}, {"broken": "leoclr_broken:Views"})
+    assert resolve(None, None, {}, {}).settings.backend == "moco"
+    with pytest.raises(SettingsError, match="settings of broken .*0.3. are broken: crops: it needs a default"):
+        resolve(None, None, {}, {"views": "broken"})
+
+
+def test_settings_may_come_from_another_file_of_the_package_or_depend_on_what_is_installed(install: Install) -> None:
+    site = install("leoclr_several", "", {"several": "leoclr_several.method:TwoSizes"})
+    (site / "leoclr_several").mkdir()
+    (site / "leoclr_several.py").rename(site / "leoclr_several" / "__init__.py")
+    (site / "leoclr_several" / "sizes.py").write_text("DIM = 48\n")
+    source = TWO_SIZES.replace(
+        "import copy", "import copy\ntry:\n    from .sizes import DIM\nexcept KeyError:\n    DIM = 1"
+    )
+    (site / "leoclr_several" / "method.py").write_text(source.replace("default=64", "default=DIM"))
+    settings = resolve(None, None, {}, {"backend": "several", "views": "pairwise"}).settings
+    assert settings.method.model_dump()["dim"] == 48
+
+
+def test_what_a_method_raises_is_told_with_its_place(
+    install: Install, tmp_path: Path, make_shards: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = "            embeddings = self.encoder(views[anchor + '?'])"
+    source = TWO_SIZES.replace("            embeddings = self.encoder(views[anchor])", wrong)
+    install("leoclr_raises", source, {"raises": "leoclr_raises:TwoSizes"}, {"whole-and-small": "leoclr_raises:POLICY"})
+    line = next(number for number, text in enumerate(source.splitlines(), 1) if text == wrong)
+    told = f"KeyError: 'small?' (leoclr_raises.py, line {line}, in forward)"
+    assert [result.detail for result in run_checks("raises", tmp_path, only=("loss and gradients",))] == [told]
+    small = ("--backbone", "resnet18", "--set", "encoder.width=16", "--set", "data.image_size=16", "--batch-size", "8")
+    with pytest.raises(SystemExit) as ended:
+        main(
+            ["train", "--backend", "raises", "--data", str(make_shards((16,))), "--output", str(tmp_path / "r"), *small]
+        )
+    assert ended.value.code == 2 and capsys.readouterr().err.splitlines()[-1] == f"error: {told}"
+
+
 def test_a_method_that_keeps_state_outside_of_buffers_fails_its_check(install: Install, tmp_path: Path) -> None:
     source = TWO_SIZES.replace("(Method):", "(Method):\n    memory = 1.0").replace(
         "loss = torch.stack(losses).mean()",

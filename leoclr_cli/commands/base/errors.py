@@ -15,7 +15,7 @@ from typing import Any
 import typer
 
 from leoclr.cli.terminal import print_json, say
-from leoclr.datasets.errors import LeoclrError, NotKept
+from leoclr.datasets.errors import LeoclrError, NotKept, RunError
 from leoclr.datasets.storage.addresses import redacted
 from leoclr.datasets.wording import in_bytes
 
@@ -41,7 +41,7 @@ def exit_code(command: Callable[[], Any], as_json: bool) -> int:
         as_json: Whether an error is printed as `{"error": ...}` too, unless the result was.
     """
     try:
-        code = command() or 0
+        code = _told(command) or 0
         sys.stdout.flush()  # Python would tell a failure at exit, in words and a code of its own
         return code
     except NotKept as error:
@@ -77,6 +77,21 @@ def exit_code(command: Callable[[], Any], as_json: bool) -> int:
         return _failed(usage(error), error.exit_code, as_json)
     finally:
         _discard_what_cannot_be_written()
+
+
+def _told(command: Callable[[], Any]) -> Any:
+    """Run a command. What another package's method or view policy fails with is told in a line, as it is no bug of
+    leoclr; what the system lacks is told as everywhere."""
+    try:
+        return command()
+    except (LeoclrError, OSError, MemoryError, _ClickException, typer.Abort):
+        raise
+    except Exception as error:
+        from leoclr.cli.config.plugin_errors import place_in_plugin, told_with_place
+
+        if place_in_plugin(error) is None:
+            raise
+        raise RunError(told_with_place(error)) from error
 
 
 def _limit_of_memory() -> str:
