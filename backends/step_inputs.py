@@ -98,7 +98,7 @@ def _plain(now: Progress) -> Progress:
 
 
 def _pinned(value: Tensor, device: torch.device) -> Tensor:
-    return value.pin_memory() if device.type == "cuda" else value
+    return value.pin_memory() if device.type == "cuda" and torch.cuda.is_available() else value
 
 
 def sent(value: Tensor, device: torch.device) -> Tensor:

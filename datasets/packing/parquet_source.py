@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -75,6 +75,7 @@ class ParquetSource(PlacesSource):
         rows: dict[str, list[tuple[str, str | int | None]]] = defaultdict(list)
         declared: tuple[str, ...] = ()
         position = 0
+        unlabelled: list[Path] = []
         for path in files:
             schema = self._schema(path, columns)
             if declared and schema.names and schema.names != declared:
@@ -87,9 +88,25 @@ class ParquetSource(PlacesSource):
                 self.add(place, position, len(data))
                 position += len(data)
                 found.append((place, label))
+            if schema.label is None:
+                unlabelled.append(path)
             advance(path.stat().st_size)
         spool.flush()
+        for path in unlabelled if len(unlabelled) < len(files) else ():
+            self.notes.add("files without a column of labels, beside others that have one", path.name)
+        self._note_folders(files, splits)
         self.reading = self._reading(rows, declared)
+
+    def _note_folders(self, files: Sequence[Path], splits: Mapping[Path, str]) -> None:
+        """Data sets of several configurations have a folder for each, often of the same images in another form."""
+        for split in dict.fromkeys(splits.get(path, NO_SPLIT) for path in files):
+            folders = sorted({str(path.parent) for path in files if splits.get(path, NO_SPLIT) == split})
+            if len(folders) > 1:
+                self.notes.add(
+                    "folders of Parquet files that were put together (name one to have it alone)",
+                    folders[0],
+                    len(folders),
+                )
 
     def _schema(self, path: Path, columns: Columns) -> _Schema:
         import pyarrow

@@ -21,6 +21,7 @@ from leoclr.backends.method import Method, Progress
 from leoclr.cli.config.fields import replaced
 from leoclr.cli.config.plugins import METHODS, VIEWS, method_settings, plugin, plugins
 from leoclr.cli.config.settings import Settings
+from leoclr.cli.methods.gpu_checks import one_device, replay
 from leoclr.cli.methods.outcome import Failure, Result, result_of, some
 from leoclr.cli.methods.processes import refuse_failed, run_processes
 from leoclr.cli.methods.ranks import two_steps
@@ -56,6 +57,8 @@ def check_method(name: str, folder: Path, only: Container[str] | None = None) ->
         "stopped equals uninterrupted": _resume,
         "checkpoint round trip": _checkpoint,
         "export round trip": _export,
+        "one device": one_device,
+        "replay on a GPU": replay,
     }
     for title, check in checks.items():
         if only is None or title in only:

@@ -157,3 +157,18 @@ def test_damaged_files_and_those_without_images_are_refused(tmp_path: Path) -> N
     parquet.write_table(pyarrow.table({"text": ["a"]}), path)
     with pytest.raises(DataError, match="no column holds encoded images"):
         collected(path, tmp_path)
+
+
+def test_what_was_put_together_is_told(tmp_path: Path) -> None:
+    def notes(folder: Path) -> str:
+        with open_source(str(folder), tmp_path) as source:
+            return "\n".join(source.notes.lines())
+
+    write(tmp_path / "in/small/train/0.parquet", label=[0, 1])
+    write(tmp_path / "in/small/test/0.parquet", label=[0, 1])
+    assert notes(tmp_path / "in") == ""
+    write(tmp_path / "in/large/train/0.parquet", label=[0, 1])
+    (line,) = notes(tmp_path / "in").splitlines()
+    assert "were put together (name one to have it alone): 2" in line and "in/large/train" in line
+    write(tmp_path / "in/small/train/1.parquet", other=[0.5, 1.5])
+    assert "files without a column of labels, beside others that have one: 1 (1.parquet" in notes(tmp_path / "in/small")
