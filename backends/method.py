@@ -202,8 +202,13 @@ def momentum_update(moved: nn.Module, towards: nn.Module, momentum: float | Tens
 
     Args:
         momentum: A number, or a scalar on the device, as `step_inputs.step_number` returns.
+
+    Raises:
+        ValueError: Parameters that are moved have gradients too.
     """
     own, others = list[Tensor](moved.parameters()), list[Tensor](towards.parameters())
+    if any(parameter.requires_grad for parameter in own):
+        raise ValueError("momentum_update moves what is trained by gradient, too: give the copy requires_grad_(False)")
     if isinstance(momentum, Tensor):
         steps = torch._foreach_sub(others, own)
         torch._foreach_mul_(steps, (1 - momentum).to(own[0].dtype))

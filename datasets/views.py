@@ -6,12 +6,15 @@ under any method that does not refuse it. Entry points `leoclr.views` register a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
+
+from leoclr.datasets.errors import SettingsError
 
 ViewKind = Literal["whole", "crop"]
 Pairs = tuple[tuple[str, str], ...]
@@ -24,12 +27,25 @@ class View:
     Attributes:
         kind: Whether it shows the whole image or a random crop. Both are augmented.
         size: Its side as a share of `data.image_size`.
-        changes: Settings of `[augmentation]` that differ for this view, such as `{"blur": 1.0, "solarize": 0.2}`.
+        changes: Settings of `[augmentation]` that differ for this view, such as `{"blur": 1.0, "solarize": 0.2}`; not
+            `executor`, `reduced_decoding`, `mean` and `std`, which all views share. `strong` is a number of random
+            operations that follow, of FixMatch's fourteen.
+
+    Raises:
+        SettingsError: There is no such kind or size. Changes are checked where the settings are.
     """
 
     kind: ViewKind = "crop"
     size: float = 1.0
     changes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(ViewKind):
+            raise SettingsError(f"a view's kind must be {' or '.join(get_args(ViewKind))}, got {self.kind!r}")
+        if not 0 < self.size < math.inf:
+            raise SettingsError(
+                f"a view's size is a share of data.image_size, above 0 and usually at most 1; got {self.size}"
+            )
 
     def side(self, image_size: int) -> int:
         """Its side in pixels."""
@@ -46,6 +62,9 @@ class ViewPolicy:
         summary: What it is, in a line.
         needs: What its wrapper, the entry point of its name in `leoclr.wrappers`, needs of the method.
         passes: Views that the wrapper sends through the encoder, with gradient, beside those of the pairs.
+
+    Raises:
+        SettingsError: There are no pairs, or one is not of two of the views.
     """
 
     name: str
@@ -54,6 +73,21 @@ class ViewPolicy:
     summary: str = ""
     needs: tuple[str, ...] = ()
     passes: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.pairs:
+            raise SettingsError(f"the view policy {self.name} has no pairs, so that nothing would be pulled together")
+        for anchor, positive in self.pairs:
+            missing = next((name for name in (anchor, positive) if name not in self.views), None)
+            if missing is not None:
+                raise SettingsError(
+                    f"the view policy {self.name}: the pair ({anchor}, {positive}) names {missing!r}, no view; "
+                    f"there are {', '.join(self.views)}"
+                )
+            if anchor == positive:
+                raise SettingsError(
+                    f"the view policy {self.name}: {anchor} is pulled to itself; a pair is of two views"
+                )
 
 
 class PolicySettings(BaseModel):

@@ -45,6 +45,7 @@ VARIABLE_PREFIX = "LEOCLR_"
 def plugin_sections() -> Mapping[str, type[BaseModel]]:
     """Section name to settings class, of every installed method and view policy whose settings can be read."""
     found: dict[str, type[BaseModel]] = {}
+    owners = dict.fromkeys(SECTIONS, "leoclr itself")
     for group, read in ((METHODS, method_settings), (VIEWS, policy_settings)):
         for one in plugins(group).values():
             try:
@@ -53,10 +54,11 @@ def plugin_sections() -> Mapping[str, type[BaseModel]]:
                 continue  # told where it is chosen
             if settings is None:
                 continue
+            owner = owners.setdefault(one.section, f"{one.package} {one.version}")
             if one.section in found or one.section in SECTIONS:
                 raise SettingsError(
-                    f"the section [{one.section}] of {one.package} {one.version} exists already; one of the two "
-                    "packages must be uninstalled"
+                    f"{one.name} of {one.package} {one.version} needs a section [{one.section}] of the settings, "
+                    f"which is {owner}'s; give it another name, or uninstall one of them"
                 )
             found[one.section] = settings
     return found

@@ -31,6 +31,7 @@ from leoclr.cli.config.sections import (
     RunSettings,
     TrainSettings,
 )
+from leoclr.cli.config.view_changes import wrong_changes
 from leoclr.datasets.errors import SettingsError
 from leoclr.datasets.views import PolicySettings, ViewPolicy
 
@@ -96,9 +97,12 @@ class Settings(Strict):
     @property
     def view_policy(self) -> ViewPolicy:
         """The views of an image and their pairs."""
-        if self.policy is not None:
-            return self.policy.policy()
-        return view_policy(self.views)
+        if self.policy is None:
+            return view_policy(self.views)
+        made = self.policy.policy()
+        if not isinstance(made, ViewPolicy):
+            raise SettingsError(f"views {self.views}: policy() must return a ViewPolicy, not {type(made).__name__}")
+        return made
 
     @model_serializer(mode="wrap")
     def _as_sections(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -123,6 +127,7 @@ class Settings(Strict):
             problems.append("augmentation.reduced_decoding is not for data.resident yes")
         if self.train.precision == "fp16" and self.run.device == "cpu":
             problems.append("train.precision fp16 needs a GPU, and run.device is cpu; bf16 works on both")
+        problems += wrong_changes(self.view_policy, self.augmentation)
         if problems:
             raise ValueError("\n".join(problems))
         return self

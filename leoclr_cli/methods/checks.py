@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -28,7 +29,9 @@ from leoclr.cli.preflight.checks import facts_of, problems
 from leoclr.cli.run.checkpoint import load_checkpoint, save_checkpoint
 from leoclr.cli.run.encoders import load_encoder, read_encoder, write_encoder
 from leoclr.cli.training import build
+from leoclr.cli.training.outputs import refuse_output
 from leoclr.cli.training.trainer import train
+from leoclr.datasets.errors import SettingsError
 from leoclr.datasets.photo_like import photo_like
 
 _CPU = torch.device("cpu")
@@ -67,6 +70,13 @@ def check_method(name: str, folder: Path, only: Container[str] | None = None) ->
 def small_settings(name: str) -> Settings:
     """Settings with which a step of a method takes a fraction of a second."""
     own = method_settings(name)
+    if own.default_views not in plugins(VIEWS):
+        raise SettingsError(f"default_views of {name}: no view policy {own.default_views!r} is installed")
+    try:
+        own(**own.small)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise SettingsError(f"small of {name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     return Settings.model_validate(
         {
             "backend": name,
@@ -160,7 +170,7 @@ def _checkpoint(settings: Settings, folder: Path) -> str:
 
 def _export(settings: Settings, folder: Path) -> str:
     run = folder / "whole"
-    if not (run / "run.json").exists():
+    if not any((run / "checkpoints").glob("step-*")):
         raise Failure("there is no run to export, as its training failed")
     encoder = load_encoder(run)
     write_encoder(encoder, folder / "encoder.safetensors")
@@ -197,8 +207,9 @@ def _backward(method: Method, settings: Settings, step: int) -> float:
     for phase in range(method.phases):
         now = Progress(step, 4, 2, phase)
         output = method(views, policy.pairs, now)
-        if output.loss.ndim or not bool(torch.isfinite(output.loss)):
-            raise Failure(f"the loss must be one finite number, and is {output.loss}")
+        refuse_output(output)
+        if not bool(torch.isfinite(output.loss)):
+            raise Failure(f"the loss must be finite, and is {float(output.loss.detach())}")
         output.loss.backward()
         method.after_update(now)
         loss = float(output.loss.detach())

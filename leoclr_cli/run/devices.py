@@ -94,7 +94,7 @@ def agree(accelerator: Accelerator, step: int, signal_number: int, save_is_due: 
 
 def explained(error: RuntimeError) -> RunError | None:
     """What to say of an error of torch's that is no error of the program; None where it may be one."""
-    return lost_process(error) or failed_compilation(error) or out_of_memory(error)
+    return lost_process(error) or failed_compilation(error) or out_of_memory(error) or changed_in_place(error)
 
 
 def lost_process(error: RuntimeError) -> RunError | None:
@@ -126,6 +126,18 @@ def out_of_memory(error: RuntimeError) -> RunError | None:
     return RunError(
         "out of memory; the checkpoints are as they were; take a smaller --batch-size, --precision bf16, or "
         f"--set train.accumulation=2 for the same batch in two parts ({text[:200]})"
+    )
+
+
+def changed_in_place(error: RuntimeError) -> RunError | None:
+    """What to say where a method changed what its backward pass needs; None where `error` is anything else."""
+    text = " ".join(str(error).split())
+    if "modified by an inplace operation" not in text:
+        return None
+    which = text.partition("modified by an inplace operation: ")[2][:120]
+    return RunError(
+        "the backward pass needs a tensor that was changed in place after its use: a method changes its buffers in "
+        f"after_update, or uses clones of them in the loss ({which})"
     )
 
 

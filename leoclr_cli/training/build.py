@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from inspect import signature
+from typing import Any
+
 import torch
 
 from leoclr.backends.method import Facts, Method
@@ -80,11 +83,19 @@ def method(settings: Settings, device: torch.device, images: int, ranks: int = 1
         policy={} if settings.policy is None else settings.policy.model_dump(),
     )
     made: Method
+    kind = import_method(settings.backend, settings.views)
+    if not issubclass(kind, Method):
+        raise SettingsError(
+            f"backend {settings.backend}: {kind.__name__} must be a subclass of leoclr.backends.method.Method"
+        )
+    if not _takes(kind, settings.method, facts):
+        raise SettingsError(f"backend {settings.backend}: {kind.__name__}.__init__ must take (settings, facts)")
     torch.manual_seed(train.seed)
     try:
-        made = import_method(settings.backend, settings.views)(settings.method, facts)
+        made = kind(settings.method, facts)
     except ValueError as error:
         raise SettingsError(str(error)) from None
+    _refuse_backbones(settings.backend, made)
     memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
     made.to(device, memory_format=memory_format)  # type: ignore[call-overload]
     if train.channels_last and train.precision == "bf16" and device.type == "cpu":
@@ -95,3 +106,25 @@ def method(settings: Settings, device: torch.device, images: int, ranks: int = 1
             if isinstance(part, Encoder):
                 part.compile()  # and not torch.compile, whose wrapper would rename the weights
     return made
+
+
+def _takes(kind: type[Method], *arguments: Any) -> bool:
+    try:
+        signature(kind).bind(*arguments)
+    except TypeError:
+        return False
+    return True
+
+
+def _refuse_backbones(name: str, method: Method) -> None:
+    """Raise SettingsError where what a method calls its backbones is not in its state under these names: nothing would
+    be scored or exported, hours later."""
+    found = method.backbones()
+    if not found:
+        raise SettingsError(f"backend {name}: backbones() must name a backbone, which is scored and exported")
+    modules = dict(method.named_modules(remove_duplicate=False))
+    for place, network in found.items():
+        if modules.get(place) is not network:
+            right = next((other for other, module in modules.items() if module is network), None)
+            hint = f"; it is {right}" if right else ""
+            raise SettingsError(f"backend {name}: backbones() says {place!r}, where the method does not have it{hint}")

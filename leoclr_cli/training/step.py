@@ -18,6 +18,7 @@ from leoclr.backends import waits
 from leoclr.backends.method import Method, Output, Progress
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.training.optimizers import build_optimizer, drop_frozen_gradients, learning_rate, schedule
+from leoclr.cli.training.outputs import refuse_output
 from leoclr.datasets.images.normalise import normalise
 from leoclr.datasets.views import Pairs
 
@@ -172,6 +173,7 @@ class TrainStep:
             last = number == train.accumulation - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
                 output: Output = self.model(inputs, self.pairs, now)
+                refuse_output(output)
                 self._last_part = last
                 accelerator.backward(output.loss / train.accumulation)
                 waits.end()

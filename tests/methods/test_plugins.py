@@ -122,6 +122,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 
     def make(name: str, source: str, methods: dict[str, str], views: dict[str, str] | None = None) -> Path:
         (site / f"{name}.py").write_text(source)
+        sys.modules.pop(name, None)  # that of another test
         about = site / f"{name}-0.3.dist-info"
         about.mkdir()
         (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.3\n")
@@ -245,6 +246,120 @@ def test_settings_may_come_from_another_file_of_the_package_or_depend_on_what_is
     (site / "leoclr_several" / "method.py").write_text(source.replace("default=64", "default=DIM"))
     settings = resolve(None, None, {}, {"backend": "several", "views": "pairwise"}).settings
     assert settings.method.model_dump()["dim"] == 48
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "told"),
+    [
+        (
+            "return Output(loss, None if",
+            "return (loss, None if",
+            "forward must return Output(loss, embeddings), and returns a",
+        ),
+        ("return Output(loss,", "return Output(loss[None],", "the loss must be a tensor of one number.* shape (1,)"),
+        ("return Output(loss,", "return Output(loss.item(),", "the loss must be a tensor of one number.* is a float"),
+        ("return Output(loss,", "return Output(loss.detach(),", "the loss has no gradient: it was detached"),
+        ("return Output(loss,", "return Output(loss * float('nan'),", "the loss must be finite, and is nan"),
+        ('{"distance": loss.detach()}', '{"distance": 3.0}', "the metric 'distance' must be a tensor of one number"),
+        ("embeddings.detach()", "embeddings[0]", "Output.embeddings must be (n, dim) or None"),
+        (").requires_grad_(False)", ")", "give the copy requires_grad_(False)"),
+        (
+            '{"target.backbone": self.target.backbone, ',
+            '{"goal.backbone": self.target.backbone, ',
+            "it is target.backbone",
+        ),
+        (
+            '{"target.backbone": self.target.backbone, "encoder.backbone": self.encoder.backbone}',
+            "{}",
+            "must name a backbone",
+        ),
+        ("settings: Settings, facts: Facts)", "settings: Settings)", "TwoSizes.__init__ must take (settings, facts)"),
+        ("(Method)", "(torch.nn.Module)", "TwoSizes must be a subclass of leoclr.backends.method.Method"),
+    ],
+)
+def test_what_a_method_gets_wrong_is_told_in_the_words_of_the_contract(
+    right: str, wrong: str, told: str, install: Install, tmp_path: Path
+) -> None:
+    assert right in TWO_SIZES
+    source, place = TWO_SIZES.replace(right, wrong), "leoclr_faulty"
+    install(place, source, {"faulty": f"{place}:TwoSizes"}, {"whole-and-small": f"{place}:POLICY"})
+    details = [result.detail for result in run_checks("faulty", tmp_path, only=("loss and gradients",))]
+    assert len(details) == bool(told)
+    for detail in details:
+        assert all(part in detail for part in told.split(".* ")) and len(detail.splitlines()) == 1
+
+
+def test_a_momentum_copy_that_is_trained_too_is_refused(install: Install, tmp_path: Path) -> None:
+    source = TWO_SIZES.replace(").requires_grad_(False)", ")").replace("with torch.no_grad():", "if True:")
+    install("leoclr_both", source, {"both": "leoclr_both:TwoSizes"}, {"whole-and-small": "leoclr_both:POLICY"})
+    (failed,) = run_checks("both", tmp_path, only=("loss and gradients",))
+    assert "give the copy requires_grad_(False)" in failed.detail and "leoclr_both.py, line" in failed.detail
+
+
+def test_a_buffer_that_is_changed_before_the_backward_pass_is_told_as_such(install: Install, tmp_path: Path) -> None:
+    source = TWO_SIZES.replace(
+        "        self.momentum =", "        self.register_buffer('seen', torch.ones(()))\n        self.momentum ="
+    )
+    source = source.replace(
+        "loss = torch.stack(losses).mean()",
+        "loss = torch.stack(losses).mean() * self.seen\n        self.seen.mul_(0.5)",
+    )
+    install("leoclr_early", source, {"early": "leoclr_early:TwoSizes"}, {"whole-and-small": "leoclr_early:POLICY"})
+    (failed,) = run_checks("early", tmp_path, only=("loss and gradients",))
+    assert "a method changes its buffers in after_update" in failed.detail
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "told"),
+    [
+        ('{"dim": 8}', '{"dimm": 8}', "small of faulty: dimm: Extra inputs are not permitted"),
+        ('"whole-and-small"\n    small', '"no-such"\n    small', "default_views of faulty: no view policy 'no-such'"),
+    ],
+)
+def test_what_a_check_cannot_begin_with_is_refused(
+    right: str, wrong: str, told: str, install: Install, tmp_path: Path
+) -> None:
+    assert right in TWO_SIZES
+    source, place = TWO_SIZES.replace(right, wrong), "leoclr_faulty"
+    install(place, source, {"faulty": f"{place}:TwoSizes"}, {"whole-and-small": f"{place}:POLICY"})
+    with pytest.raises(SettingsError, match=told):
+        run_checks("faulty", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("views", "told"),
+    [
+        ('{"a": View("croop"), "b": View()}, (("a", "b"),)', "kind must be whole or crop, got 'croop'"),
+        ('{"a": View(size=0), "b": View()}, (("a", "b"),)', "a share of data.image_size, above 0"),
+        ('{"a": View(), "b": View()}, (("a", "c"),)', r"pair \(a, c\) names 'c', no view; there are a, b"),
+        ('{"a": View(), "b": View()}, (("a", "a"),)', "a is pulled to itself"),
+        ('{"a": View()}, ()', "has no pairs"),
+        (
+            '{"a": View(changes={"blurr": 1.0}), "b": View()}, (("a", "b"),)',
+            "changes of a: 'blurr' is none; there are .*blur",
+        ),
+        ('{"a": View(changes={"mean": 1.0}), "b": View()}, (("a", "b"),)', "changes of a: 'mean' is none"),
+        (
+            '{"a": View(changes={"blur": 3.0}), "b": View()}, (("a", "b"),)',
+            "changes of a: blur must be less than .* 1, got 3.0",
+        ),
+    ],
+)
+def test_what_a_view_policy_gets_wrong_is_told(views: str, told: str, install: Install) -> None:
+    source = f"from leoclr.datasets.views import View, ViewPolicy\nPOLICY = ViewPolicy('wrong', {views})\n"
+    install("leoclr_wrong", source, {}, {"wrong": "leoclr_wrong:POLICY"})
+    assert resolve(None, None, {}, {}).settings.backend == "moco"
+    with pytest.raises(SettingsError, match=told):
+        resolve(None, None, {}, {"views": "wrong"})
+
+
+def test_a_section_that_leoclr_has_is_no_name_for_a_method(install: Install, tmp_path: Path) -> None:
+    for name in ("train", "multicrop"):
+        with pytest.raises(SettingsError, match=rf"\[{name}\] is a section of the settings already"):
+            write_package(name, tmp_path / name)
+    install("leoclr_train", TWO_SIZES, {"train": "leoclr_train:TwoSizes"})
+    with pytest.raises(SettingsError, match=r"needs a section \[train\] of the settings, which is leoclr itself's"):
+        resolve(None, None, {}, {})
 
 
 def test_what_a_method_raises_is_told_with_its_place(
