@@ -85,9 +85,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     Raises:
         IsADirectoryError: `path` is a folder.
+        OSError: `path` is a device, a pipe or a socket, which a rename would remove from the system.
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "is a folder; name a file in it", str(path))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "is a device, pipe or socket; name a file", str(path))
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary
