@@ -62,6 +62,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _PILLOW_MODULES = r"PIL\."
+_DAMAGED = ("decoder error", "could not create decoder")  # how Pillow puts it of TIFF and WebP
 _REDUCTIONS = (8, 4, 2)  # those that libjpeg-turbo computes in vector instructions
 
 Result = TypeVar("Result")
@@ -234,4 +235,6 @@ def _reason(error: Exception, data: bytes) -> str:
     if isinstance(error, UnidentifiedImageError):
         return refusal(data, FORMATS[:4])
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if text.startswith(_DAMAGED):
+        return "its compressed data are damaged or truncated"
     return text[:120]

@@ -13,7 +13,8 @@ from PIL import Image
 
 from leoclr.datasets.errors import BadImage
 
-_BITS, _SAMPLES_PER_PIXEL, _STRIP_BYTES = 258, 277, 279  # tags of TIFF
+_BITS, _PHOTOMETRIC, _SAMPLES_PER_PIXEL, _STRIP_BYTES = 258, 262, 277, 279  # tags of TIFF
+_YCBCR = 6
 PLANES = 284  # a tag of TIFF: whether channels lie together (1) or one after another (2)
 
 
@@ -50,6 +51,8 @@ def refuse_missing_pixels(opened: Any) -> None:
     counts = tags.get(_STRIP_BYTES, ())
     bits = max(tags.get(_BITS, (1,))) * (1 if in_planes else samples)
     needed = planes * height * -(-width * bits // 8)
+    if 0 < sum(counts) < needed and tags.get(_PHOTOMETRIC) == _YCBCR:
+        raise BadImage("YCbCr with fewer samples for colour is read from compressed TIFFs only; store it as RGB")
     if covered < planes * width * height or 0 < sum(counts) < needed:
         raise BadImage("the TIFF is truncated: its strips or tiles hold a part of the image only")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from leoclr.datasets.errors import DataError
 from leoclr.datasets.files import ignore
+from leoclr.datasets.json_text import parse_json_text
 from leoclr.datasets.shards.check import sha256_of
 from leoclr.datasets.shards.folder_index import missing_message
 from leoclr.datasets.shards.index import NO_LABEL, SUFFIX, Index
@@ -132,14 +133,28 @@ def write_remote_index(
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
-    """Class names from a text file, one a line, the class number being the line number from 0."""
+    """Class names from a text file, one a line, or a JSON list; the class number is the place from 0."""
     try:
-        names = tuple(_LINE_END.split(path.read_text(encoding="utf-8-sig")))
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: class names cannot be read ({error})") from error
-    names = names if names[-1] else names[:-1]  # the last line has an end, too
+    names = _names_of_json(path, text)
+    if names is None:
+        names = tuple(_LINE_END.split(text))
+        names = names if names[-1] else names[:-1]  # the last line has an end, too
     if not names or not all(name.strip() for name in names) or len(set(names)) != len(names):
         raise DataError(f"{path}: expected one class name a line, each different and none empty")
     if refused := [name for name in names if REFUSED_IN_NAMES.search(name)]:
         raise DataError(f"{path}: a class name is text without control characters, not {refused[0]!a}")
     return names
+
+
+def _names_of_json(path: Path, text: str) -> tuple[str, ...] | None:
+    """The names of a JSON list; None where the text is no JSON list or object, as lines that begin with a bracket."""
+    try:
+        value = parse_json_text(text.encode()) if text.lstrip()[:1] in ("[", "{") else None
+    except ValueError:
+        return None
+    if value is not None and not (isinstance(value, list) and all(isinstance(name, str) for name in value)):
+        raise DataError(f"{path}: expected one class name a line, or a JSON list of them in the order of their numbers")
+    return None if value is None else tuple(value)

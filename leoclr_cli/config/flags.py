@@ -65,6 +65,32 @@ FLAGS = (
 )
 SET, PRESET, CONFIG = "--set", "--preset", "--config"
 
+# What other tools call it, where the names are not alike.
+_OTHER_NAMES = {
+    "--amp": "--precision",
+    "--arch": "--backbone",
+    "--bf16": "--precision",
+    "--bs": "--batch-size",
+    "--checkpoint": "--init",
+    "--ckpt": "--init",
+    "--devices": "--num-processes",
+    "--fp16": "--precision",
+    "--gpus": "--num-processes",
+    "--learning-rate": "--lr",
+    "--method": "--backend",
+    "--mixed-precision": "--precision",
+    "--model": "--backbone",
+    "--network": "--backbone",
+    "--nproc-per-node": "--num-processes",
+    "--num-gpus": "--num-processes",
+    "--num-workers": "--workers",
+    "--pretrained": "--init",
+    "--root": "--data",
+    "--save-dir": "--output",
+    "--wd": "--set optimizer.weight_decay=VALUE",
+    "--weights": "--init",
+}
+
 
 @dataclass(frozen=True)
 class Given:
@@ -181,9 +207,18 @@ def _hint(flag: str, names: set[str]) -> str:
     if SET in names:
         keys = [key for key in all_fields() if word in (key, key.rpartition(".")[2], key.replace(".", "_"))]
         if keys:
-            return f"; did you mean {' or '.join(f'{SET} {key}=VALUE' for key in keys)}?"
-    if guess := nearest(flag, names):
-        return f"; did you mean {guess}?"
+            flags = set() if "." in word else names
+            return f"; did you mean {' or '.join(_said(key, flags) for key in keys)}?"
+    meant = _OTHER_NAMES.get(dashed, "")
+    if meant.partition(" ")[0] in names:
+        return f"; did you mean {meant}?"
+    if guess := nearest(word, (name.removeprefix("--").replace("-", "_") for name in names)):
+        return f"; did you mean --{guess.replace('_', '-')}?"
     if SET in names and (key := nearest_key(word)):
-        return f"; did you mean {SET} {key}=VALUE?"
+        return f"; did you mean {_said(key, names)}?"
     return ""
+
+
+def _said(key: str, names: set[str]) -> str:
+    """The flag of a setting, where the command has one."""
+    return next((flag.name for flag in FLAGS if flag.key == key and flag.name in names), f"{SET} {key}=VALUE")

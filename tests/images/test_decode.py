@@ -159,6 +159,15 @@ def test_much_text_in_a_png_does_not_concern_its_pixels(kind: bytes) -> None:
         assert facts_of(data).format == "PNG"
 
 
+def test_damage_is_told_in_words() -> None:
+    picture = Image.fromarray(noise(16, 16))
+    tiff = bytearray(saved(picture, "TIFF", compression="tiff_adobe_deflate"))
+    tiff[20:40] = bytes(20)
+    for data in (bytes(tiff), saved(picture, "WEBP", lossless=True)[:-30]):
+        with pytest.raises(BadImage, match="its compressed data are damaged or truncated"):
+            decode_image(data)
+
+
 def bitmap(picture: NDArray[np.uint8]) -> bytes:
     """A BMP of 32 bits whose header declares the fourth byte as alpha."""
     height, width, _ = picture.shape

@@ -335,3 +335,10 @@ def test_a_palette_that_is_too_short_is_refused() -> None:
     data = tiff(drawn(8, 1), 8, {262: [3], 320: [65535] * 3 * 255})
     with pytest.raises(BadImage, match="palette has 765 values; 8 bits need 768"):
         decode_image(data)
+
+
+def test_colours_of_fewer_samples_are_no_truncated_file() -> None:
+    blocks = np.zeros((HEIGHT, WIDTH // 2, 3), int)  # as many bytes as 4:2:0 has for twice the width
+    data = tiff(blocks, 8, {256: [WIDTH // 2 * 2], 262: [6], 530: [2, 2]})
+    with pytest.raises(BadImage, match="YCbCr with fewer samples for colour is read from compressed TIFFs only"):
+        decode_image(data)

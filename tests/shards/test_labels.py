@@ -145,6 +145,11 @@ def test_a_byte_order_mark_is_no_part_of_the_first_class(
     [
         ("cat\n\ndog", "one class name a line"),
         ("", "one class name a line"),
+        ('{"cat": 0, "dog": 1}', "one class name a line, or a JSON list"),
+        ("[0, 1]", "one class name a line, or a JSON list"),
+        ('["cat", "cat"]', "each different"),
+        ('["cat", " "]', "none empty"),
+        ('["c\\u001bt"]', "without control characters"),
         ("cat\x1b[31m\ndog", "without control characters"),
         ("cat\x0bdog\nelk", "without control characters"),
     ],
@@ -155,6 +160,13 @@ def test_class_names_that_no_index_can_hold_are_refused(text: str, message: str,
         read_classes(tmp_path / "names.txt")
     (tmp_path / "names.txt").write_text("a\u2028b\r\nc\x85d\n")  # no ends of lines but for Unicode
     assert read_classes(tmp_path / "names.txt") == ("a\u2028b", "c\x85d")
+
+
+def test_class_names_in_a_json_list(tmp_path: Path) -> None:
+    (tmp_path / "names.json").write_text('\n[\n  "cat",\n  "d\\u00f6g, hot"\n]\n')
+    assert read_classes(tmp_path / "names.json") == ("cat", "d\u00f6g, hot")
+    (tmp_path / "names.txt").write_text("[unknown]\ncat\n")  # which is no JSON
+    assert read_classes(tmp_path / "names.txt") == ("[unknown]", "cat")
 
 
 def test_a_shard_whose_name_no_index_can_hold_is_refused(tmp_path: Path) -> None:
