@@ -344,7 +344,7 @@ def test_what_a_check_cannot_begin_with_is_refused(
         ('{"a": View(size=0), "b": View()}, (("a", "b"),)', "a share of data.image_size, above 0"),
         ('{"a": View(), "b": View()}, (("a", "c"),)', r"pair \(a, c\) names 'c', no view; there are a, b"),
         ('{"a": View(), "b": View()}, (("a", "a"),)', "a is pulled to itself"),
-        ('{"a": View()}, ()', "has no pairs"),
+        ('{"a": View()}, ()', "there are no pairs"),
         (
             '{"a": View(changes={"blurr": 1.0}), "b": View()}, (("a", "b"),)',
             "changes of a: 'blurr' is none; there are .*blur",
