@@ -14,6 +14,7 @@ in any other way is not replayed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -130,6 +131,12 @@ class ParameterGroup:
     constant_lr: bool = False
     weight_decay: Schedule | None = None
     frozen: Callable[[Progress], bool] | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise ValueError(f"ParameterGroup({self.pattern!r}): this is no regular expression: {error}") from None
 
 
 class Method(nn.Module):

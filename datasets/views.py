@@ -64,7 +64,7 @@ class ViewPolicy:
         passes: Views that the wrapper sends through the encoder, with gradient, beside those of the pairs.
 
     Raises:
-        SettingsError: There are no pairs, or one is not of two of the views.
+        SettingsError: A pair is not of two of the views.
     """
 
     name: str
@@ -75,8 +75,6 @@ class ViewPolicy:
     passes: int = 0
 
     def __post_init__(self) -> None:
-        if not self.pairs:
-            raise SettingsError(f"the view policy {self.name} has no pairs, so that nothing would be pulled together")
         for anchor, positive in self.pairs:
             missing = next((name for name in (anchor, positive) if name not in self.views), None)
             if missing is not None:

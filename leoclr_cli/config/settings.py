@@ -127,7 +127,10 @@ class Settings(Strict):
             problems.append("augmentation.reduced_decoding is not for data.resident yes")
         if self.train.precision == "fp16" and self.run.device == "cpu":
             problems.append("train.precision fp16 needs a GPU, and run.device is cpu; bf16 works on both")
-        problems += wrong_changes(self.view_policy, self.augmentation)
+        policy = self.view_policy
+        if not policy.pairs:
+            problems.append(f"views {policy.name}: there are no pairs, so that nothing would be pulled together")
+        problems += wrong_changes(policy, self.augmentation)
         if problems:
             raise ValueError("\n".join(problems))
         return self

@@ -7,6 +7,7 @@ the method's own `small` settings.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Container, Iterator
 from functools import partial
@@ -93,7 +94,16 @@ def small_settings(name: str) -> Settings:
 
 def _loss_and_gradients(settings: Settings, folder: Path) -> str:
     method = _built(settings)
+    shapes = {name: buffer.shape for name, buffer in method.named_buffers()}
     found = _backward(method, settings, step=0)
+    for name, buffer in method.named_buffers():
+        if buffer.shape != shapes.get(name):
+            raise Failure(
+                f"the buffer {name} is {tuple(buffer.shape)} after a step: a resume needs the shape it began with"
+            )
+    for group in method.groups:
+        if not any(re.search(group.pattern, name) for name, _ in method.named_parameters()):
+            raise Failure(f"the pattern {group.pattern!r} of a parameter group is in the name of no parameter")
     trained = {name: parameter for name, parameter in method.named_parameters() if parameter.requires_grad}
     if not trained:
         raise Failure("no parameter is trained")

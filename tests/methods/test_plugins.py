@@ -262,6 +262,17 @@ def test_settings_may_come_from_another_file_of_the_package_or_depend_on_what_is
         ("return Output(loss,", "return Output(loss * float('nan'),", "the loss must be finite, and is nan"),
         ('{"distance": loss.detach()}', '{"distance": 3.0}', "the metric 'distance' must be a tensor of one number"),
         ("embeddings.detach()", "embeddings[0]", "Output.embeddings must be (n, dim) or None"),
+        (
+            '"^predictor"',
+            '"^predicter"',
+            "the pattern '^predicter' of a parameter group is in the name of no parameter",
+        ),
+        ('"^predictor"', '"(predictor"', "ParameterGroup('(predictor'): this is no regular expression"),
+        (
+            "        momentum_update(",
+            "        self.register_buffer('grows', torch.zeros(now.step + 2))\n        momentum_update(",
+            "the buffer grows is (2,) after a step",
+        ),
         (").requires_grad_(False)", ")", "give the copy requires_grad_(False)"),
         (
             '{"target.backbone": self.target.backbone, ',
@@ -333,7 +344,7 @@ def test_what_a_check_cannot_begin_with_is_refused(
         ('{"a": View(size=0), "b": View()}, (("a", "b"),)', "a share of data.image_size, above 0"),
         ('{"a": View(), "b": View()}, (("a", "c"),)', r"pair \(a, c\) names 'c', no view; there are a, b"),
         ('{"a": View(), "b": View()}, (("a", "a"),)', "a is pulled to itself"),
-        ('{"a": View()}, ()', "has no pairs"),
+        ('{"a": View()}, ()', "there are no pairs"),
         (
             '{"a": View(changes={"blurr": 1.0}), "b": View()}, (("a", "b"),)',
             "changes of a: 'blurr' is none; there are .*blur",
