@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from leoclr.cli.methods.outcome import Failure
+from leoclr.cli.preflight.launch import end_with_parent, free_port
 
 _SECONDS = 600
 
@@ -34,7 +34,7 @@ def run_processes(module: str, arguments: Sequence[str], work: str, count: int, 
     group = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     if count > 1:
         group |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
-        group |= {"MASTER_PORT": str(_free_port())}
+        group |= {"MASTER_PORT": str(free_port())}
     children = []
     for rank in range(count):
         own = group | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {})
@@ -45,6 +45,7 @@ def run_processes(module: str, arguments: Sequence[str], work: str, count: int, 
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
+                preexec_fn=end_with_parent,
             )
         )
     words: list[bytes] = []
@@ -76,9 +77,3 @@ def refuse_failed(ended: Sequence[Ended]) -> None:
 def _ended(code: int, text: bytes) -> Ended:
     lines = text.decode(errors="replace").strip().splitlines()
     return Ended(code, lines[-1] if lines else "")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

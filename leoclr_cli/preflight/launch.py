@@ -38,7 +38,7 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
     Returns:
         The exit code: that of the process that failed first, or 0.
     """
-    port = _free_port()
+    port = free_port()
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
     children = []
     for rank in range(processes):
@@ -52,7 +52,7 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
             "OMP_NUM_THREADS": threads,
         }
         command = [sys.executable, "-m", "leoclr.cli", *arguments]
-        children.append(subprocess.Popen(command, env=environment, preexec_fn=_end_with_parent))
+        children.append(subprocess.Popen(command, env=environment, preexec_fn=end_with_parent))
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         for child in children:
@@ -75,7 +75,8 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
             signal.signal(number, before)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Called in a new process: on Linux it gets SIGTERM when the process that started it ends, however that ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -110,7 +111,8 @@ def _exit_code(code: int) -> int:
     return 128 - code if code < 0 else code
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine on which nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
