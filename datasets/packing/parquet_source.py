@@ -21,7 +21,7 @@ from leoclr.datasets.json_text import parse_json_text
 from leoclr.datasets.packing.archives import PlacesSource
 from leoclr.datasets.packing.layouts import NO_SPLIT, LayoutKind, Named, Reading
 from leoclr.datasets.packing.split_names import SPLITS, splits_of
-from leoclr.datasets.shards.labels import parse_text
+from leoclr.datasets.shards.labels import parse_text, truth
 
 PARQUET = ".parquet"
 _WITHOUT_BYTES = "left out, rows without the bytes of an image (a path is not followed)"
@@ -161,7 +161,9 @@ class ParquetSource(PlacesSource):
             raise DataError(f"{path}: damaged ({_line(error)})") from error
 
     def _label(self, value: Any, names: Sequence[str], place: str) -> str | int | None:
-        found: int | str | None = value if isinstance(value, int) and not isinstance(value, bool) else None
+        found: int | str | None = value if isinstance(value, int) else None
+        if isinstance(value, bool):
+            found = truth(value)
         if isinstance(value, str):
             found = parse_text(value.encode(errors="replace"))
         elif isinstance(value, bytes):

@@ -47,10 +47,15 @@ def parse_json(data: bytes, field: str) -> int | str | None:
         return None
     found = value.get(field) if isinstance(value, dict) else None
     if isinstance(found, bool):
-        return None
+        return truth(found)
     if isinstance(found, int):
         return found if 0 <= found <= MAX_LABEL else None
     return _value(found.strip()) if isinstance(found, str) else None
+
+
+def truth(value: bool) -> str:
+    """The class name of a truth value, as JSON writes it."""
+    return str(value).lower()
 
 
 def _value(text: str) -> int | str | None:

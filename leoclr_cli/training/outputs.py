@@ -9,6 +9,9 @@ from torch import Tensor
 from leoclr.backends.method import Output
 from leoclr.datasets.errors import RunError
 
+# What else a line of metrics.jsonl holds; `embedding_std` and `effective_rank` may be the method's own.
+_OF_THE_RUN = ("step", "epoch", "loss", "lr", "images_per_second", "waiting", "bad_images", "knn")
+
 
 def refuse_output(output: Any) -> None:
     """Raise RunError where a method's `forward` returns what is no `Output`. Looks at types and shapes alone, so that
@@ -23,6 +26,8 @@ def refuse_output(output: Any) -> None:
     if output.embeddings is not None and not (isinstance(output.embeddings, Tensor) and output.embeddings.ndim == 2):
         raise RunError(f"Output.embeddings must be (n, dim) or None, and is {_what(output.embeddings)}")
     for name, value in output.metrics.items():
+        if name in _OF_THE_RUN or not name.isprintable():
+            raise RunError(f"a metric is called {name!r}: choose another name than {', '.join(_OF_THE_RUN)}, in a line")
         if not isinstance(value, Tensor) or value.ndim:
             raise RunError(
                 f"the metric {name!r} must be a tensor of one number, without dimensions, and is {_what(value)}"

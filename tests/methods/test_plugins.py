@@ -261,6 +261,7 @@ def test_settings_may_come_from_another_file_of_the_package_or_depend_on_what_is
         ("return Output(loss,", "return Output(loss.detach(),", "the loss has no gradient: it was detached"),
         ("return Output(loss,", "return Output(loss * float('nan'),", "the loss must be finite, and is nan"),
         ('{"distance": loss.detach()}', '{"distance": 3.0}', "the metric 'distance' must be a tensor of one number"),
+        ('{"distance": loss.detach()}', '{"loss": loss.detach()}', "a metric is called 'loss'"),
         ("embeddings.detach()", "embeddings[0]", "Output.embeddings must be (n, dim) or None"),
         (
             '"^predictor"',

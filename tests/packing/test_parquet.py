@@ -73,6 +73,7 @@ def test_a_data_set_of_the_hub_is_packed(tmp_path: Path, capsys: pytest.CaptureF
     [
         ([7, 52_000, 734_298_112, 7], ("7", "52000", "734298112"), [0, 1, 2, 0]),
         (["dog", "cat", None, "dog"], ("cat", "dog"), [1, 0, -1, 1]),
+        ([True, False, None, True], ("false", "true"), [1, 0, -1, 1]),
         ([-1, -1, -1, -1], (), [-1] * 4),
         ([0.5, 1.0, 2.0, 3.0], (), [-1] * 4),
         ([[0], [1], [0, 1], []], (), [-1] * 4),
