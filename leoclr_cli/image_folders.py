@@ -87,7 +87,7 @@ def list_folder(spec: str, folder: Path) -> Listing:
         if shards := sorted(folder.glob("*/*.tar")):
             inner = shlex.quote(f"{spec.rstrip('/')}/{shards[0].parent.name}")
             raise DataError(f"{spec}: there are no shards but in its folders; name one of these, as in --data {inner}")
-        what = without_shards(folder)
+        what = without_shards(Path(local_path(spec)))
         if source.tables:
             what = f"`leoclr shard {shlex.quote(spec)} OUT` packs Parquet files"
         raise DataError(f"{spec}: the folder holds neither .tar shards nor images; {what}")

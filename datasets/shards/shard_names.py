@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def without_shards(folder: Path) -> str:
     found = sorted(path for place in (folder, folder / "train") if place.is_dir() for path in place.iterdir())
     archive = next((path for path in found if _ARCHIVE.search(path.name)), None)
     if archive is None:
-        return "`leoclr shard` packs images into shards"
+        return f"`{shlex.join(('leoclr', 'shard', str(folder), 'OUT'))}` packs images into shards"
     return (
         f"{archive} is not opened: uncompress it if it is a shard; unpack it if it holds images, and name their folder"
     )
