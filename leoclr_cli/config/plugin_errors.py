@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from types import FrameType
 
 from leoclr.cli.config.light_import import module_of
@@ -15,12 +16,17 @@ def place_in_plugin(error: BaseException) -> str | None:
 
     It is the innermost of its lines, which torch's functions may have been called from; None where there is none.
     """
-    place = None
-    for frame, line in traceback.walk_tb(error.__traceback__):
-        if _package(frame) in _packages():
-            code = frame.f_code
-            place = f"{code.co_filename.rpartition('/')[2]}, line {line}, in {code.co_name}"
-    return place
+    packages = _packages()
+    found = innermost(error, lambda frame: _package(frame) in packages)
+    if found is None:
+        return None
+    code = found[0].f_code
+    return f"{code.co_filename.rpartition('/')[2]}, line {found[1]}, in {code.co_name}"
+
+
+def innermost(error: BaseException, wanted: Callable[[FrameType], bool]) -> tuple[FrameType, int] | None:
+    """The innermost frame that an error went through of those that are `wanted`, and its line; None where none is."""
+    return next((found for found in reversed([*traceback.walk_tb(error.__traceback__)]) if wanted(found[0])), None)
 
 
 def told_with_place(error: Exception) -> str:

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from leoclr.backends.method import Method, Progress
 from leoclr.backends.networks.batchnorm_groups import without_kernels
+from leoclr.cli.config.plugin_errors import innermost
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.methods.outcome import Failure
 from leoclr.cli.preflight.checks import facts_of
@@ -104,12 +105,8 @@ def one_device(settings: Settings, folder: Path) -> str:
 
 def replay(settings: Settings, folder: Path) -> str:
     """Whether the steps of a method can be replayed as one CUDA graph, and if not, why."""
-    method = build.method(settings, _CPU, images=2 * settings.data.batch_size)
-    reason = why_not(settings, method, _GPU, ranks=1)
-    if reason is None:
-        found = host_waits(settings, folder)
-        reason = "; ".join(found) or None
-    return "one graph a step" if reason is None else f"steps run without a graph: {reason}"
+    found = host_waits(settings, folder)
+    return f"steps run without a graph: {'; '.join(found)}" if found else "one graph a step"
 
 
 def host_waits(settings: Settings, folder: Path) -> list[str]:
@@ -126,6 +123,8 @@ def host_waits(settings: Settings, folder: Path) -> list[str]:
     policy, facts = settings.view_policy, facts_of(settings, images=2 * settings.data.batch_size, ranks=1)
     with accelerated(settings, folder) as accelerator:
         method = build.method(settings, accelerator.device, images=facts.images)
+        if reason := why_not(settings, method, _GPU, ranks=1):
+            return [reason]
         length = RunLength(_STEPS, _STEPS_PER_EPOCH)
         take = TrainStep(settings, accelerator, method, policy.pairs, facts.micro, length)
         device = accelerator.device
@@ -161,15 +160,10 @@ def _move(method: Method) -> None:
             tensors |= {name: on_gpu(tensor) for name, tensor in tensors.items() if tensor is not None}
 
 
-def _line(error: BaseException) -> str:
+def _line(error: Exception) -> str:
     """Where an error was raised: the innermost line outside torch."""
-    traceback, place = error.__traceback__, "torch"
-    while traceback is not None:
-        code = traceback.tb_frame.f_code
-        if str(traceback.tb_frame.f_globals.get("__name__", "")).partition(".")[0] != "torch":
-            place = f"{Path(code.co_filename).name}:{traceback.tb_lineno}"
-        traceback = traceback.tb_next
-    return place
+    found = innermost(error, lambda frame: str(frame.f_globals.get("__name__", "")).partition(".")[0] != "torch")
+    return "torch" if found is None else f"{Path(found[0].f_code.co_filename).name}:{found[1]}"
 
 
 @contextmanager

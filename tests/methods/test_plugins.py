@@ -203,6 +203,13 @@ def test_a_broken_package_only_matters_where_it_is_chosen(install: Install) -> N
         resolve(None, None, {}, {"backend": "broken"})
 
 
+def install_faulty(install: Install, right: str, wrong: str) -> None:
+    """Install `TWO_SIZES` as `faulty`, with a part of it that is right exchanged for one that is wrong."""
+    assert right in TWO_SIZES
+    source, place = TWO_SIZES.replace(right, wrong), "leoclr_faulty"
+    install(place, source, {"faulty": f"{place}:TwoSizes"}, {"whole-and-small": f"{place}:POLICY"})
+
+
 @pytest.mark.parametrize(
     ("right", "wrong", "told"),
     [
@@ -292,9 +299,7 @@ def test_settings_may_come_from_another_file_of_the_package_or_depend_on_what_is
 def test_what_a_method_gets_wrong_is_told_in_the_words_of_the_contract(
     right: str, wrong: str, told: str, install: Install, tmp_path: Path
 ) -> None:
-    assert right in TWO_SIZES
-    source, place = TWO_SIZES.replace(right, wrong), "leoclr_faulty"
-    install(place, source, {"faulty": f"{place}:TwoSizes"}, {"whole-and-small": f"{place}:POLICY"})
+    install_faulty(install, right, wrong)
     details = [result.detail for result in run_checks("faulty", tmp_path, only=("loss and gradients",))]
     assert len(details) == bool(told)
     for detail in details:
@@ -331,9 +336,7 @@ def test_a_buffer_that_is_changed_before_the_backward_pass_is_told_as_such(insta
 def test_what_a_check_cannot_begin_with_is_refused(
     right: str, wrong: str, told: str, install: Install, tmp_path: Path
 ) -> None:
-    assert right in TWO_SIZES
-    source, place = TWO_SIZES.replace(right, wrong), "leoclr_faulty"
-    install(place, source, {"faulty": f"{place}:TwoSizes"}, {"whole-and-small": f"{place}:POLICY"})
+    install_faulty(install, right, wrong)
     with pytest.raises(SettingsError, match=told):
         run_checks("faulty", tmp_path)
 
