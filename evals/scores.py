@@ -20,6 +20,7 @@ from leoclr.evals.probes.knn import DEFAULT_CHUNK, MAJORITY_K, TEMPERATURE, WEIG
 from leoclr.evals.probes.linear import GRID, HOLDOUT_SHARE, LinearProbe, Metric, Normalisation, fit_probe
 from leoclr.evals.probes.logistic import SolverName
 from leoclr.evals.probes.sgd import MOMENTUM, SCHEDULE, SgdProbe
+from leoclr.evals.probes.whitening import SHRINKAGE, Whitening
 
 TIES = "equal votes go to the class of the nearer neighbour"
 _CHAOTIC_RATE = 3.0  # from here on short trainings by SGD were seen to amplify rounding
@@ -81,14 +82,31 @@ class Score:
 
 
 def knn_score(
-    train: Features, test: Features, *, device: torch.device | str = "cpu", chunk: int = DEFAULT_CHUNK
+    train: Features,
+    test: Features,
+    *,
+    device: torch.device | str = "cpu",
+    chunk: int = DEFAULT_CHUNK,
+    whiten: bool = False,
 ) -> Score:
     """Both customary k-NN classifiers: many weighted neighbours, and few equal ones.
 
     Args:
         device: Where the similarities are computed.
         chunk: Similarities that are held at a time, 4 bytes each.
+        whiten: Whether to whiten the features first, by the training features.
     """
+    details: dict[str, Any] = {"temperature": TEMPERATURE, "whitened": whiten}
+    whitened: tuple[str, ...] = ()
+    if whiten:
+        whitening = Whitening.of(train.features)
+        train, test = (replace(part, features=whitening(part.features)) for part in (train, test))
+        details["largest_share_of_variance"] = whitening.largest_share
+        whitened = (
+            "features whitened by the training features: less their mean, each direction scaled to the same variance "
+            f"({SHRINKAGE:g} of the mean variance added); before, one direction of {len(whitening.mean_D)} held "
+            f"{whitening.largest_share:.0%} of the variance",
+        )
     weighted_k, majority_k = min(WEIGHTED_K, len(train.labels)), min(MAJORITY_K, len(train.labels))
     weighted, majority = knn_predictions(train, test, ((weighted_k, TEMPERATURE), (majority_k, None)), device, chunk)
     rows = (
@@ -98,9 +116,11 @@ def knn_score(
     protocol = (
         f"k-NN, exact, cosine similarity: k = {weighted_k} with votes exp(similarity / {TEMPERATURE}); "
         f"k = {majority_k} with equal votes; {TIES}",
+        *whitened,
     )
     found = {"weighted": Predicted(test.numbers, weighted), "majority": Predicted(test.numbers, majority)}
-    return Score(rows, protocol, {"k": [weighted_k, majority_k], "temperature": TEMPERATURE}, predictions=found)
+    details["k"] = [weighted_k, majority_k]
+    return Score(rows, protocol, details, predictions=found)
 
 
 def linear_score(

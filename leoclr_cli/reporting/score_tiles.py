@@ -85,7 +85,8 @@ def _scored(record: Mapping[str, Any]) -> _Scored:
     match kind:
         case "knn":
             k = details.get("k")
-            return _Scored("k-NN" + (f", k = {k[0]}" if isinstance(k, list) and k else ""), "weighted")
+            whitened = " on whitened features" if details.get("whitened") is True else ""
+            return _Scored(f"k-NN{whitened}" + (f", k = {k[0]}" if isinstance(k, list) and k else ""), "weighted")
         case "linear" if "learning_rate" in details:
             return _Scored("linear probe by SGD", "linear", effort=epochs, effort_label=trained)
         case "linear":

@@ -253,6 +253,8 @@ def test_a_trial_hides_no_score_and_tiles_say_what_they_are_of(report: Run, make
         path.unlink()
     sgd = {"learning_rate": 30.0}
     records = {
+        "knn-a": score("knn", "weighted", 0.75, details={"k": [200, 20], "whitened": False}, date="2026-01"),
+        "knn-b": score("knn", "weighted", 0.85, details={"k": [200, 20], "whitened": True}, date="2026-02"),
         "linear-a": score("linear", "linear", 0.9, details={"c": 1.0, "normalise": "standard"}, date="2026-01"),
         "linear-b": score("linear", "linear", 0.8, details=sgd, protocol=["SGD, 100 epochs, x 0.1"], date="2026-01"),
         "linear-c": score("linear", "linear", 0.3, details=sgd, protocol=["SGD, 3 epochs, x 0.1"], date="2026-02"),
@@ -269,6 +271,8 @@ def test_a_trial_hides_no_score_and_tiles_say_what_they_are_of(report: Run, make
     assert report(run.path, "--samples", 0)[0] == 0
     text = Page(tmp_path / "page.html").text
     for tile in (
+        "75.0 ± 4.2 %top-1, k-NN, k = 200",
+        "85.0 ± 3.5 %top-1, k-NN on whitened features, k = 200",
         "90.0 ± 2.9 %top-1, linear probe",
         "80.0 ± 3.9 %top-1, linear probe by SGD, 100 epochs",
         "7.0 %drop on random crops, linear probe, 5 draws",

@@ -171,6 +171,14 @@ def test_knn_needs_no_arguments_after_a_run(leoclr: Run, run: Path, data: Path) 
     assert str(run / "evals") in err or "evals" in err
 
 
+def test_knn_of_whitened_features_says_so_and_is_kept_beside_the_usual_score(leoclr: Run, run: Path) -> None:
+    assert leoclr("knn", run)[0] == 0
+    code, out, _ = leoclr("knn", run, "--whiten")
+    assert code == 0 and "features whitened by the training features" in out
+    records = [json.loads(file.read_text()) for file in (run / "evals").glob("knn-*.json")]
+    assert sorted(found["details"]["whitened"] for found in records) == [False, True]
+
+
 def test_linear_reports_the_chosen_c_and_its_holdout(leoclr: Run, run: Path) -> None:
     code, out, _ = leoclr("linear", run, "--normalise", "l2", "--seed", 3)
     assert code == 0

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from leoclr.cli.scoring.request import (
     SIMILARITIES_PER_MIB,
     AsJson,
@@ -17,6 +21,12 @@ from leoclr.cli.scoring.request import (
 @with_request()
 def knn(
     request: Request,
+    whiten: Annotated[
+        bool,
+        typer.Option(
+            "--whiten", help="Give all directions of the features the same variance before neighbours are searched."
+        ),
+    ] = False,
     memory: Memory = 256,
     output: Output = None,
     predictions: PredictionsFile = None,
@@ -29,6 +39,7 @@ def knn(
       leoclr eval knn
       leoclr eval knn runs/first --train-data shards/train --data shards/test
       leoclr eval knn resnet18.pth --train-data 'shards/train-{000..009}.tar' --data shards/test --json
+      leoclr eval knn runs/first --whiten -o whitened.json
     """
     from leoclr.cli.scoring.evaluation import Evaluation
     from leoclr.evals.features.preprocessing import standard_view
@@ -37,5 +48,5 @@ def knn(
     evaluation = Evaluation(request)
     view = standard_view(evaluation.encoder.image_size)
     train, test = evaluation.train_features(view), evaluation.test_features(view)
-    score = knn_score(train, test, device=evaluation.device, chunk=memory * SIMILARITIES_PER_MIB)
+    score = knn_score(train, test, device=evaluation.device, chunk=memory * SIMILARITIES_PER_MIB, whiten=whiten)
     evaluation.report("knn", score, [f"images: {view.protocol}"], Outputs(output, predictions, as_json))
