@@ -27,7 +27,8 @@ from leoclr.datasets.images.stored import PLANES, Stored, refuse_missing_pixels,
 Levels = tuple[float, float]
 """The numbers that become black and white in images of more than 8 bits a sample."""
 
-_BITS, _PHOTOMETRIC, _FILL_ORDER, _MOST, _COLOUR_MAP, _FORMAT = 258, 262, 266, 281, 320, 339  # tags of TIFF
+# Tags of TIFF.
+_BITS, _PHOTOMETRIC, _FILL_ORDER, _MOST, _COLOUR_MAP, _INK_SET, _FORMAT = 258, 262, 266, 281, 320, 332, 339
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK = 0, 1, 2, 3, 5
 for _key, _modes in {  # kinds of TIFF that Pillow unpacks, but in one order of bytes or with black as 0 alone
@@ -116,6 +117,8 @@ def _tiff(opened: Any, data: bytes, levels: Levels | None) -> Stored | None:
         _mend_single_plane(opened)
     bits, kind = max(tags.get(_BITS, (1,))), max(tags.get(_FORMAT, (_UNSIGNED,)))
     photometric = tags.get(_PHOTOMETRIC, _WHITE_IS_ZERO)
+    if photometric == _CMYK and tags.get(_INK_SET, 1) != 1:
+        raise BadImage("the TIFF's inks are not declared as cyan, magenta, yellow and black (InkSet); store it as RGB")
     if photometric == _PALETTE:
         _mend_palette(opened, bits)
     if kind != _UNSIGNED or bits > 16:

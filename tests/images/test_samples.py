@@ -157,6 +157,14 @@ def test_inks_of_16_bits() -> None:
         assert_shows(data, 255 * (1 - inks[..., :3]) * (1 - inks[..., 3:]), 2)
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+def test_other_inks_than_cmyk_are_refused(bits: int) -> None:
+    numbers = drawn(bits, 4)
+    assert decode_image(tiff(numbers, bits, {262: [5], 332: [1]})).size == (WIDTH, HEIGHT)
+    with pytest.raises(BadImage, match="inks are not declared as cyan"):
+        decode_image(tiff(numbers, bits, {262: [5], 332: [2]}))
+
+
 @pytest.mark.parametrize("layout", [{"planes": planes, "order": order} for planes in (False, True) for order in "<>"])
 @pytest.mark.parametrize(("bits", "channels"), [(1, 1), (8, 1), (16, 1), (8, 3), (16, 4)])
 def test_a_tiff_of_which_strips_are_missing_is_refused(bits: int, channels: int, layout: dict[str, object]) -> None:
