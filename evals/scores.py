@@ -17,7 +17,7 @@ from leoclr.evals.features.extract import Features, IntArray
 from leoclr.evals.finetuning.labelled_crops import LabelledCrops
 from leoclr.evals.finetuning.supervised import Schedule
 from leoclr.evals.probes.knn import DEFAULT_CHUNK, MAJORITY_K, TEMPERATURE, WEIGHTED_K, classify, nearest_neighbours
-from leoclr.evals.probes.linear import GRID, HOLDOUT_SHARE, LinearProbe, Metric, Normalisation, fit_probe
+from leoclr.evals.probes.linear import GRID, HOLDOUT_SHARE, LinearProbe, Metric, Normalisation, equal_length, fit_probe
 from leoclr.evals.probes.logistic import SolverName
 from leoclr.evals.probes.sgd import MOMENTUM, SCHEDULE, SgdProbe
 from leoclr.evals.probes.whitening import SHRINKAGE, Whitening
@@ -99,13 +99,14 @@ def knn_score(
     details: dict[str, Any] = {"temperature": TEMPERATURE, "whitened": whiten}
     whitened: tuple[str, ...] = ()
     if whiten:
+        train, test = (replace(part, features=equal_length(part.features)) for part in (train, test))
         whitening = Whitening.of(train.features)
         train, test = (replace(part, features=whitening(part.features)) for part in (train, test))
         details["largest_share_of_variance"] = whitening.largest_share
         whitened = (
-            "features whitened by the training features: less their mean, each direction scaled to the same variance "
-            f"({SHRINKAGE:g} of the mean variance added); before, one direction of {len(whitening.mean_D)} held "
-            f"{whitening.largest_share:.0%} of the variance",
+            "features of unit length whitened by the training features: less their mean, each direction scaled to the "
+            f"same variance ({SHRINKAGE:g} of the mean variance added); before, one direction of "
+            f"{len(whitening.mean_D)} held {whitening.largest_share:.0%} of the variance",
         )
     weighted_k, majority_k = min(WEIGHTED_K, len(train.labels)), min(MAJORITY_K, len(train.labels))
     weighted, majority = knn_predictions(train, test, ((weighted_k, TEMPERATURE), (majority_k, None)), device, chunk)
