@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from leoclr.datasets.images.decode import IMAGE_SUFFIXES
 from leoclr.datasets.shards.index import NO_LABEL, Index
 from leoclr.datasets.shards.joining import UNUSABLE_LABEL
 from leoclr.datasets.shards.scan import NO_IMAGE
@@ -21,6 +23,7 @@ _LIKE_SHARDS = re.compile(r"\.(tgz|tar\.[a-z0-9]{1,10})$", re.IGNORECASE)
 _SHOWN = 10
 _SHOWN_PAIRS = 3
 _KEYS_LOOKED_AT = 256
+_FILES_LOOKED_AT = 64
 
 
 def counted(count: int, one: str, many: str = "") -> str:
@@ -88,19 +91,43 @@ def remarks(index: Index) -> Iterator[str]:
 
 
 def _not_read(index: Index) -> Iterator[str]:
-    """A line for what lies beside local shards as if it were one of them: compressed, or not complete."""
+    """A line for what lies beside local shards and may be data too: archives that look like shards, and images under
+    names that the shards hold, of which there may be more by now."""
     folders = sorted({shard.path.rpartition("/")[0] for shard in index.shards if not is_remote(shard.path)})
-    found = [f"{folder}/{name}" for folder in folders for name in _names_in(folder) if _LIKE_SHARDS.search(name)]
-    if found:
-        which = counted(len(found), "file")
-        yield f"not read, {which} beside the shards that may be shards, compressed or incomplete: {shown(found)}"
+    beside = {f"{folder}/{entry.name}": entry for folder in folders for entry in _entries(folder)}
+    if archives := sorted(name for name in beside if _LIKE_SHARDS.search(name)):
+        which = counted(len(archives), "file")
+        yield f"not read, {which} beside the shards that may be shards, compressed or incomplete: {shown(archives)}"
+    packed = {*index.classes, *(key.partition("/")[0] for key in _some_keys(index))}
+    if images := sorted(name for name, entry in beside.items() if _is_packed(entry, packed)):
+        yield f"not read, images beside the shards, which hold them as they were when packed: {shown(images)}"
 
 
-def _names_in(folder: str) -> list[str]:
+def _is_packed(entry: os.DirEntry[str], packed: Collection[str]) -> bool:
+    """Whether this is an image, or a folder with one among its first files, under a name of `packed`."""
+    if _is_image(entry.name):
+        return entry.name.rpartition(".")[0] in packed
+    return entry.name in packed and any(_is_image(file.name) for file in _entries(entry.path, _FILES_LOOKED_AT))
+
+
+def _is_image(name: str) -> bool:
+    stem, _, suffix = name.rpartition(".")
+    return bool(stem) and suffix.lower() in IMAGE_SUFFIXES
+
+
+def _entries(folder: str, most: int | None = None) -> list[os.DirEntry[str]]:
+    """What lies in a folder and is not hidden, at most so many; nothing where that cannot be read."""
     try:
-        return sorted(name for name in os.listdir(folder or ".") if not name.startswith("."))
+        with os.scandir(folder or ".") as found:
+            return [entry for entry in itertools.islice(found, most) if not entry.name.startswith(".")]
     except OSError:
         return []
+
+
+def _some_keys(index: Index) -> list[str]:
+    """Keys from all parts of the index."""
+    places = np.linspace(0, len(index) - 1, _KEYS_LOOKED_AT).astype(int) if len(index) else ()
+    return [index.key(int(place)) for place in places]
 
 
 def hint(index: Index) -> str | None:
@@ -109,8 +136,7 @@ def hint(index: Index) -> str | None:
     if index.class_count or not len(index):
         return None
     if not beside:
-        looked_at = np.linspace(0, len(index) - 1, _KEYS_LOOKED_AT).astype(int)
-        folders = sorted({index.key(int(number)).rpartition("/")[0] for number in looked_at})
+        folders = sorted({key.rpartition("/")[0] for key in _some_keys(index)})
         named = shown([folder for folder in folders if folder])
         return (
             f"no labels; if the folders of the keys ({named}) are classes, `leoclr shard` packs the tars anew"

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from leoclr.cli.commands.app import main
 from leoclr.datasets.errors import DataError
@@ -294,6 +295,33 @@ def test_what_is_not_read_beside_the_shards_is_told_by_all(
         out, errors = leoclr(*command, tmp_path / "data")
         assert "2 images, 2 classes, 2 shards" in out and f"{line}{tmp_path / 'data/a.tar.aria2'}, " in errors
     assert any(found.startswith(line) for found in remarks(open_data([str(tmp_path / "data")])))
+
+
+@pytest.mark.parametrize(
+    "names", [("cat/1.png", "dog/2.png"), ("1.png", "2.png"), ("train/cat/1.png", "train/dog/2.png")]
+)
+def test_images_that_shards_beside_them_were_made_of_are_not_read_and_told(
+    names: tuple[str, ...], tmp_path: Path, leoclr: Callable[..., tuple[str, str]]
+) -> None:
+    """Shards in the folder of their images are what `--data` takes from then on."""
+    for name in names:
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "data" / name)
+    leoclr("shard", tmp_path / "data", tmp_path / "data")
+    place = tmp_path / "data" / ("train" if len(names[0]) > 10 else "")
+    first = place / ("cat" if "/" in names[0] else "1.png")
+    line = f"not read, images beside the shards, which hold them as they were when packed: {first}, "
+    for command in (("index",), ("check", "--no-decode")):
+        assert line in leoclr(*command, place)[1]
+    assert any(found.startswith(line) for found in remarks(open_data([str(place)])))
+
+
+def test_other_images_beside_shards_are_no_matter(tmp_path: Path) -> None:
+    labelled(tmp_path / "data/a.tar", [b"1"])
+    Image.new("RGB", (8, 8)).save(tmp_path / "data/views.png")
+    (tmp_path / "data/photos").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "data/photos/1.png")
+    assert not list(remarks(open_data([str(tmp_path / "data")])))
 
 
 def test_keys_in_folders_and_no_labels_are_told(tmp_path: Path, leoclr: Callable[..., tuple[str, str]]) -> None:
