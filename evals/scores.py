@@ -20,7 +20,7 @@ from leoclr.evals.probes.knn import DEFAULT_CHUNK, MAJORITY_K, TEMPERATURE, WEIG
 from leoclr.evals.probes.linear import GRID, HOLDOUT_SHARE, LinearProbe, Metric, Normalisation, equal_length, fit_probe
 from leoclr.evals.probes.logistic import SolverName
 from leoclr.evals.probes.sgd import MOMENTUM, SCHEDULE, SgdProbe
-from leoclr.evals.probes.whitening import SHRINKAGE, Whitening
+from leoclr.evals.probes.whitening import ENOUGH_IMAGES, SHRINKAGE, Whitening
 
 TIES = "equal votes go to the class of the nearer neighbour"
 _CHAOTIC_RATE = 3.0  # from here on short trainings by SGD were seen to amplify rounding
@@ -98,6 +98,7 @@ def knn_score(
     """
     details: dict[str, Any] = {"temperature": TEMPERATURE, "whitened": whiten}
     whitened: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     if whiten:
         train, test = (replace(part, features=equal_length(part.features)) for part in (train, test))
         whitening = Whitening.of(train.features)
@@ -108,6 +109,11 @@ def knn_score(
             f"same variance ({SHRINKAGE:g} of the mean variance added); before, one direction of "
             f"{len(whitening.mean_D)} held {whitening.largest_share:.0%} of the variance",
         )
+        if len(train.features) < ENOUGH_IMAGES * len(whitening.mean_D):
+            notes = (
+                f"{len(train.features):,} training images are few to whiten {len(whitening.mean_D):,} dimensions: at "
+                f"less than {ENOUGH_IMAGES} for each, distances between them are nearly equal and say little",
+            )
     weighted_k, majority_k = min(WEIGHTED_K, len(train.labels)), min(MAJORITY_K, len(train.labels))
     weighted, majority = knn_predictions(train, test, ((weighted_k, TEMPERATURE), (majority_k, None)), device, chunk)
     rows = (
@@ -121,7 +127,7 @@ def knn_score(
     )
     found = {"weighted": Predicted(test.numbers, weighted), "majority": Predicted(test.numbers, majority)}
     details["k"] = [weighted_k, majority_k]
-    return Score(rows, protocol, details, predictions=found)
+    return Score(rows, protocol, details, notes, found)
 
 
 def linear_score(

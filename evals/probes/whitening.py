@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from leoclr.evals.accuracy import FloatArray
 
 SHRINKAGE = 1e-4  # of the mean variance, added to that of each direction: a direction without variance stays small
+ENOUGH_IMAGES = 10  # for each dimension; as many images as dimensions are all at the same distance once whitened
 _ROWS = 2**14  # that are float64 at a time
 
 

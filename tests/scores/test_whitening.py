@@ -66,4 +66,6 @@ def test_knn_finds_classes_that_a_dominant_direction_hides() -> None:
     assert usual.details["whitened"] is False and whitened.details["whitened"] is True
     share = whitened.details["largest_share_of_variance"]
     assert 0.8 < share < 1 and f"one direction of 6 held {share:.0%} of" in whitened.protocol[1]
-    assert len(usual.protocol) == 1
+    assert len(usual.protocol) == 1 and not whitened.notes
+    few = Features(train.features[:59], train.labels[:59], train.numbers[:59])
+    assert knn_score(few, test, whiten=True).notes[0].startswith("59 training images are few to whiten 6 dimensions")
