@@ -145,7 +145,7 @@ def _views_row(
             boxes[name] = crop_box(*image.size, of_view, numbers)
             part = f"{_share(boxes[name], image):.0%} of the area"
         else:
-            part = _WHOLE[of_view.original]
+            part = _WHOLE[of_view.original] if image.width != image.height else "all of the image"
         pixels = fit_image(Image.fromarray(one_view(image, of_view, numbers)), size, size)
         tiles.append(Tile(pixels, (part, _describe(draw(of_view, numbers))), colours[name]))
     height = tiles[0].image.height

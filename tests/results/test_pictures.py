@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from leoclr.cli.plotting import drawing
 from leoclr.cli.plotting.pictures import neighbours_picture, views_picture
 from leoclr.datasets.images.augment_pillow import augment
 from leoclr.datasets.images.augmentation import UNIFORMS, AugmentationSpec, crop_box
@@ -109,6 +110,22 @@ def test_draws_and_images_each_get_a_row_of_their_own() -> None:
     assert two_images.height == two_draws.height > single.height + 96
     original, _ = original_and_views(two_draws)
     assert not np.array_equal(original[:96], original[-96:]), "the second draw has the boxes of the first"
+
+
+@pytest.mark.parametrize(("size", "told"), [((48, 32), "squashed to a square"), ((40, 40), "all of the image")])
+def test_a_square_image_is_not_said_to_be_squashed(
+    size: tuple[int, int], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captions: list[tuple[str, ...]] = []
+
+    def watched(*arguments: Any, **options: Any) -> Image.Image:
+        rows = options.get("rows", arguments[3] if len(arguments) > 3 else ())
+        captions.extend(tile.caption for row in rows for tile in row if tile.caption)
+        return drawing.sheet(*arguments, **options)
+
+    monkeypatch.setattr("leoclr.cli.plotting.pictures.sheet", watched)
+    views_picture([noise(*size)], ["noise"], SPEC, LEOCLR, 0)
+    assert told in [caption[0] for caption in captions]
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
