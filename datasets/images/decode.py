@@ -13,6 +13,7 @@ decides which images are refused.
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -49,6 +50,7 @@ IMAGE_SUFFIXES = frozenset(
         "avif",
     }
 )
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # or Python prints what Pillow logs of damaged files
 MAX_PIXELS = 1 << 26  # 8192 x 8192: 192 MiB as RGB
 MAX_BYTES = 1 << 28
 _ORIENTATION = 0x0112  # the EXIF tag

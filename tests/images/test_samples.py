@@ -8,8 +8,11 @@ from __future__ import annotations
 import io
 import itertools
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -343,6 +346,20 @@ def test_a_palette_that_is_too_short_is_refused() -> None:
     data = tiff(drawn(8, 1), 8, {262: [3], 320: [65535] * 3 * 255})
     with pytest.raises(BadImage, match="palette has 765 values; 8 bits need 768"):
         decode_image(data)
+
+
+def test_pillow_prints_no_line_of_its_own_about_a_damaged_file(tmp_path: Path) -> None:
+    (tmp_path / "image.tif").write_bytes(tiff(drawn(8, 1), 8, {262: [1], 277: [256]}))
+    program = (
+        "import sys, pathlib; from leoclr.datasets.errors import BadImage\n"
+        "from leoclr.datasets.images.decode import decode_image\n"
+        "try: decode_image(pathlib.Path(sys.argv[1]).read_bytes())\n"
+        "except BadImage: print('refused')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "image.tif")], capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("refused\n", "")
 
 
 def test_colours_of_fewer_samples_are_no_truncated_file() -> None:
