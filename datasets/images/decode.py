@@ -13,7 +13,6 @@ decides which images are refused.
 from __future__ import annotations
 
 import io
-import logging
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -26,6 +25,7 @@ from PIL import Image, UnidentifiedImageError
 from leoclr.datasets.errors import BadImage
 from leoclr.datasets.images.cielab import lab_to_rgb
 from leoclr.datasets.images.not_images import refusal
+from leoclr.datasets.images.pillow_messages import silence
 from leoclr.datasets.images.png_chunks import without_texts
 from leoclr.datasets.images.samples import Levels, eight_bits, has_levels, stored
 
@@ -50,7 +50,7 @@ IMAGE_SUFFIXES = frozenset(
         "avif",
     }
 )
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # or Python prints what Pillow logs of damaged files
+silence()
 MAX_PIXELS = 1 << 26  # 8192 x 8192: 192 MiB as RGB
 MAX_BYTES = 1 << 28
 _ORIENTATION = 0x0112  # the EXIF tag

@@ -348,8 +348,11 @@ def test_a_palette_that_is_too_short_is_refused() -> None:
         decode_image(data)
 
 
-def test_pillow_prints_no_line_of_its_own_about_a_damaged_file(tmp_path: Path) -> None:
-    (tmp_path / "image.tif").write_bytes(tiff(drawn(8, 1), 8, {262: [1], 277: [256]}))
+@pytest.mark.parametrize("damage", ["channels", "data"])
+def test_a_damaged_tiff_prints_no_line_beside_the_refusal(damage: str, tmp_path: Path) -> None:
+    """Pillow logs the first, libtiff prints the second."""
+    data = tiff(drawn(8, 1), 8, {262: [1]} | ({277: [256]} if damage == "channels" else {}), deflate=damage == "data")
+    (tmp_path / "image.tif").write_bytes(data[:10] + b"\xff" * 10 + data[20:])
     program = (
         "import sys, pathlib; from leoclr.datasets.errors import BadImage\n"
         "from leoclr.datasets.images.decode import decode_image\n"
