@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from leoclr.datasets.errors import BadImage, DataError
 from leoclr.datasets.files import ignore, write_atomic
-from leoclr.datasets.images.decode import IMAGE_SUFFIXES, MAX_BYTES, decode_image
+from leoclr.datasets.images.decode import MAX_BYTES, decode_image
+from leoclr.datasets.images.file_names import IMAGE_SUFFIXES
 
 MAX_ANNOTATION_BYTES = 2**20
 MAX_OBJECTS = 10_000

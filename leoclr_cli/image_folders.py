@@ -26,8 +26,8 @@ from leoclr.cli.packing import pack_source, shard_name
 from leoclr.cli.terminal import progress, say, warn
 from leoclr.datasets.errors import DataError, RunError
 from leoclr.datasets.files import cache_root, fsync_folder, write_atomic
+from leoclr.datasets.images.file_names import is_image
 from leoclr.datasets.json_text import parse_json_text
-from leoclr.datasets.packing.file_kinds import is_image
 from leoclr.datasets.packing.folder_source import FolderSource
 from leoclr.datasets.packing.journal import kept_shards
 from leoclr.datasets.packing.pack import PackedSplit, PackingRecipe

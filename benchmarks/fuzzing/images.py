@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.fuzzing.target import Target, refusable
-from leoclr.datasets.images.decode import IMAGE_SUFFIXES, decode_image, decode_pixels, depends_on_levels, image_size
+from leoclr.datasets.images.decode import decode_image, decode_pixels, depends_on_levels, image_size
 from leoclr.datasets.images.file_facts import facts_of
+from leoclr.datasets.images.file_names import IMAGE_SUFFIXES
 from leoclr.datasets.packing.encoding import Encoding
 
 _FEW_PIXELS = 1 << 20  # larger images are decoded as smaller ones are, but slowly

@@ -30,26 +30,6 @@ from leoclr.datasets.images.png_chunks import without_texts
 from leoclr.datasets.images.samples import Levels, eight_bits, has_levels, stored
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")  # Pillow opens MPO as JPEG
-IMAGE_SUFFIXES = frozenset(
-    {
-        "jpg",
-        "jpeg",
-        "jpe",
-        "jfif",
-        "png",
-        "webp",
-        "bmp",
-        "gif",
-        "tif",
-        "tiff",
-        "ppm",
-        "pgm",
-        "pbm",
-        "pnm",
-        "mpo",
-        "avif",
-    }
-)
 silence()
 MAX_PIXELS = 1 << 26  # 8192 x 8192: 192 MiB as RGB
 MAX_BYTES = 1 << 28

@@ -20,8 +20,9 @@ from typing import BinaryIO
 from leoclr.datasets.errors import BadImage, DataError
 from leoclr.datasets.files import ignore
 from leoclr.datasets.images.decode import MAX_BYTES
+from leoclr.datasets.images.file_names import is_image
 from leoclr.datasets.notes import Notes
-from leoclr.datasets.packing.file_kinds import OtherFiles, is_image, is_wanted, note_bare_folders
+from leoclr.datasets.packing.file_kinds import OtherFiles, is_wanted, note_bare_folders
 from leoclr.datasets.packing.file_names import is_text, recoded, zip_name
 from leoclr.datasets.packing.layouts import Reading
 from leoclr.datasets.shards.tar import members

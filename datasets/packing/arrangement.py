@@ -16,8 +16,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from leoclr.datasets.errors import DataError
+from leoclr.datasets.images.file_names import is_image, suffix_of
 from leoclr.datasets.notes import Notes
-from leoclr.datasets.packing.file_kinds import SIDECAR_SUFFIXES, advice, is_image, suffix_of
+from leoclr.datasets.packing.file_kinds import SIDECAR_SUFFIXES, advice
 from leoclr.datasets.packing.layouts import NO_SPLIT as NO_SPLIT
 from leoclr.datasets.packing.layouts import Layout, LayoutKind, Named, Reading, first_folder, read_names
 from leoclr.datasets.packing.sources import Source

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from leoclr.datasets.images.decode import IMAGE_SUFFIXES
+from leoclr.datasets.images.file_names import is_image, suffix_of
 from leoclr.datasets.notes import Notes
 
 SIDECAR_SUFFIXES = ("json", "txt")
@@ -18,17 +18,6 @@ _ARRAYS = frozenset("npy npz nii h5 hdf5 mha mhd nrrd zarr dcm".split())
 _OTHER_IMAGES = frozenset(
     "heic heif jp2 j2k jpx jxl cr2 cr3 nef arw dng raf orf rw2 psd svg eps exr hdr ico pam tga pcx dds xcf".split()
 )
-
-
-def suffix_of(path: str) -> str:
-    """The suffix in lower case without its dot; empty where there is none."""
-    stem, _, suffix = path.rpartition("/")[2].rpartition(".")
-    return suffix.lower() if stem else ""
-
-
-def is_image(path: str) -> bool:
-    """Whether the name says that this is an image."""
-    return suffix_of(path) in IMAGE_SUFFIXES
 
 
 def is_wanted(path: str) -> bool:

@@ -10,8 +10,9 @@ from pathlib import Path
 from leoclr.datasets.errors import BadImage, DataError
 from leoclr.datasets.files import ignore
 from leoclr.datasets.images.decode import MAX_BYTES
+from leoclr.datasets.images.file_names import is_image, suffix_of
 from leoclr.datasets.notes import Notes
-from leoclr.datasets.packing.file_kinds import OtherFiles, is_hidden, is_image, is_wanted, note_bare_folders, suffix_of
+from leoclr.datasets.packing.file_kinds import OtherFiles, is_hidden, is_wanted, note_bare_folders
 from leoclr.datasets.packing.file_names import file_name
 from leoclr.datasets.packing.layouts import Reading
 

@@ -21,11 +21,12 @@ import numpy as np
 
 from leoclr.datasets.errors import BadImage, DataError
 from leoclr.datasets.files import ignore
+from leoclr.datasets.images.file_names import suffix_of
 from leoclr.datasets.notes import Notes
 from leoclr.datasets.packing.arrangement import Collection, Picture
 from leoclr.datasets.packing.contents import Contents, repeated_rows, shared_rows
 from leoclr.datasets.packing.encoding import Encoding, usual_suffix
-from leoclr.datasets.packing.file_kinds import SIDECAR_SUFFIXES, suffix_of
+from leoclr.datasets.packing.file_kinds import SIDECAR_SUFFIXES
 from leoclr.datasets.packing.journal import Finished, Journal
 from leoclr.datasets.packing.shard_files import ShardFiles
 from leoclr.datasets.packing.sources import Source

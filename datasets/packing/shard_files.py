@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from leoclr.datasets.images.decode import IMAGE_SUFFIXES
+from leoclr.datasets.images.file_names import IMAGE_SUFFIXES
 from leoclr.datasets.packing.contents import content_digest
 from leoclr.datasets.shards.checksums import checksum
 from leoclr.datasets.shards.index import SUFFIX, Index

@@ -15,9 +15,10 @@ from typing import Protocol
 
 from leoclr.datasets.errors import DataError
 from leoclr.datasets.files import ignore
+from leoclr.datasets.images.file_names import is_image, suffix_of
 from leoclr.datasets.notes import Notes
 from leoclr.datasets.packing.archives import ZipSource, open_zip, plain_tar, spooled_tar
-from leoclr.datasets.packing.file_kinds import OtherFiles, advice, is_image, suffix_of
+from leoclr.datasets.packing.file_kinds import OtherFiles, advice
 from leoclr.datasets.packing.file_names import check_encoding
 from leoclr.datasets.packing.folder_source import FolderSource
 from leoclr.datasets.packing.layouts import Reading

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from leoclr.datasets.images.decode import IMAGE_SUFFIXES
+from leoclr.datasets.images.file_names import is_image
 from leoclr.datasets.shards.index import NO_LABEL, Index
 from leoclr.datasets.shards.joining import UNUSABLE_LABEL
 from leoclr.datasets.shards.scan import NO_IMAGE
@@ -105,14 +105,9 @@ def _not_read(index: Index) -> Iterator[str]:
 
 def _is_packed(entry: os.DirEntry[str], packed: Collection[str]) -> bool:
     """Whether this is an image, or a folder with one among its first files, under a name of `packed`."""
-    if _is_image(entry.name):
+    if is_image(entry.name):
         return entry.name.rpartition(".")[0] in packed
-    return entry.name in packed and any(_is_image(file.name) for file in _entries(entry.path, _FILES_LOOKED_AT))
-
-
-def _is_image(name: str) -> bool:
-    stem, _, suffix = name.rpartition(".")
-    return bool(stem) and suffix.lower() in IMAGE_SUFFIXES
+    return entry.name in packed and any(is_image(file.name) for file in _entries(entry.path, _FILES_LOOKED_AT))
 
 
 def _entries(folder: str, most: int | None = None) -> list[os.DirEntry[str]]:

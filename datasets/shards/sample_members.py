@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from leoclr.datasets.errors import DataError
-from leoclr.datasets.images.decode import IMAGE_SUFFIXES
+from leoclr.datasets.images.file_names import IMAGE_SUFFIXES
 from leoclr.datasets.shards.labels import MAX_JSON_BYTES, MAX_LABEL_BYTES, parse_json, parse_text
 
 LABEL_SUFFIX = "cls"

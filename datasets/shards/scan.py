@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from leoclr.datasets.errors import DataError
 from leoclr.datasets.files import ignore, sha256_file
-from leoclr.datasets.images.decode import IMAGE_SUFFIXES
+from leoclr.datasets.images.file_names import IMAGE_SUFFIXES
 from leoclr.datasets.shards.checksums import NO_CHECKSUM, checksum_of
 from leoclr.datasets.shards.index import NO_LABEL, Index, Shard
 from leoclr.datasets.shards.index_format import refuse_shard_name

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from leoclr.cli.image_folders import as_shards
 from leoclr.cli.run.encoders import LoadedEncoder
 from leoclr.datasets.errors import BadImage, DataError
-from leoclr.datasets.images.decode import IMAGE_SUFFIXES, decode_image, eight_bit_rgb
+from leoclr.datasets.images.decode import decode_image, eight_bit_rgb
+from leoclr.datasets.images.file_names import is_image
 from leoclr.datasets.images.normalise import normalise
 from leoclr.datasets.shards.locate import open_data
 from leoclr.evals.features.extract import extract_features
@@ -74,7 +75,7 @@ def embed_images(encoder: Encoder, images: Any, batch_size: int, workers: int) -
         return _of_images(encoder, list(images), batch_size)
     if len(places) != len(images):
         raise DataError("images: Pillow images and paths cannot be mixed")
-    if all(Path(place).suffix.lower().removeprefix(".") in IMAGE_SUFFIXES for place in places):
+    if all(is_image(place) for place in places):
         return _of_files(encoder, places, batch_size)
     preprocessing = Preprocessing(encoder._view, encoder.mean, encoder.std)
     found = extract_features(

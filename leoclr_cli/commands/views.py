@@ -105,7 +105,8 @@ def _is_picture(source: str) -> bool:
 def _images_of(source: str, count: int) -> Iterator[tuple[str, Image.Image]]:
     """An image file, or the first `count` samples of shards."""
     from leoclr.cli.image_folders import as_shards
-    from leoclr.datasets.images.decode import IMAGE_SUFFIXES, decode_image
+    from leoclr.datasets.images.decode import decode_image
+    from leoclr.datasets.images.file_names import IMAGE_SUFFIXES, is_image
     from leoclr.datasets.shards.locate import open_data, refuse_commands
     from leoclr.datasets.shards.reader import SampleReader
 
@@ -119,7 +120,7 @@ def _images_of(source: str, count: int) -> Iterator[tuple[str, Image.Image]]:
     if not path.is_file():
         refuse_commands(source)
         raise DataError(f"{source}: no such file{did_you_mean(Path(source))}")
-    if path.suffix.lower().removeprefix(".") not in IMAGE_SUFFIXES:
+    if not is_image(source):
         raise DataError(f"{source}: neither an image by its name ({', '.join(sorted(IMAGE_SUFFIXES))}) nor shards")
     try:
         yield path.name, decode_image(path.read_bytes())
