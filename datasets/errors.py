@@ -14,6 +14,13 @@ A message names the problem, its location and a correct value. The classes are i
 raises some of them. Bugs of leoclr are `assert`s or built-in exceptions, and keep their traceback.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class LeoclrError(Exception):
     """Root of all errors that a user can mend. Catch it to catch them all."""
@@ -49,3 +56,9 @@ class RunError(LeoclrError):
 
 class NotKept(RunError):
     """A result was printed, but cannot be written to its file."""
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first value of a file that does not fit, as "its.key: what is wrong", for the message of one of these."""
+    first = error.errors(include_url=False)[0]
+    return ": ".join((*([".".join(map(str, first["loc"]))] if first["loc"] else []), first["msg"]))

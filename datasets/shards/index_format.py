@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from safetensors import SafetensorError, safe_open
 
-from leoclr.datasets.errors import DataError
+from leoclr.datasets.errors import DataError, first_fault
 from leoclr.datasets.shards.checksums import ChecksumKind
 
 SUFFIX = ".index.json"
@@ -99,9 +99,7 @@ def parse_index(text: bytes, path: Path) -> StoredIndex:
     try:
         return StoredIndex.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        what = f"not an index that this version reads ({place}: {first['msg']})"
+        what = f"not an index that this version reads ({first_fault(error)})"
         raise DataError(f"{path}: {what}; run `leoclr index` again") from None
 
 

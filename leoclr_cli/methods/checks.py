@@ -32,7 +32,7 @@ from leoclr.cli.run.encoders import load_encoder, read_encoder, write_encoder
 from leoclr.cli.training import build
 from leoclr.cli.training.outputs import refuse_output
 from leoclr.cli.training.trainer import train
-from leoclr.datasets.errors import SettingsError
+from leoclr.datasets.errors import SettingsError, first_fault
 from leoclr.datasets.photo_like import photo_like
 
 _CPU = torch.device("cpu")
@@ -76,8 +76,7 @@ def small_settings(name: str) -> Settings:
     try:
         own(**own.small)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise SettingsError(f"small of {name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise SettingsError(f"small of {name}: {first_fault(error)}") from None
     return Settings.model_validate(
         {
             "backend": name,

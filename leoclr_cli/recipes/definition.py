@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
 from leoclr.backends.settings import Count, NonNegative, Positive, PositiveCount, Strict
-from leoclr.datasets.errors import SettingsError
+from leoclr.datasets.errors import SettingsError, first_fault
 
 FOLDER = Path(__file__).parent
 Flags = tuple[str, ...]
@@ -165,8 +165,6 @@ def load_recipe(name: str) -> Recipe:
     except (FileNotFoundError, IsADirectoryError):
         raise SettingsError(f"no recipe {name!r}; there are {', '.join(names())}, or name a .toml file") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise SettingsError(f"{file}: {f'{place}: ' if place else ''}{first['msg']}") from None
+        raise SettingsError(f"{file}: {first_fault(error)}") from None
     except (OSError, ValueError) as error:
         raise SettingsError(f"{file}: not a recipe ({error})") from None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import ValidationError
@@ -35,7 +35,7 @@ from leoclr.cli.run.model_names import is_named
 from leoclr.cli.run.named_weights import described, fetch, read_config, read_weights
 from leoclr.cli.run.weights_only import USUAL_PLACE, weights_group
 from leoclr.cli.terminal import say
-from leoclr.datasets.errors import CheckpointError
+from leoclr.datasets.errors import CheckpointError, first_fault
 from leoclr.evals.features.preprocessing import ResizeRule, standard_rule
 
 _HEADER = "leoclr"
@@ -269,7 +269,4 @@ def _build(architecture: Architecture, seed: int, image_size: int) -> Backbone:
 
 
 def _reason(error: Exception) -> str:
-    if not isinstance(error, ValidationError):
-        return f"{error} is missing"
-    first: Any = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return first_fault(error) if isinstance(error, ValidationError) else f"{error} is missing"

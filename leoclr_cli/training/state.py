@@ -21,7 +21,7 @@ from leoclr.cli.preflight.checks import facts_of, resume_remarks
 from leoclr.cli.run.checkpoint import STATE, Checkpoint, save_checkpoint
 from leoclr.cli.run.versions import environment, versions
 from leoclr.cli.training.optimizers import load_optimizer_tensors, optimizer_tensors
-from leoclr.datasets.errors import CheckpointError, RunError
+from leoclr.datasets.errors import CheckpointError, RunError, first_fault
 from leoclr.datasets.shards.index import Index
 
 
@@ -46,11 +46,7 @@ class SavedValues(BaseModel):
         try:
             return cls.model_validate(checkpoint.state)
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
-            raise CheckpointError(
-                f"{checkpoint.path / STATE} holds no state of a run ({place}: {first['msg']})"
-            ) from None
+            raise CheckpointError(f"{checkpoint.path / STATE} holds no state of a run ({first_fault(error)})") from None
 
 
 class RunState:
