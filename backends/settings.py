@@ -117,6 +117,16 @@ def anchors_of(pairs: Pairs) -> list[str]:
     return list(dict.fromkeys(anchor for anchor, _ in pairs))
 
 
+def anchors_first(views: Iterable[str], pairs: Pairs) -> list[str]:
+    """The order in which one encoder takes views with a gradient (anchors) and without.
+
+    Autocast keeps the casts of weights that a forward pass made. Those made without a gradient would serve the anchors
+    as well, whose gradient would end there (PyTorch's issue 112583).
+    """
+    anchors = anchors_of(pairs)
+    return sorted(views, key=lambda name: name not in anchors)
+
+
 def positives_of(pairs: Pairs) -> list[str]:
     """The views that are positives, each once, in order."""
     return list(dict.fromkeys(positive for _, positive in pairs))

@@ -347,7 +347,8 @@ def _profiled(one: Callable[[], object]) -> Row:
     if not CARD:
         return {"operations": operations}
     launches = sum(name.startswith(("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")) for name in host)
-    kernels = [event for event in events if event.device_type == DeviceType.CUDA]
+    on_card = (event for event in events if event.device_type == DeviceType.CUDA)
+    kernels = [event for event in on_card if not getattr(event, "is_user_annotation", False)]  # which span many
     busy = sum(event.time_range.elapsed_us() for event in kernels) / 1e6
     return {"launches": launches / PROFILED, "operations": operations, "busy": busy / seconds}
 

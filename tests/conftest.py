@@ -25,6 +25,10 @@ if not torch.cuda.is_available():  # the GPU's kernels run on the processor; to 
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 drop_what_changes_results(os.environ)  # a machine's own variables would add a line to what commands print
+if torch.cuda.is_available():  # torch reads it at the first matrix product, which may come before a deterministic run
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.ones(8, 8, device="cuda").mm(torch.ones(8, 8, device="cuda"))
+    del os.environ["CUBLAS_WORKSPACE_CONFIG"]
 os.environ["TERM"] = "xterm-256color"  # a dumb terminal has no bar
 
 MakeShards = Callable[..., Path]

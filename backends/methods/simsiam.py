@@ -20,7 +20,7 @@ from leoclr.backends.networks.backbones import Backbone
 from leoclr.backends.networks.batchnorm import zero_last_norms
 from leoclr.backends.networks.encoder import Encoder
 from leoclr.backends.networks.heads import mlp
-from leoclr.backends.settings import BatchNormSettings, Pairs, PositiveCount, RunFacts, anchors_of
+from leoclr.backends.settings import BatchNormSettings, Pairs, PositiveCount, RunFacts, anchors_first, anchors_of
 
 
 class Settings(BatchNormSettings):
@@ -61,9 +61,9 @@ class SimSiam(PairMethod):
     def forward(self, views: Mapping[str, Tensor], pairs: Pairs, now: Progress) -> Output:
         anchors = anchors_of(pairs)
         embeddings = {}
-        for name, images in views.items():
+        for name in anchors_first(views, pairs):
             with torch.set_grad_enabled(name in anchors):  # what is only ever a positive needs no graph
-                embeddings[name] = self.encoder(images)
+                embeddings[name] = self.encoder(views[name])
         predictions = {name: self.predict(embeddings[name]) for name in anchors}
         targets = {name: embedding.detach() for name, embedding in embeddings.items()}
         losses = [self.pull(predictions[anchor], [targets[positive]]) for anchor, positive in pairs]

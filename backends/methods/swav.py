@@ -37,6 +37,7 @@ from leoclr.backends.settings import (
     Positive,
     PositiveCount,
     RunFacts,
+    anchors_first,
     anchors_of,
     positives_of,
 )
@@ -105,9 +106,9 @@ class SwAV(Method):
     def forward(self, views: Mapping[str, Tensor], pairs: Pairs, now: Progress) -> Output:
         anchors, positives = anchors_of(pairs), positives_of(pairs)
         embeddings = {}
-        for name, images in views.items():
+        for name in anchors_first(views, pairs):
             with torch.set_grad_enabled(name in anchors):
-                embeddings[name] = self.encoder(images)
+                embeddings[name] = self.encoder(views[name])
         if self._since_queue_began(now) >= 0:
             self._waiting.append(torch.stack([embeddings[name].detach() for name in positives], dim=1))
         with torch.autocast(next(iter(views.values())).device.type, enabled=False):

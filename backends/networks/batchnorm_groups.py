@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -109,13 +108,24 @@ def without_kernels() -> Iterator[None]:
 
 
 def _has_kernel(images: Tensor) -> bool:
-    return images.device.type == "cuda" and images.dtype in _KERNEL_TYPES and _kernels_allowed and _has_triton()
+    on_gpu = images.device.type == "cuda" and images.dtype in _KERNEL_TYPES
+    return on_gpu and _kernels_allowed and why_no_kernels() is None
 
 
 @cache
-def _has_triton() -> bool:
-    """It comes with torch's CUDA builds for Linux."""
-    return find_spec("triton") is not None
+def why_no_kernels() -> str | None:
+    """Why Triton does not start on this GPU; None where it does.
+
+    It comes with torch's CUDA builds for Linux. At its start it compiles a little C, for which a slim container has
+    neither the compiler nor Python's headers.
+    """
+    try:
+        from triton.runtime import driver
+
+        driver.active.utils  # noqa: B018
+    except Exception as error:  # whatever the compiler, the driver or the linker says
+        return " ".join(str(error).split())[:200] or type(error).__name__
+    return None
 
 
 def _dense(images: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from leoclr.backends.distributed import rank, ranks
 from leoclr.backends.method import Facts, Output, ParameterGroup, Progress
 from leoclr.backends.networks.heads import mlp
 from leoclr.backends.settings import MethodSettings, Pairs
+from leoclr.backends.step_inputs import sent
 from leoclr.backends.wrappers.mixing import generator, partners
 from leoclr.backends.wrappers.wrapper import Wrapper
 
@@ -84,7 +85,8 @@ class LoGo(Wrapper):
         batch, dim = first.shape
         shape = (2, ranks(), batch, dim)  # that of all processes, so that their number changes nothing
         noise = generator(self.draws, step, 0).standard_normal(shape)[:, rank()] * _NOISE / dim**0.5
-        first, second = (part + torch.from_numpy(n).to(part) for part, n in zip((first, second), noise, strict=True))
+        both = zip((first, second), noise, strict=True)
+        first, second = (part + sent(torch.from_numpy(n), part.device).to(part.dtype) for part, n in both)
         same = (F.softplus(-self.alike(first, second)) + F.softplus(-self.alike(second, first))) / 2
         return (same + F.softplus(self.alike(first, partners(second)))).mean()
 

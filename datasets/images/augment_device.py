@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -164,7 +163,14 @@ def _jitter(pixels: Tensor, columns: Tensor) -> Tensor:
 
 @cache
 def _has_triton() -> bool:
-    return find_spec("triton") is not None
+    """Whether Triton starts here; it is not part of every torch, and needs a C compiler."""
+    try:
+        from triton.runtime import driver
+
+        driver.active.utils  # noqa: B018
+    except Exception:  # leoclr.backends.networks.batchnorm_groups tells why
+        return False
+    return True
 
 
 def to_bytes(colours: Tensor) -> Tensor:

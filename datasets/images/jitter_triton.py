@@ -95,8 +95,8 @@ def _mean_greys(
     images, parameters, sums, pixels, columns, image_stride, channel_stride, pixel_stride, PIXELS: tl.constexpr
 ):
     """Add up the grey of each image before its contrast is changed."""
-    image = tl.program_id(1)
-    pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    image = tl.program_id(0)
+    pixel = tl.program_id(1) * PIXELS + tl.arange(0, PIXELS)
     inside = pixel < pixels
     red, green, blue = _loaded(images, image, pixel, inside, image_stride, channel_stride, pixel_stride)
     drawn = parameters + image * columns
@@ -117,8 +117,8 @@ def _jitter(
     PIXELS: tl.constexpr,
 ):  # fmt: skip
     """All blends, the turn of the hue between them, then grayscale."""
-    image = tl.program_id(1)
-    pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    image = tl.program_id(0)
+    pixel = tl.program_id(1) * PIXELS + tl.arange(0, PIXELS)
     inside = pixel < pixels
     red, green, blue = _loaded(images, image, pixel, inside, image_stride, channel_stride, pixel_stride)
     drawn = parameters + image * columns
@@ -153,7 +153,7 @@ def jitter(images: Tensor, parameters: Tensor) -> Tensor:
     strides = (3 * pixels, 1, 3) if last else (3 * pixels, pixels, 1)
     sums = torch.zeros(len(images), dtype=torch.int32, device=images.device)
     output = torch.empty(images.shape, dtype=torch.float32, device=images.device)
-    grid = -(-pixels // _PIXELS), len(images)
+    grid = len(images), -(-pixels // _PIXELS)  # the second is limited to 65,535
     shape = pixels, parameters.shape[1], *strides
     parameters = parameters.contiguous()
     _mean_greys[grid](images, parameters, sums, *shape, PIXELS=_PIXELS)

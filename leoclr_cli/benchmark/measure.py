@@ -21,7 +21,7 @@ from leoclr.cli.benchmark.operations import operations
 from leoclr.cli.benchmark.step_memory import memory_of_a_step
 from leoclr.cli.benchmark.summary import Alternative, Part, Rate, Report
 from leoclr.cli.config.augmentation import augmentation_spec
-from leoclr.cli.config.fields import from_text, get, replaced
+from leoclr.cli.config.fields import get, replaced
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.image_folders import as_shards
 from leoclr.cli.preflight.auto import DataFacts, settle
@@ -30,6 +30,7 @@ from leoclr.cli.run.devices import accelerated, check_precision, choose_device
 from leoclr.cli.run.versions import environment, versions
 from leoclr.cli.training import build
 from leoclr.cli.training.data import TrainingData, worker_count
+from leoclr.cli.training.graph import STEPS_BEFORE_REPLAY, use_graph
 from leoclr.cli.training.step import MakeViews, RunLength, TrainStep
 from leoclr.datasets.errors import RunError
 from leoclr.datasets.images.decode import decode_image, decode_pixels
@@ -177,7 +178,7 @@ class Bench:
                 take_step(views, _END)
                 return batch
 
-            return self._repeat(f"model step, batch {batch}", "model", work)
+            return self._repeat(f"model step, batch {batch}", "model", work, first=_first(take_step))
 
     def _end_to_end(self) -> Rate:
         """Steps on loaded batches, as in training."""
@@ -196,17 +197,17 @@ class Bench:
                 for _ in range(2 * self._workers):  # batches that were made while the model was
                     if time.perf_counter() - began < self._slice:
                         work()
-                return self._repeat("end to end", "all", work, slices=3)
+                return self._repeat("end to end", "all", work, slices=3, first=_first(take_step))
 
     def _other_data(self, one: Rate, data: Rate) -> Iterator[Alternative]:
         for executor in ("fast",) if self._settings.augmentation.reduced_decoding else ("fast", "pillow"):
             if executor != self._executor:
                 setting = f"augmentation.executor={executor}"
-                rate = self._one_worker(with_values(self._settings, {"augmentation.executor": executor}))
+                rate = self._one_worker(replaced(self._settings, {"augmentation.executor": executor}))
                 yield Alternative(setting, "data", rate.images_per_second / one.images_per_second)
         processors = os.cpu_count() or 1
         if self._workers < processors and not self._resident:
-            rate = self._loaded(with_values(self._settings, {"run.workers": str(processors)}))
+            rate = self._loaded(replaced(self._settings, {"run.workers": processors}))
             yield Alternative(f"run.workers={processors}", "data", rate.images_per_second / data.images_per_second)
 
     def _other_steps(self, model: Rate) -> Iterator[Alternative]:
@@ -214,25 +215,27 @@ class Bench:
         if self._settings.data.batch_size / model.images_per_second > self._slice * _LONG / 2:
             return
         train = self._settings.train
-        tried = {"train.channels_last": str(not train.channels_last).lower()}
+        tried: dict[str, bool | str] = {"train.channels_last": not train.channels_last}
         if train.precision == "float32":
             tried["train.precision"] = "bf16"
         for key, value in tried.items():
             try:
-                rate = self._step(with_values(self._settings, {key: value}))
+                rate = self._step(replaced(self._settings, {key: value}))
             except RunError:  # the device cannot compute so
                 continue
-            yield Alternative(f"{key}={value}", "model", rate.images_per_second / model.images_per_second)
+            yield Alternative(f"{key}={str(value).lower()}", "model", rate.images_per_second / model.images_per_second)
 
-    def _repeat(self, name: str, part: Part, work: Callable[[], int], slices: int = 1) -> Rate:
-        """The rate of `work`, which returns how many images it did, after a first time that does not count."""
+    def _repeat(self, name: str, part: Part, work: Callable[[], int], slices: int = 1, first: int = 1) -> Rate:
+        """The rate of `work`, which returns how many images it did, after the `first` times, which do not count."""
         self._advance(name.strip())
+        for _ in range(first - 1):
+            work()
         began = time.perf_counter()
         images = work()
         self._wait()
-        first = time.perf_counter() - began
-        if first > self._slice * _LONG:
-            return Rate.of(name, part, [images / first])
+        seconds = time.perf_counter() - began
+        if seconds > self._slice * _LONG:
+            return Rate.of(name, part, [images / seconds])
         at_once = self._at_once(work, slices * self._slice)
         rates = list[float]()
         ends = time.perf_counter() + slices * self._slice
@@ -281,16 +284,16 @@ class Bench:
         }
 
 
-def with_values(settings: Settings, values: dict[str, Any]) -> Settings:
-    """The settings with other values at some dotted keys."""
-    for key, value in values.items():
-        settings = replaced(settings, {key: from_text(key, str(value))})
-    return settings
-
-
 def _train_step(settings: Settings, accelerator: Accelerator, make_views: MakeViews | None = None) -> TrainStep:
     method, batch = build.method(settings, accelerator.device, _END), settings.data.batch_size
-    return TrainStep(settings, accelerator, method, settings.view_policy.pairs, batch, RunLength(_END, 1), make_views)
+    take = TrainStep(settings, accelerator, method, settings.view_policy.pairs, batch, RunLength(_END, 1), make_views)
+    use_graph(take, lambda line: None)
+    return take
+
+
+def _first(take: TrainStep) -> int:
+    """How many steps do not count: those before replays alone, where there are any."""
+    return 1 if take.replay is None else 1 + STEPS_BEFORE_REPLAY
 
 
 def _count(done: Iterator[object]) -> int:

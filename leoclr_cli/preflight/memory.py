@@ -19,6 +19,7 @@ from torch import Tensor
 
 from leoclr.backends.method import Method, Progress
 from leoclr.cli.config.settings import Settings
+from leoclr.cli.run.devices import without_algorithm_search
 from leoclr.datasets.errors import RunError
 from leoclr.datasets.images.normalise import normalise
 from leoclr.datasets.wording import counted
@@ -163,7 +164,7 @@ def _kept(method: Method, settings: Settings, images: int) -> int:
     views = blank_views(settings, images, device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            with torch.autocast(device.type, dtype, enabled=dtype is not None), without_algorithm_search():
                 output: Any = trial(views, policy.pairs, Progress(0, 1, 1))
     del output
     return sum(found.values())

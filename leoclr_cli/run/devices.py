@@ -15,6 +15,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration
 
 from leoclr.backends.networks.backbones import Backbone, narrow_convolution
+from leoclr.backends.networks.batchnorm_groups import why_no_kernels
 from leoclr.backends.waits import waiting
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.allocator import keep_freed_memory
@@ -24,6 +25,7 @@ from leoclr.datasets.errors import RunError
 # Tried for each convolution, cuDNN's best guesses first. With torch's ten, the first steps took 20 s on an H100.
 _CUDNN_PLANS = 4
 _AGREE_STEPS_CUDA = 10  # asking all GPUs whether to stop waits for them; every step would cost speed
+_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 _PRECISION: dict[str, Literal["no", "bf16", "fp16"]] = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -40,8 +42,9 @@ def make_accelerator(settings: Settings, output: Path) -> Accelerator:
     settle_launch(os.environ)
     device = choose_device(settings.run.device)
     check_precision(settings.train.precision, device)
+    if device.type == "cuda":  # torch reads it at the first matrix product of a process; a deterministic run may follow
+        os.environ[_CUBLAS] = ":4096:8"
     if settings.run.deterministic:
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     if device.type == "cpu":
@@ -72,8 +75,20 @@ def accelerated(settings: Settings, output: Path) -> Iterator[Accelerator]:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     finally:
+        os.environ.pop(_CUBLAS, None)  # a command within this process would say that it has no effect
         torch.use_deterministic_algorithms(False)
         AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@contextmanager
+def without_algorithm_search() -> Iterator[None]:
+    """The block has shapes that do not come again: cuDNN takes its first guess for them and tries no other."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def agree(accelerator: Accelerator, step: int, signal_number: int, save_is_due: bool) -> tuple[int, bool]:
@@ -94,7 +109,8 @@ def agree(accelerator: Accelerator, step: int, signal_number: int, save_is_due: 
 
 def explained(error: RuntimeError) -> RunError | None:
     """What to say of an error of torch's that is no error of the program; None where it may be one."""
-    return lost_process(error) or failed_compilation(error) or out_of_memory(error) or changed_in_place(error)
+    found = lost_process(error) or failed_compilation(error) or out_of_memory(error)
+    return found or changed_in_place(error) or matrix_product_before(error)
 
 
 def lost_process(error: RuntimeError) -> RunError | None:
@@ -141,6 +157,16 @@ def changed_in_place(error: RuntimeError) -> RunError | None:
     )
 
 
+def matrix_product_before(error: RuntimeError) -> RunError | None:
+    """What to say where `run.deterministic` comes too late in a process; None where `error` is anything else."""
+    if _CUBLAS not in str(error):
+        return None
+    return RunError(
+        "run.deterministic: this process has multiplied matrices on the GPU before; start Python again with "
+        f"{_CUBLAS}=:4096:8 in the environment"
+    )
+
+
 def choose_device(name: str) -> torch.device:
     """The device called `name`: auto (a GPU if there is one), cpu, cuda or cuda:N.
 
@@ -174,6 +200,13 @@ def check_precision(precision: str, device: torch.device) -> None:
         raise RunError("this GPU does not compute in bf16; take --precision fp16 or float32")
     if precision == "bf16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         raise RunError("this processor does not compute in bf16; take --precision float32")
+
+
+def check_kernels(device: torch.device) -> list[str]:
+    """What to say where a GPU does without leoclr's own kernels, which saves it thousands of launches a step."""
+    reason = why_no_kernels() if device.type == "cuda" else None
+    wanted = "Triton needs a C compiler and Python's headers"
+    return [] if reason is None else [f"steps are slower without Triton's kernels; {wanted} ({reason})"]
 
 
 def check_backbone(backbone: Backbone, size: int, precision: str, device: torch.device) -> None:

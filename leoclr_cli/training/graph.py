@@ -6,14 +6,18 @@ step inputs of the method (`leoclr.backends.step_inputs`). The graph captures th
 update, with the crops and photometric operations of the views.
 
 The first steps run without the graph. The next two are computed twice from the same state, with and without the graph,
-and must update the weights alike. If they do not, or if the capture fails, one line gives the reason and all steps run
-without the graph.
+and must update the weights alike. If they do not, if the host waits for the GPU within a step, or if the capture fails,
+one line gives the reason and all steps run without the graph.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +30,8 @@ from leoclr.datasets.errors import LeoclrError
 
 _STEPS_BEFORE = 3  # in which algorithms are chosen and the optimizer's state comes to be
 _CHECKED = 2  # the second has other inputs than the capture
+STEPS_BEFORE_REPLAY = _STEPS_BEFORE + _CHECKED  # how many steps are not replayed alone
+_SYNCHRONIZES = "synchronizing CUDA operation"  # in torch's warning
 _SAME = 0.1  # distance between the two results, over the length of the step: twice the same step is 0.01 in bf16
 
 
@@ -59,6 +65,8 @@ def why_not(settings: Settings, method: Method, device: torch.device, ranks: int
         return "train.accumulation is above 1"
     if settings.train.precision == "fp16":
         return "fp16 leaves out steps that overflow"
+    if settings.run.deterministic:
+        return "its learning rates are float32, so the first steps after a resume would round otherwise"
     if method.phases > 1 or any(group.frozen or group.weight_decay for group in method.groups):
         return f"{settings.backend} has phases, frozen groups or a schedule of weight decay"
     return None
@@ -68,11 +76,16 @@ def cuda_capture(body: Callable[[], StepResult]) -> Callable[[], StepResult]:
     """Record what `body` launches, without running it.
 
     By this thread alone: others, which pin the next batches, may allocate memory meanwhile ("global", torch's default,
-    lets either them or the capture fail).
+    lets either them or the capture fail). The stream is of the current device, and the one before is current again also
+    where the capture fails, which torch leaves out.
     """
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        result = body()
+    graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    try:
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            result = body()
+    finally:
+        torch.cuda.set_stream(before)
 
     def replay() -> StepResult:
         graph.replay()
@@ -120,12 +133,17 @@ class StepGraph:
         self._fill(inputs, now)
         if self._replay is not None and not self._unchecked:
             return self._replay().clone()
-        before = self._state()
+        before, remembered = self._state(), self._remembered()
         watched = WatchedProgress(*now)
-        with self._inputs.serving():
-            expected = self._body(self._buffers, watched).clone()
+        with _waits(self._rates.device) as waits:
+            expected = self._without_replay(watched)
+        if expected is None:
+            vars(self._method).update(remembered)
+            return self._unchecked_replay(before, now)
         if watched.read:
             return self._refuse("the method reads its progress on the host", expected)
+        if waits:  # a capture that fails in its midst would leave torch's allocator in disorder
+            return self._refuse(f"the host waits for the GPU within a step ({waits[0]})", expected)
         after = self._state()
         self._restore(before)
         self._seed(now)
@@ -140,16 +158,33 @@ class StepGraph:
             return self._refuse("a replay does not give what the step gives", expected)
         self._replay = replay
         self._unchecked = self._unchecked - 1 if self._check else 0
+        if not self._unchecked:
+            _give_back(self._rates.device)
         return found
+
+    def _without_replay(self, now: Progress) -> StepResult | None:
+        """The step itself; None where there is no room for it beside the memory of the replay."""
+        try:
+            with self._inputs.serving():
+                return self._body(self._buffers, now).clone()
+        except torch.OutOfMemoryError:
+            if self._replay is None:
+                raise
+            return None
+
+    def _unchecked_replay(self, before: list[Tensor], now: Progress) -> StepResult:
+        """A step by the replay alone, from the state `before`, as all that follow."""
+        assert self._replay is not None
+        self._optimizer.zero_grad(set_to_none=True)
+        self._restore(before)
+        self._seed(now)
+        self._unchecked = 0
+        _give_back(self._rates.device)
+        return self._replay().clone()
 
     def _captured(self, now: Progress) -> Callable[[], StepResult]:
         """The replay of the step. What the method remembers in Python is as before, if the capture fails."""
-        ours = vars(nn.Module())
-        kept = {
-            name: copy.copy(value)
-            for name, value in vars(self._method).items()
-            if name not in ours and isinstance(value, list | dict | set)
-        }
+        remembered = self._remembered()
 
         def body() -> StepResult:
             with self._inputs.serving():
@@ -158,7 +193,7 @@ class StepGraph:
         try:
             return self._capture(body)
         except BaseException:
-            vars(self._method).update(kept)
+            vars(self._method).update(remembered)
             self._optimizer.zero_grad(set_to_none=True)
             raise
 
@@ -183,6 +218,12 @@ class StepGraph:
             *(value for value in state if isinstance(value, Tensor)),
         ]
 
+    def _remembered(self) -> dict[str, Any]:
+        """Copies of what the method itself keeps in Python, such as keys that wait for the update."""
+        ours = vars(nn.Module())
+        own = {name: value for name, value in vars(self._method).items() if name not in ours}
+        return {name: copy.copy(value) for name, value in own.items() if isinstance(value, list | dict | set)}
+
     def _state(self) -> list[Tensor]:
         return [tensor.clone() for tensor in self._tensors()]
 
@@ -200,6 +241,30 @@ class StepGraph:
         parameters = sum(1 for _ in self._method.parameters())
         parts = slice(0, parameters), slice(parameters, None)
         return all(_near(before[part], expected[part], found[part]) for part in parts)
+
+
+@contextmanager
+def _waits(device: torch.device) -> Iterator[list[str]]:
+    """Gathers where the host waits for the GPU within the block, as "file:line". Torch's other warnings, such as that
+    a step ready for a capture is taken without, have no meaning for the user."""
+    found: list[str] = []
+    if device.type != "cuda":
+        yield found
+        return
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield found
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    found += [f"{Path(each.filename).name}:{each.lineno}" for each in caught if _SYNCHRONIZES in str(each.message)]
+
+
+def _give_back(device: torch.device) -> None:
+    """Free what steps without the graph have used: the graph has memory of its own."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _near(before: list[Tensor], expected: list[Tensor], found: list[Tensor]) -> bool:

@@ -53,11 +53,11 @@ def saved_on_failure(
         yield
     except (LeoclrError, OSError, RuntimeError) as error:
         saved = False
-        if not isinstance(error, Unsound | CheckpointError) and worth_it():
+        if not isinstance(error, Unsound | CheckpointError):
             try:
-                saved = save()
-            except LeoclrError as second:
-                warn(f"the newest step cannot be saved: {second}")
+                saved = worth_it() and save()
+            except (LeoclrError, RuntimeError) as second:  # a GPU that has failed answers nothing more
+                warn(f"the newest step cannot be saved: {' '.join(str(second).split())[:300]}")
         if not isinstance(error, Unsound) and (main or saved):
             _say_how_it_goes_on(run, saved)
         raise

@@ -180,7 +180,8 @@ class TrainStep:
             total += output.loss.detach() / train.accumulation
             for name, value in output.metrics.items():
                 metrics[name] = metrics.get(name, 0.0) + value.detach() / train.accumulation
-        return StepResult(total, output.embeddings, metrics)
+        embeddings = None if output.embeddings is None else output.embeddings.detach()
+        return StepResult(total, embeddings, metrics)
 
     def _gradients_made(self, gradient: Tensor) -> None:
         if self._last_part:

@@ -30,7 +30,7 @@ from leoclr.cli.preflight.checks import (
 from leoclr.cli.preflight.initial_weights import start_from_weights
 from leoclr.cli.preflight.memory import check_memory
 from leoclr.cli.run.checkpoint import Sound, newest_sound
-from leoclr.cli.run.devices import accelerated, agree, explained
+from leoclr.cli.run.devices import accelerated, agree, check_kernels, explained
 from leoclr.cli.run.folder import RunFolder
 from leoclr.cli.run.lock import RunLock
 from leoclr.cli.run.weights_only import is_weights_only, refusal
@@ -108,6 +108,7 @@ class Trainer:
         self.steps = settings.train.epochs * self.plan.steps_per_epoch
         self.method = build.method(settings, self.device, len(self.index), self.ranks)
         self.remarks = check_memory(self.method, settings, self.facts.micro, self.data.workers, self.device)
+        self.remarks += check_kernels(self.device)
         warmup = round(settings.optimizer.warmup_epochs * self.plan.steps_per_epoch)
         length = RunLength(self.steps, self.plan.steps_per_epoch, warmup)
         self.take_step = TrainStep(

@@ -1,4 +1,4 @@
-"""What a backbone and a device cannot do is refused: PyTorch's wrong gradients in bf16 on a CPU, too few GPUs."""
+"""What a backbone and a device cannot do is refused or told: wrong gradients of PyTorch, no compiler, too few GPUs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from leoclr.backends.networks.backbones import build_backbone, narrow_convolution
+from leoclr.backends.networks.batchnorm_groups import why_no_kernels
 from leoclr.cli.config.settings import Settings
-from leoclr.cli.run.devices import accelerated, check_backbone, choose_device
+from leoclr.cli.run import devices
+from leoclr.cli.run.devices import accelerated, check_backbone, check_kernels, choose_device, explained
 from leoclr.cli.training import build
 from leoclr.datasets.errors import RunError
 
@@ -38,6 +40,24 @@ def test_only_bf16_on_a_cpu_is_refused() -> None:
     check_backbone(backbone, 32, "bf16", CPU)
     with pytest.raises(RunError, match=r"images of 16 px are too small for bf16 on a CPU: layer4\.0\.conv1"):
         check_backbone(backbone, 16, "bf16", CPU)
+
+
+def test_a_gpu_without_a_compiler_is_told_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "why_no_kernels", lambda: "Failed to find C compiler")
+    (line,) = check_kernels(torch.device("cuda"))
+    assert "needs a C compiler" in line and "(Failed to find C compiler)" in line
+    assert not check_kernels(CPU)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton starts on a GPU")
+def test_without_a_gpu_triton_does_not_start() -> None:
+    assert why_no_kernels()
+
+
+def test_a_deterministic_run_that_comes_too_late_is_told_what_to_set() -> None:
+    error = RuntimeError("Deterministic behavior was enabled, but CUBLAS_WORKSPACE_CONFIG is not set")
+    assert "CUBLAS_WORKSPACE_CONFIG=:4096:8" in str(explained(error))
+    assert explained(RuntimeError("broken")) is None
 
 
 def test_no_method_is_built_on_wrong_gradients() -> None:

@@ -14,6 +14,7 @@ from leoclr.backends.methods import byol, simsiam
 from leoclr.backends.methods.byol import BYOL
 from leoclr.backends.methods.simsiam import SimSiam
 from leoclr.backends.networks.backbones import build_backbone
+from leoclr.backends.settings import anchors_first
 from leoclr.cli.config.sections import OptimizerSettings
 from leoclr.cli.training.optimizers import build_optimizer, schedule
 
@@ -88,6 +89,12 @@ def test_byol_tells_collapse(tiny_facts: Facts) -> None:
         last.weight.zero_()
         last.bias.fill_(1.0)
     assert method(views(), LEOCLR, NOW).metrics["std"] < 1e-6 < 0.3 < healthy
+
+
+def test_views_with_a_gradient_come_before_those_without() -> None:
+    """Else autocast, before torch 2.11, would give the anchors the weights that it has cast without a gradient."""
+    assert anchors_first(views(), LEOCLR) == ["x", "x1", "x2"]
+    assert anchors_first(views(), (("x1", "x"), ("x2", "x"))) == ["x1", "x2", "x"]
 
 
 @pytest.mark.parametrize("pairs", [LEOCLR, BOTH])

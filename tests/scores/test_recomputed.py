@@ -278,12 +278,13 @@ def test_semisup(bench: Bench) -> None:
     assert found["results"]["finetuned"]["mean_per_class"] == pytest.approx(np.mean(right), abs=0.03)
 
 
-def test_health_metrics() -> None:
+@pytest.mark.parametrize("count", [200, 7])  # more than dimensions, and fewer
+def test_health_metrics(count: int) -> None:
     random = np.random.default_rng(0)
-    values = random.normal(size=(200, 12)) * np.linspace(0.1, 2, 12)
+    values = random.normal(size=(count, 12)) * np.linspace(0.1, 2, 12)
     values /= np.linalg.norm(values, axis=1, keepdims=True)
     deviation, rank = (float(one) for one in spread(torch.from_numpy(values)))
     assert deviation == pytest.approx(math.sqrt(12) * np.mean(np.std(values, axis=0, ddof=1)), rel=1e-5)
     singular = np.linalg.svd(values - values.mean(axis=0), compute_uv=False)
-    share = singular / singular.sum()
+    share = singular[singular > 1e-12] / singular.sum()
     assert rank == pytest.approx(math.exp(-float((share * np.log(share)).sum())), rel=1e-5)

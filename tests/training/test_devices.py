@@ -173,6 +173,7 @@ def test_a_gpu_makes_and_keeps_the_views_unless_told_otherwise(
 
 
 @needs_gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("resident", ["yes", "no"])
 @pytest.mark.parametrize("backend", ["moco", "simclr"])
 def test_no_step_makes_the_host_wait_for_the_gpu(
@@ -206,6 +207,7 @@ def test_no_step_makes_the_host_wait_for_the_gpu(
 
 @needs_gpu
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")  # torch before 2.14
 def test_a_compiled_encoder_trains_alike(make_shards: MakeShards, tmp_path: Path, settings: MakeSettings) -> None:
     data = make_shards((20, 9))
     for compiled in ("false", "true"):

@@ -3,7 +3,8 @@ processor. What is replayed has to be what is computed without."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,50 @@ def test_a_capture_that_fails_leaves_no_trace(settings: MakeSettings, tmp_path: 
     assert all(torch.equal(found[name], weights[name]) for name in weights)
 
 
+def test_a_check_without_room_is_left_out(
+    settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory of a graph stays with it, so that a step beside it may not fit."""
+    expected, weights, _, _ = steps(settings(), tmp_path, None)
+    body, replaying, refused = TrainStep.body, [False, False], [0]
+
+    def tight(self: TrainStep, inputs: Mapping[str, torch.Tensor], now: Progress) -> StepResult:
+        captured, within = replaying
+        if captured and not within:
+            refused[0] += 1
+            self._remember()
+            self.method(self._make_views({name: view / 255 for name, view in inputs.items()}), self.pairs, now)
+            raise torch.OutOfMemoryError("no room")
+        return body(self, inputs, now)
+
+    def capture(captured: Body) -> Body:
+        def replay() -> StepResult:
+            replaying[:] = [True, True]
+            try:
+                return captured()
+            finally:
+                replaying[1] = False
+
+        return replay
+
+    monkeypatch.setattr(TrainStep, "body", tight)
+    losses, found, _, said = steps(settings(), tmp_path, capture)
+    assert not said and refused == [1]
+    assert all(torch.equal(one, other) for one, other in zip(losses, expected, strict=True))
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+
+
+def test_a_step_that_waits_for_the_gpu_is_not_captured(
+    settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "_waits", lambda device: contextlib.nullcontext(["method.py:12"]))
+    losses, found, _, said = steps(settings(), tmp_path, lambda body: pytest.fail("captured"))
+    assert said == ["steps are not replayed as a CUDA graph: the host waits for the GPU within a step (method.py:12)"]
+    expected, weights, _, _ = steps(settings(), tmp_path, None)
+    assert all(torch.equal(one, other) for one, other in zip(losses, expected, strict=True))
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+
+
 def test_a_method_that_reads_its_progress_is_noticed(
     settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,6 +246,7 @@ def test_inputs_of_a_step_are_filled_before_each() -> None:
         ({}, 2, "several processes"),
         ({"train__accumulation": "2"}, 1, "accumulation"),
         ({"train__precision": "fp16", "run__device": "auto"}, 1, "fp16"),
+        ({"run__deterministic": "true"}, 1, "float32"),
         ({}, 1, None),
     ],
 )

@@ -15,6 +15,7 @@ import torch
 from leoclr.backends.methods.moco import MoCo
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.checkpoint import newest_sound, step_folders
+from leoclr.cli.training.monitoring.meter import Meter
 from leoclr.cli.training.state import RunState
 from leoclr.cli.training.trainer import train as run_training
 from leoclr.datasets.errors import CheckpointError
@@ -65,6 +66,21 @@ def test_a_step_that_fails_in_its_forward_pass_is_taken_back(
     for name in ("model", "optimizer"):
         one, other = broken.load().tensors[name], whole.load().tensors[name]
         assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_gpu_that_answers_nothing_more_hides_neither_error_nor_advice(
+    train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def dead(self: Meter) -> bool:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(MoCo, "forward", in_step(6, MoCo.forward, "after"))  # two calls estimate the memory
+    monkeypatch.setattr(Meter, "sound", dead)
+    with pytest.raises(RuntimeError, match="broken"):
+        train("broken", run__checkpoint_epochs="1")
+    printed = capsys.readouterr().err
+    assert "the newest step cannot be saved: CUDA error" in printed
+    assert "the newest checkpoint is that of step 3" in printed
 
 
 def test_old_checkpoints_make_room_for_the_newest_step(

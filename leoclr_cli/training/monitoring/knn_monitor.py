@@ -10,6 +10,7 @@ import torch
 
 from leoclr.backends.networks.backbones import Backbone
 from leoclr.cli.config.settings import Settings
+from leoclr.cli.run.devices import without_algorithm_search
 from leoclr.cli.terminal import say, warn
 from leoclr.cli.training.data import resident_images, worker_count
 from leoclr.datasets.errors import DataError, LeoclrError, RunError
@@ -105,19 +106,20 @@ class KnnMonitor:
 
     def score(self, backbone: Backbone, device: torch.device, advance: Callable[[int], None]) -> float:
         """Top-1 accuracy in [0, 1]; `advance` is called as by `extract_features`."""
-        found = [
-            extract_features(
-                backbone,
-                index,
-                self.preprocessing,
-                device=device,
-                workers=self.workers,
-                max_bad_share=1.0,  # the run has its own limit for images that cannot be decoded
-                advance=advance,
-                resident=self._resident(index, device),
-            )
-            for index in (self.bank, self.queries)
-        ]
+        with without_algorithm_search():
+            found = [
+                extract_features(
+                    backbone,
+                    index,
+                    self.preprocessing,
+                    device=device,
+                    workers=self.workers,
+                    max_bad_share=1.0,  # the run has its own limit for images that cannot be decoded
+                    advance=advance,
+                    resident=self._resident(index, device),
+                )
+                for index in (self.bank, self.queries)
+            ]
         if empty := [one for one in found if not len(one.numbers)]:
             raise DataError(f"none of the {len(empty[0].skipped)} images can be decoded; {empty[0].skipped[0]}")
         (bank, bank_labels), (queries, labels) = (

@@ -23,7 +23,9 @@ class Meter:
         self._bad: list[str] = []
 
     def add(self, result: StepResult, bad: list[str]) -> None:
-        """Note a step, and the images of it that could not be used."""
+        """Note a step, and the images of it that could not be used. Only the newest embeddings are kept."""
+        if self._results:
+            self._results[-1] = self._results[-1]._replace(embeddings=None)
         self._results.append(result)
         self._bad += bad
 
