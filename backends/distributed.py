@@ -68,7 +68,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        gradient = gradients[0].contiguous()
+        gradient = gradients[0].clone(memory_format=torch.contiguous_format)  # others may be given the same tensor
         with waiting():
             dist.all_reduce(gradient)
         return gradient[rank() * ctx.batch :][: ctx.batch]

@@ -14,10 +14,11 @@ in any other way is not replayed.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,8 @@ from leoclr.backends.networks.encoder import Encoder
 from leoclr.backends.settings import BatchNormSettings, Pairs
 from leoclr.backends.settings import anchors_of as anchors_of
 from leoclr.backends.settings import positives_of as positives_of
+
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
 class Progress(NamedTuple):
@@ -201,6 +204,17 @@ class PairMethod(Method):
     def reduce(self, losses: Tensor) -> Tensor:
         """One loss from those of all pairs, `(p,)`."""
         return losses.sum()
+
+
+def momentum_copy(network: NetworkT) -> NetworkT:
+    """A copy that `momentum_update` moves: without gradients, and nothing in it is dropped at random."""
+    copied = copy.deepcopy(network).requires_grad_(False)
+    for part in copied.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        elif hasattr(part, "drop_prob"):  # timm's DropPath
+            setattr(part, "drop_prob", 0.0)  # noqa: B010
+    return copied
 
 
 @torch.no_grad()

@@ -61,7 +61,8 @@ class ViewPolicy:
         pairs: (anchor, positive) names. The anchor gets the gradient; each anchor is pulled to its positives only.
         summary: What it is, in a line.
         needs: What its wrapper, the entry point of its name in `leoclr.wrappers`, needs of the method.
-        passes: Views that the wrapper sends through the encoder, with gradient, beside those of the pairs.
+        passes: Forward passes with gradient that the wrapper adds to those of the pairs, in passes over a view of full
+            size; one without gradient counts a third.
 
     Raises:
         SettingsError: A pair is not of two of the views.
@@ -72,7 +73,7 @@ class ViewPolicy:
     pairs: Pairs
     summary: str = ""
     needs: tuple[str, ...] = ()
-    passes: int = 0
+    passes: float = 0
 
     def __post_init__(self) -> None:
         for anchor, positive in self.pairs:

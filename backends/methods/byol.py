@@ -9,7 +9,6 @@ embeddings scaled to length sqrt(dim), is about 1, and 0 at collapse, where `cos
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -24,6 +23,7 @@ from leoclr.backends.method import (
     PairMethod,
     Progress,
     mean_std,
+    momentum_copy,
     momentum_update,
     reduce_pairs,
     share_batch_norm,
@@ -83,7 +83,7 @@ class BYOL(PairMethod):
         backbone, hidden, dim = facts.new_backbone(), settings.hidden, settings.dim
         self.encoder = Encoder(backbone, mlp((backbone.feature_dim, hidden, dim), norm=True), normalise=False)
         self.predictor = mlp((dim, hidden, dim), norm=True)
-        self.target = copy.deepcopy(self.encoder).requires_grad_(False)
+        self.target = momentum_copy(self.encoder)
         self.momentum = cosine_schedule(settings.momentum, settings.final_momentum)
         share_batch_norm(self, settings, facts)
 

@@ -10,7 +10,6 @@ output, 0 if all images share one output; `teacher_entropy`, of the output of ea
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -22,7 +21,16 @@ from torch.nn import functional as F
 
 from leoclr.backends.distributed import gather
 from leoclr.backends.losses import cross_entropy
-from leoclr.backends.method import Facts, Method, Output, ParameterGroup, Progress, momentum_update, share_batch_norm
+from leoclr.backends.method import (
+    Facts,
+    Method,
+    Output,
+    ParameterGroup,
+    Progress,
+    momentum_copy,
+    momentum_update,
+    share_batch_norm,
+)
 from leoclr.backends.networks.backbones import Backbone
 from leoclr.backends.networks.encoder import Encoder
 from leoclr.backends.networks.heads import mlp
@@ -101,8 +109,8 @@ class DINO(Method):
                     nn.init.zeros_(layer.bias)
         self.encoder = Encoder(backbone, head)
         self.outputs = _Outputs(settings.dim, settings.outputs, bias=False)
-        self.teacher = copy.deepcopy(self.encoder).requires_grad_(False)
-        self.teacher_outputs = copy.deepcopy(self.outputs).requires_grad_(False)
+        self.teacher = momentum_copy(self.encoder)
+        self.teacher_outputs = momentum_copy(self.outputs)
         self.register_buffer("centre", torch.zeros(settings.outputs))
         self.groups = (ParameterGroup("^outputs", frozen=lambda now: now.epoch < settings.frozen_epochs),)
         self.momentum = cosine(settings.momentum, settings.final_momentum)

@@ -6,7 +6,6 @@ With `pairwise` views it is MoCo-v2 (arXiv 2003.04297).
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -23,6 +22,7 @@ from leoclr.backends.method import (
     PairMethod,
     Progress,
     encode_views,
+    momentum_copy,
     momentum_update,
     reduce_pairs,
 )
@@ -111,7 +111,7 @@ class MoCo(PairMethod):
         self.settings, self.seed = settings, facts.seed
         self.encoder = contrastive_encoder(facts.new_backbone(), *facts.projector)
         split_batch_norm(self.encoder, max(1, settings.bn_splits // ranks()))
-        self.key_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
+        self.key_encoder = momentum_copy(self.encoder)
         self.queue = KeyQueue(settings.queue, facts.projector[2], facts.seed)
         self.shuffles = self.encoder.batch_statistics and (settings.bn_splits > 1 or ranks() > 1)
         self._waiting: list[Tensor] = []

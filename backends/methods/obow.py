@@ -19,7 +19,6 @@ alike; `batch_entropy`, of the mean bag of the batch. If the two are equal, all 
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, cast
@@ -31,7 +30,7 @@ from torch.nn import functional as F
 
 from leoclr.backends.distributed import gather, rank, ranks
 from leoclr.backends.losses import cross_entropy, exact
-from leoclr.backends.method import Facts, Method, Output, Progress, momentum_update, share_batch_norm
+from leoclr.backends.method import Facts, Method, Output, Progress, momentum_copy, momentum_update, share_batch_norm
 from leoclr.backends.networks.backbones import Backbone
 from leoclr.backends.networks.encoder import Encoder
 from leoclr.backends.networks.feature_maps import map_channels, recorded_maps
@@ -96,7 +95,7 @@ class OBoW(Method):
         channels, width = map_channels(backbone, self.stages, facts.image_size), backbone.feature_dim
         self.encoder = Encoder(backbone, nn.Identity(), normalise=False)
         self.generators = nn.ModuleList(mlp((each, 2 * width, width), norm=True) for each in channels)
-        self.teacher = copy.deepcopy(self.encoder).requires_grad_(False)
+        self.teacher = momentum_copy(self.encoder)
         self.vocabularies = nn.ModuleList(
             Vocabulary(settings.words, each, facts.seed + stage, settings.sharpness)
             for stage, each in zip(self.stages, channels, strict=True)

@@ -17,7 +17,6 @@ Health, beside DINO's: `map_entropy`, of the cosines of a map as a share of log(
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leoclr.backends.losses import cross_entropy, exact
-from leoclr.backends.method import Facts, Output, Progress, momentum_update, share_batch_norm
+from leoclr.backends.method import Facts, Output, Progress, momentum_copy, momentum_update, share_batch_norm
 from leoclr.backends.methods.dino import DINO, move_centre
 from leoclr.backends.methods.dino import Settings as DINOSettings
 from leoclr.backends.networks.encoder import Encoder
@@ -73,7 +72,7 @@ class SCFS(DINO):
         channels = map_channels(self.encoder.backbone, self.stages, facts.image_size)
         widths = (settings.stage_bottleneck, settings.stage_hidden, settings.stage_dim)
         self.heads = nn.ModuleList(_Head(each, *widths) for each in channels)
-        self.teacher_heads = copy.deepcopy(self.heads).requires_grad_(False)
+        self.teacher_heads = momentum_copy(self.heads)
         self.register_buffer("stage_centre", torch.zeros(len(self.stages), settings.stage_dim))
         self._stages_waiting: list[Tensor] = []
         for heads in (self.heads, self.teacher_heads):

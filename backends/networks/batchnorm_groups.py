@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+_LEAST_CAPABILITY = (7, 0)  # Volta
 _KERNEL_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -119,6 +120,8 @@ def why_no_kernels() -> str | None:
     It comes with torch's CUDA builds for Linux. At its start it compiles a little C, for which a slim container has
     neither the compiler nor Python's headers.
     """
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() < _LEAST_CAPABILITY:
+        return "the GPU is older than what Triton compiles for"
     try:
         from triton.runtime import driver
 

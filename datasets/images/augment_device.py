@@ -163,7 +163,9 @@ def _jitter(pixels: Tensor, columns: Tensor) -> Tensor:
 
 @cache
 def _has_triton() -> bool:
-    """Whether Triton starts here; it is not part of every torch, and needs a C compiler."""
+    """Whether Triton starts here: it is not part of every torch, needs a C compiler, and a GPU from Volta on."""
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() < (7, 0):
+        return False
     try:
         from triton.runtime import driver
 

@@ -108,7 +108,10 @@ def resident_batches(
                 boxes = crop_boxes(width, height, of_view, numbers).astype(np.float32)
                 draws[boxes_of(name)] = torch.from_numpy(boxes)
         batch = Batch(step, {}, torch.from_numpy(samples), bad, draws=draws)
-        return batch.pin_memory() if images.pixels.is_cuda else batch
+        if not images.pixels.is_cuda:
+            return batch
+        with torch.cuda.device(images.pixels.device):  # else this thread would begin to use the first GPU, too
+            return batch.pin_memory()
 
     return ordered_map(drawn, range(start, stop), workers=1, ahead=_STEPS_AHEAD)
 

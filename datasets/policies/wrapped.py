@@ -47,7 +47,9 @@ class Clsa(PolicySettings):
         for number, (size, changes) in enumerate(strong, start=1):
             views[f"strong{number}"] = View(size=size, changes={**changes, "strong": self.operations})
         pairs = tuple((f"weak{number}", "key") for number in range(1, len(weak) + 1))
-        return ViewPolicy("clsa", views, pairs, _line(self), ("pairs", "similarities"), passes=len(strong))
+        return ViewPolicy(
+            "clsa", views, pairs, _line(self), ("pairs", "similarities"), sum(size**2 for size, _ in strong)
+        )
 
 
 class UnMix(PolicySettings):
@@ -97,7 +99,8 @@ class LoGo(PolicySettings):
         views = {"global1": whole, "global2": whole, "local1": part, "local2": part}
         pairs = [("global1", "global2"), ("global2", "global1")]
         pairs += [(local, target) for local in ("local1", "local2") for target in ("global1", "global2")]
-        return ViewPolicy("logo", views, tuple(pairs), _line(self), ("pairs",), passes=4)
+        passes = 2 * self.size**2 * (1 + 1 / 3)  # both locals with gradient, and once more without
+        return ViewPolicy("logo", views, tuple(pairs), _line(self), ("pairs",), passes)
 
 
 def _line(settings: PolicySettings) -> str:

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from leoclr.cli.benchmark.operations import operations
-from leoclr.cli.benchmark.step_memory import memory_of_a_step
+from leoclr.cli.benchmark.steps import END, bench_step, memory_of_a_step, uncounted
 from leoclr.cli.benchmark.summary import Alternative, Part, Rate, Report
 from leoclr.cli.config.augmentation import augmentation_spec
 from leoclr.cli.config.fields import get, replaced
@@ -28,10 +27,7 @@ from leoclr.cli.preflight.auto import DataFacts, settle
 from leoclr.cli.preflight.checks import facts_of, policy_problems
 from leoclr.cli.run.devices import accelerated, check_precision, choose_device
 from leoclr.cli.run.versions import environment, versions
-from leoclr.cli.training import build
 from leoclr.cli.training.data import TrainingData, worker_count
-from leoclr.cli.training.graph import STEPS_BEFORE_REPLAY, use_graph
-from leoclr.cli.training.step import MakeViews, RunLength, TrainStep
 from leoclr.datasets.errors import RunError
 from leoclr.datasets.images.decode import decode_image, decode_pixels
 from leoclr.datasets.loading.device_feed import Pace
@@ -47,7 +43,6 @@ _MOST_AT_ONCE, _TIMES = 50, 8  # steps between two looks at the clock on a GPU; 
 _SAMPLES = 64  # different images that single operations are measured on
 _CPU_BATCH = 64  # where a step of the whole batch would take too long to repeat
 _LARGEST_BATCH = 4096  # that is looked for where a method refuses smaller ones
-_END = 1  # step of a schedule of one: its learning rate is zero, so weights stay finite however often it is taken
 Advance = Callable[[str], None]
 
 
@@ -166,7 +161,7 @@ class Bench:
         sides = {name: view.side(settings.data.image_size) for name, view in settings.view_policy.views.items()}
         generator = torch.Generator().manual_seed(0)
         with accelerated(settings, self._folder) as accelerator:
-            take_step = _train_step(settings, accelerator)
+            take_step = bench_step(settings, accelerator, len(self._index))
             views = {
                 name: torch.randint(0, 256, (batch, 3, side, side), generator=generator, dtype=torch.uint8)
                 .to(accelerator.device)
@@ -175,21 +170,24 @@ class Bench:
             }
 
             def work() -> int:
-                take_step(views, _END)
+                take_step(views, END)
                 return batch
 
-            return self._repeat(f"model step, batch {batch}", "model", work, first=_first(take_step))
+            return self._repeat(f"model step, batch {batch}", "model", work, first=uncounted(take_step))
 
     def _end_to_end(self) -> Rate:
         """Steps on loaded batches, as in training."""
         with accelerated(self._settings, self._folder) as accelerator:
             data, pace = TrainingData(self._settings, accelerator), Pace(accelerator.device)
-            take_step, loaded = _train_step(self._settings, accelerator, data.make_views), data.batches(0, 1 << 30)
+            take_step, loaded = (
+                bench_step(self._settings, accelerator, len(self._index), data.make_views),
+                data.batches(0, 1 << 30),
+            )
             with closing(loaded):  # type: ignore[type-var]
 
                 def work() -> int:
                     batch = next(loaded)
-                    take_step(batch.inputs, _END)
+                    take_step(batch.inputs, END)
                     pace.step_taken()
                     return len(batch.samples)
 
@@ -197,7 +195,7 @@ class Bench:
                 for _ in range(2 * self._workers):  # batches that were made while the model was
                     if time.perf_counter() - began < self._slice:
                         work()
-                return self._repeat("end to end", "all", work, slices=3, first=_first(take_step))
+                return self._repeat("end to end", "all", work, slices=3, first=uncounted(take_step))
 
     def _other_data(self, one: Rate, data: Rate) -> Iterator[Alternative]:
         for executor in ("fast",) if self._settings.augmentation.reduced_decoding else ("fast", "pillow"):
@@ -282,18 +280,6 @@ class Bench:
             "batch": settings.data.batch_size,
             "workers": self._workers,
         }
-
-
-def _train_step(settings: Settings, accelerator: Accelerator, make_views: MakeViews | None = None) -> TrainStep:
-    method, batch = build.method(settings, accelerator.device, _END), settings.data.batch_size
-    take = TrainStep(settings, accelerator, method, settings.view_policy.pairs, batch, RunLength(_END, 1), make_views)
-    use_graph(take, lambda line: None)
-    return take
-
-
-def _first(take: TrainStep) -> int:
-    """How many steps do not count: those before replays alone, where there are any."""
-    return 1 if take.replay is None else 1 + STEPS_BEFORE_REPLAY
 
 
 def _count(done: Iterator[object]) -> int:

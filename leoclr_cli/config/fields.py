@@ -38,6 +38,7 @@ def _fields_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
 
 FIELDS = _fields_of(Settings)  # of every run; `all_fields` has those of methods and view policies too
 SECTIONS = tuple(dict.fromkeys(key.partition(".")[0] for key in FIELDS if "." in key))
+RESERVED = tuple(Settings.model_fields)  # names that no section of a method or view policy may have
 VARIABLE_PREFIX = "LEOCLR_"
 
 
@@ -45,7 +46,7 @@ VARIABLE_PREFIX = "LEOCLR_"
 def plugin_sections() -> Mapping[str, type[BaseModel]]:
     """Section name to settings class, of every installed method and view policy whose settings can be read."""
     found: dict[str, type[BaseModel]] = {}
-    owners = dict.fromkeys(SECTIONS, "leoclr itself")
+    owners = dict.fromkeys(RESERVED, "leoclr itself")
     for group, read in ((METHODS, method_settings), (VIEWS, policy_settings)):
         for one in plugins(group).values():
             try:
@@ -55,7 +56,7 @@ def plugin_sections() -> Mapping[str, type[BaseModel]]:
             if settings is None:
                 continue
             owner = owners.setdefault(one.section, f"{one.package} {one.version}")
-            if one.section in found or one.section in SECTIONS:
+            if one.section in found or one.section in RESERVED:
                 raise SettingsError(
                     f"{one.name} of {one.package} {one.version} needs a section [{one.section}] of the settings, "
                     f"which is {owner}'s; give it another name, or uninstall one of them"

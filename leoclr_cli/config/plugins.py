@@ -25,6 +25,7 @@ from leoclr.datasets.views import PolicySettings, ViewPolicy
 METHODS, VIEWS, WRAPPERS = "leoclr.methods", "leoclr.views", "leoclr.wrappers"
 OWN_PACKAGE = "leoclr-cli"
 _SETTINGS = "Settings"
+_PLAIN = (bool, int, float, str)
 
 
 @dataclass(frozen=True)
@@ -191,12 +192,19 @@ def _refuse_defaults(found: Plugin, settings: type[BaseModel]) -> None:
     """Raise SettingsError where a setting has no default or one that does not fit: a run that says nothing of it takes
     the default, and every command reads it."""
     try:
-        settings()
+        values = settings().model_dump()
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key, message = ".".join(map(str, first["loc"])), first["msg"].replace("Input should", "its default must")
         wrong = "it needs a default" if first["type"] == "missing" else f"{message}, got {first['input']!r}"
         raise SettingsError(f"the settings of {found} are broken: {key}: {wrong}") from None
+    for key, value in values.items():
+        items = value if isinstance(value, tuple) else (value,)
+        if not all(type(item) in _PLAIN for item in items):
+            raise SettingsError(
+                f"the settings of {found} are broken: {key}: its default must be a number, text, true, false or "
+                f"a tuple of these, as a settings file can say it, got {value!r}"
+            )
 
 
 def _first_line(error: Exception) -> str:
@@ -212,4 +220,11 @@ def import_method(name: str, views: str) -> Any:
         SettingsError: There is none of this name, or it cannot be imported.
     """
     method, wrapper = plugin(METHODS, name).load(), plugins(WRAPPERS).get(views)
-    return method if wrapper is None else type(method.__name__, (wrapper.load(), method), {})
+    if wrapper is None:
+        return method
+    from leoclr.backends.method import PairMethod
+
+    around = wrapper.load()
+    if issubclass(around, PairMethod) and not issubclass(method, PairMethod):  # whose own methods it would hide
+        raise SettingsError(f"the wrapper of views {views} is for a PairMethod, which {name} is not")
+    return type(method.__name__, (around, method), {})

@@ -22,13 +22,19 @@ from leoclr.backends.method import Method, Progress
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.training import build
 from leoclr.cli.training.optimizers import build_optimizer, drop_frozen_gradients, learning_rate, schedule
+from leoclr.cli.training.step import step_seed
 
 STEPS = 2
 _CPU = torch.device("cpu")
 
 
-def two_steps(settings: Settings) -> dict[str, Tensor]:
-    """Losses, the first gradients and the end state, of all processes together."""
+def two_steps(settings: Settings, stream: int = 0) -> dict[str, Tensor]:
+    """Losses, the first gradients and the end state, of all processes together.
+
+    Args:
+        stream: Another number draws other numbers by torch's generator, which has its own in each process, as in
+            training.
+    """
     method = build.method(settings, _CPU, images=settings.data.batch_size, ranks=ranks()).double()
     for part in method.modules():
         if isinstance(part, _BatchNorm):
@@ -40,6 +46,7 @@ def two_steps(settings: Settings) -> dict[str, Tensor]:
         now = Progress(step, STEPS, 1)
         rate = learning_rate(step, STEPS, 0, settings.optimizer.lr)
         schedule(optimizer, method, now, rate, settings.optimizer.lr)
+        torch.manual_seed(step_seed(stream, rank(), step))
         for phase in range(method.phases):
             found |= _phase(settings, method, model, optimizer, now._replace(phase=phase))
     state = {name: value for name, value in method.state_dict().items() if name not in method.per_rank}
@@ -60,11 +67,13 @@ def _phase(
         for name, parameter in method.named_parameters()
         if parameter.grad is not None
     }
-    method.before_update(now)
+    with torch.no_grad():
+        method.before_update(now)
     drop_frozen_gradients(optimizer, method, now)
     optimizer.step()
     optimizer.zero_grad()
-    method.after_update(now)
+    with torch.no_grad():
+        method.after_update(now)
     return {f"loss in {place}": loss, **(gradients if now.step == 0 else {})}
 
 

@@ -7,7 +7,7 @@ import re
 from importlib.metadata import version
 from pathlib import Path
 
-from leoclr.cli.config.fields import sections
+from leoclr.cli.config.fields import RESERVED, sections
 from leoclr.cli.config.plugins import METHODS, OWN_PACKAGE, plugins
 from leoclr.datasets.errors import SettingsError
 from leoclr.datasets.files import write_atomic
@@ -27,7 +27,7 @@ def write_package(name: str, folder: Path) -> list[Path]:
         raise SettingsError(f"{name!r} cannot name a method: lower-case letters, digits and single dashes can")
     if name in plugins(METHODS):
         raise SettingsError(f"there is a method {name} already, of {plugins(METHODS)[name].package}")
-    if section in sections():
+    if section in (*RESERVED, *sections()):
         raise SettingsError(f"[{section}] is a section of the settings already; choose another name")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SettingsError(f"{folder} exists and is not an empty folder; name another one")

@@ -19,6 +19,7 @@ from types import FrameType
 from leoclr.cli.terminal import warn
 
 _GRACE_SECONDS = 10.0
+_SAVE_SECONDS = 60.0  # for the first process, which may be saving
 _POLL_SECONDS = 0.1
 _PR_SET_PDEATHSIG = 1
 
@@ -31,7 +32,8 @@ def launched() -> bool:
 def launch(processes: int, arguments: Sequence[str]) -> int:
     """Run `leoclr ARGUMENTS` in several processes and wait for all.
 
-    When one of them fails the others are ended: gently, then by force after ten seconds. Ctrl-C reaches them from the
+    When one of them fails the others are ended: gently, then by force after ten seconds, the first process after a
+    minute, as it may be saving. Ctrl-C reaches them from the
     terminal, SIGTERM, SIGHUP and SIGUSR1 are passed on; either way each finishes its step and the first one saves. On
     Linux this happens when this process is killed.
 
@@ -98,13 +100,14 @@ def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int:
 
 
 def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
-    deadline = time.monotonic() + _GRACE_SECONDS
-    while time.monotonic() < deadline and any(child.poll() is None for child in children):
-        time.sleep(_POLL_SECONDS)  # a graceful stop ends all of them within a step of each other
-    for child in children:
-        if child.poll() is None:
-            child.kill()
-            child.wait()
+    began = time.monotonic()
+    for some, seconds in ((children[1:], _GRACE_SECONDS), (children[:1], _SAVE_SECONDS)):
+        while time.monotonic() < began + seconds and any(child.poll() is None for child in some):
+            time.sleep(_POLL_SECONDS)  # a graceful stop ends all of them within a step of each other
+        for child in some:
+            if child.poll() is None:
+                child.kill()
+                child.wait()
 
 
 def _exit_code(code: int) -> int:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from leoclr.backends.method import Method, Progress
+from leoclr.cli.config.plugin_errors import told_with_place
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.devices import without_algorithm_search
 from leoclr.datasets.errors import RunError
@@ -72,7 +73,7 @@ def estimate(method: Method, settings: Settings, micro: int, workers: int, ranks
     sides = [view.side(settings.data.image_size) for view in settings.view_policy.views.values()]
     pixels = 3 * sum(side * side for side in sides)
     share = micro * settings.train.accumulation
-    one, two = (_kept(method, settings, count) for count in (1, 2))
+    one, two = (max(_kept(method, settings, count, phase) for phase in range(method.phases)) for count in (1, 2))
     kept = one + (two - one) * (micro - 1)
     device = next(method.parameters()).device.type
     return StepMemory(
@@ -87,13 +88,17 @@ def check_memory(method: Method, settings: Settings, micro: int, workers: int, d
     """Compare the estimate for a run with what is free on its device. Processes on one CPU share its memory.
 
     Returns:
-        A warning where it may be too little; else nothing.
+        A warning where it may be too little, or where there is no estimate; else nothing.
 
     Raises:
         RunError: It is too little by more than the estimate may be off, with what fits.
     """
     sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1
-    return refuse_too_much(estimate(method, settings, micro, workers, sharing), device, settings)
+    try:
+        memory = estimate(method, settings, micro, workers, sharing)
+    except (RuntimeError, ValueError, IndexError) as error:  # a method may need more than two images
+        return [f"no estimate of the memory, for which one and two images are encoded: {told_with_place(error)}"]
+    return refuse_too_much(memory, device, settings)
 
 
 def refuse_too_much(memory: StepMemory, device: torch.device, settings: Settings) -> list[str]:
@@ -146,8 +151,8 @@ def _number(file: Path, read: Callable[[str], int]) -> int | None:
         return None
 
 
-def _kept(method: Method, settings: Settings, images: int) -> int:
-    """Bytes that a forward pass of some images keeps for its backward pass, parameters apart."""
+def _kept(method: Method, settings: Settings, images: int, phase: int) -> int:
+    """Bytes that a forward pass of some images in a phase keeps for its backward pass, parameters apart."""
     trial = copy.deepcopy(method).eval()  # BatchNorm of one image has no statistics
     own = {parameter.untyped_storage().data_ptr() for parameter in (*trial.parameters(), *trial.buffers())}
     found: dict[int, int] = {}
@@ -165,7 +170,7 @@ def _kept(method: Method, settings: Settings, images: int) -> int:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             with torch.autocast(device.type, dtype, enabled=dtype is not None), without_algorithm_search():
-                output: Any = trial(views, policy.pairs, Progress(0, 1, 1))
+                output: Any = trial(views, policy.pairs, Progress(0, 1, 1, phase))
     del output
     return sum(found.values())
 

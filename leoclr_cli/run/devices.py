@@ -26,6 +26,8 @@ from leoclr.datasets.errors import RunError
 _CUDNN_PLANS = 4
 _AGREE_STEPS_CUDA = 10  # asking all GPUs whether to stop waits for them; every step would cost speed
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+# The host's allocator, CUDA and Triton, and cuDNN, which tries again with less and then finds no algorithm.
+_NO_MEMORY = ("allocate memory", "out of memory", "_STATUS_ALLOC_FAILED", "unable to find an engine")
 _PRECISION: dict[str, Literal["no", "bf16", "fp16"]] = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -42,8 +44,7 @@ def make_accelerator(settings: Settings, output: Path) -> Accelerator:
     settle_launch(os.environ)
     device = choose_device(settings.run.device)
     check_precision(settings.train.precision, device)
-    if device.type == "cuda":  # torch reads it at the first matrix product of a process; a deterministic run may follow
-        os.environ[_CUBLAS] = ":4096:8"
+    _prepare_cublas(device)
     if settings.run.deterministic:
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
@@ -58,7 +59,8 @@ def make_accelerator(settings: Settings, output: Path) -> Accelerator:
         project_config=ProjectConfiguration(str(output), logging_dir=str(output / "tensorboard")),
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(timeout=timedelta(minutes=settings.run.timeout_minutes)),
+            # Accelerate leaves out what equals its own default of ten minutes; torch's, for gloo, is thirty.
+            InitProcessGroupKwargs(timeout=timedelta(minutes=settings.run.timeout_minutes, microseconds=1)),
         ],
     )
 
@@ -137,7 +139,7 @@ def failed_compilation(error: RuntimeError) -> RunError | None:
 def out_of_memory(error: RuntimeError) -> RunError | None:
     """What to say where `error` is a lack of memory; None where it is anything else."""
     text = " ".join(str(error).split())
-    if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in text:
+    if not isinstance(error, torch.OutOfMemoryError) and not any(words in text for words in _NO_MEMORY):
         return None
     return RunError(
         "out of memory; the checkpoints are as they were; take a smaller --batch-size, --precision bf16, or "
@@ -189,7 +191,16 @@ def choose_device(name: str) -> torch.device:
         raise RunError(f"there is no {name}: the GPUs are numbered 0 to {torch.cuda.device_count() - 1}")
     if number:
         torch.cuda.set_device(int(number))
-    return torch.device(name)
+    device = torch.device(name)
+    _prepare_cublas(device)
+    return device
+
+
+def _prepare_cublas(device: torch.device) -> None:
+    """Let a run be deterministic: torch reads this variable at the first matrix product of a process, which may come
+    before."""
+    if device.type == "cuda":
+        os.environ[_CUBLAS] = ":4096:8"
 
 
 def check_precision(precision: str, device: torch.device) -> None:

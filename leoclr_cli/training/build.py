@@ -11,6 +11,7 @@ from leoclr.backends.method import Facts, Method
 from leoclr.backends.networks.backbones import Backbone, build_backbone
 from leoclr.backends.networks.encoder import Encoder
 from leoclr.backends.networks.memory_format import keep_short_rows_contiguous
+from leoclr.cli.config.plugin_errors import place_in_plugin
 from leoclr.cli.config.plugins import import_method
 from leoclr.cli.config.sections import EncoderSettings
 from leoclr.cli.config.settings import Settings
@@ -94,7 +95,8 @@ def method(settings: Settings, device: torch.device, images: int, ranks: int = 1
     try:
         made = kind(settings.method, facts)
     except ValueError as error:
-        raise SettingsError(str(error)) from None
+        place = place_in_plugin(error)
+        raise SettingsError(f"{error} ({place})" if place else str(error)) from None
     _refuse_backbones(settings.backend, made)
     memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
     made.to(device, memory_format=memory_format)  # type: ignore[call-overload]

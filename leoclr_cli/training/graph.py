@@ -12,10 +12,10 @@ one line gives the reason and all steps run without the graph.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from leoclr.backends.method import Method, Progress
 from leoclr.backends.step_inputs import StepInputs, WatchedProgress
 from leoclr.cli.config.settings import Settings
+from leoclr.cli.run.devices import out_of_memory
 from leoclr.cli.training.step import StepResult, TrainStep
 from leoclr.datasets.errors import LeoclrError
 
@@ -76,14 +77,19 @@ def cuda_capture(body: Callable[[], StepResult]) -> Callable[[], StepResult]:
     """Record what `body` launches, without running it.
 
     By this thread alone: others, which pin the next batches, may allocate memory meanwhile ("global", torch's default,
-    lets either them or the capture fail). The stream is of the current device, and the one before is current again also
-    where the capture fails, which torch leaves out.
+    lets either them or the capture fail). Where the capture fails, the stream and the allocator are as before, which
+    torch leaves out.
     """
     graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream, pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
     try:
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             result = body()
+    except BaseException:
+        if end := getattr(torch._C, "_cuda_endAllocateToPool", None):
+            with contextlib.suppress(RuntimeError):
+                end(before.device_index, pool)  # else the allocator waits for the end of the capture for ever
+        raise
     finally:
         torch.cuda.set_stream(before)
 
@@ -167,8 +173,8 @@ class StepGraph:
         try:
             with self._inputs.serving():
                 return self._body(self._buffers, now).clone()
-        except torch.OutOfMemoryError:
-            if self._replay is None:
+        except RuntimeError as error:
+            if self._replay is None or out_of_memory(error) is None:
                 raise
             return None
 
@@ -243,7 +249,7 @@ class StepGraph:
         return all(_near(before[part], expected[part], found[part]) for part in parts)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _waits(device: torch.device) -> Iterator[list[str]]:
     """Gathers where the host waits for the GPU within the block, as "file:line". Torch's other warnings, such as that
     a step ready for a capture is taken without, have no meaning for the user."""
@@ -258,7 +264,8 @@ def _waits(device: torch.device) -> Iterator[list[str]]:
             yield found
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    found += [f"{Path(each.filename).name}:{each.lineno}" for each in caught if _SYNCHRONIZES in str(each.message)]
+    places = [(Path(each.filename), each.lineno) for each in caught if _SYNCHRONIZES in str(each.message)]
+    found += [f"{path.parent.name}/{path.name}:{line}" for path, line in places]
 
 
 def _give_back(device: torch.device) -> None:

@@ -91,7 +91,7 @@ def _layer_scales(method: Method, decay: float) -> dict[str, float]:
 def _embeddings(method: Method) -> set[str]:
     """What timm's networks say is not to decay: class token, position embedding."""
     return {
-        f"{prefix}.{name}"
+        f"{prefix}.{name}" if prefix else name
         for prefix, part in method.named_modules()
         if callable(own := getattr(part, "no_weight_decay", None))
         for name in own()

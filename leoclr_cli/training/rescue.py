@@ -51,7 +51,7 @@ def saved_on_failure(
     """
     try:
         yield
-    except (LeoclrError, OSError, RuntimeError) as error:
+    except Exception as error:  # whatever a method of another package raises
         saved = False
         if not isinstance(error, Unsound | CheckpointError):
             try:

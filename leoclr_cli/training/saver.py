@@ -48,7 +48,7 @@ class Saver:
 
     def due(self, step: int) -> bool:
         """Whether the state after `step` is to be saved by the clock, on this process."""
-        if self.step == 0 and step == self._steps_per_epoch:
+        if self.step == 0 and step >= self._steps_per_epoch:  # several GPUs agree at every tenth step only
             return True
         longest = self._settings.checkpoint_minutes
         longest = longest if self.step else min(longest, _FIRST_MINUTES)

@@ -20,6 +20,7 @@ from leoclr.cli.config.settings import Settings
 from leoclr.cli.training.optimizers import build_optimizer, drop_frozen_gradients, learning_rate, schedule
 from leoclr.cli.training.outputs import refuse_output
 from leoclr.datasets.images.normalise import normalise
+from leoclr.datasets.randomness import hash_key
 from leoclr.datasets.views import Pairs
 
 MakeViews = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
@@ -112,8 +113,7 @@ class TrainStep:
 
     def seed(self, now: Progress) -> None:
         """Seed what is drawn within a step, such as dropout."""
-        stream = self.settings.train.seed * self.accelerator.num_processes + self.accelerator.process_index
-        torch.manual_seed((stream * 2**32 + now.step) % 2**64)
+        torch.manual_seed(step_seed(self.settings.train.seed, self.accelerator.process_index, now.step))
 
     def body(self, inputs: Mapping[str, Tensor], now: Progress) -> StepResult:
         """The step itself, from inputs to the update; the optimizer's groups have their rates."""
@@ -159,7 +159,8 @@ class TrainStep:
         self._updating = True
         self._prepared.step()
         self._prepared.zero_grad(set_to_none=True)
-        self.method.after_update(now)
+        with torch.no_grad():
+            self.method.after_update(now)
         return result._replace(loss=total)
 
     def _gradients(self, pixels: Mapping[str, Tensor], now: Progress) -> StepResult:
@@ -191,13 +192,19 @@ class TrainStep:
         """What the method and the settings do to gradients: as they are, and not as the scaler of fp16 has them."""
         if self.accelerator.scaler is not None:
             self.accelerator.unscale_gradients(self._prepared)
-        self.method.before_update(now)
+        with torch.no_grad():
+            self.method.before_update(now)
         drop_frozen_gradients(self.optimizer, self.method, now)
         if self.settings.optimizer.clip > 0:
             nn.utils.clip_grad_norm_(self.method.parameters(), self.settings.optimizer.clip)
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         return normalise(pixels, self.settings.augmentation.mean, self.settings.augmentation.std)
+
+
+def step_seed(seed: int, rank: int, step: int) -> int:
+    """The seed of torch's generator for a step of one process: 32 bits, as a CPU's looks at no more."""
+    return int(hash_key(seed, rank, step)[0]) >> 32
 
 
 def _batch_norm_statistics(method: Method) -> Iterator[tuple[list[Tensor], list[Tensor]]]:

@@ -165,7 +165,8 @@ class Trainer:
         failures = saved_on_failure(self.run, self.main, self._worth_saving, self._save_finished)
         listening = clock.waits.listening()
         with contextlib.closing(self._log(on_metrics)) as log, contextlib.closing(line), failures, listening:
-            loader = self.data.batches(self.step, self.steps, lambda: bool(stop.now()))
+            alone = self.ranks == 1  # else one process would give up on data that the others wait for
+            loader = self.data.batches(self.step, self.steps, lambda: alone and bool(stop.now()))
             while self.step < self.steps:
                 stopped, due = agree(self.accelerator, self.step, stop.now(), self.saver.due(self.step))
                 if stopped:
@@ -177,8 +178,6 @@ class Trainer:
                 with clock.waiting():
                     batch = next(loader, None)
                 if batch is None:  # it was asked to stop, and none comes
-                    if self.ranks > 1:
-                        raise RunError("stopped while waiting for data")
                     stopped = stop.requested
                     break
                 self.meter.add(self._train_step(batch), batch.bad)

@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from timm.layers.drop import DropPath
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from leoclr.backends.method import Facts, Progress
+from leoclr.backends.method import Facts, Progress, momentum_copy
 from leoclr.backends.methods import byol, simsiam
 from leoclr.backends.methods.byol import BYOL
 from leoclr.backends.methods.simsiam import SimSiam
@@ -89,6 +90,13 @@ def test_byol_tells_collapse(tiny_facts: Facts) -> None:
         last.weight.zero_()
         last.bias.fill_(1.0)
     assert method(views(), LEOCLR, NOW).metrics["std"] < 1e-6 < 0.3 < healthy
+
+
+def test_nothing_in_a_momentum_copy_is_trained_or_dropped_at_random() -> None:
+    network = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), DropPath(0.2))
+    copied, images = momentum_copy(network), torch.randn(64, 4)
+    assert torch.equal(copied(images), copied(images)) and not torch.equal(network(images), network(images))
+    assert not any(parameter.requires_grad for parameter in copied.parameters())
 
 
 def test_views_with_a_gradient_come_before_those_without() -> None:

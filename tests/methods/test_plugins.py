@@ -139,6 +139,12 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
     forget()
 
 
+def weighted(generator: str) -> str:
+    """The method with a loss that is multiplied by a random number."""
+    loss = "loss = torch.stack(losses).mean()"
+    return TWO_SIZES.replace(loss, f"{loss} * torch.rand((), generator={generator})")
+
+
 def run_checks(name: str, folder: Path, only: Container[str] | None = None) -> list[Result]:
     """The checks that fail."""
     return [result for result in check_method(name, folder, only) if not result.passed]
@@ -369,12 +375,88 @@ def test_what_a_view_policy_gets_wrong_is_told(views: str, told: str, install: I
 
 
 def test_a_section_that_leoclr_has_is_no_name_for_a_method(install: Install, tmp_path: Path) -> None:
-    for name in ("train", "multicrop"):
+    for name in ("train", "multicrop", "views", "backend"):
         with pytest.raises(SettingsError, match=rf"\[{name}\] is a section of the settings already"):
             write_package(name, tmp_path / name)
     install("leoclr_train", TWO_SIZES, {"train": "leoclr_train:TwoSizes"})
     with pytest.raises(SettingsError, match=r"needs a section \[train\] of the settings, which is leoclr itself's"):
         resolve(None, None, {}, {})
+
+
+def test_a_method_may_not_be_called_like_a_setting(install: Install) -> None:
+    install("leoclr_views", TWO_SIZES, {"views": "leoclr_views:TwoSizes"})
+    with pytest.raises(SettingsError, match=r"needs a section \[views\] of the settings, which is leoclr itself's"):
+        resolve(None, None, {}, {"backend": "simsiam", "views": "pairwise"})
+
+
+def test_the_papers_preset_leaves_a_method_its_own_views(two_sizes: Path) -> None:
+    found = resolve("imagenet", None, {}, {"backend": "twosizes"})
+    assert found.settings.views == "whole-and-small" and found.origins["views"] == "default of twosizes"
+    assert resolve("imagenet", None, {}, {}).settings.views == "leoclr"
+
+
+def test_what_is_drawn_from_the_seed_is_no_lost_state(install: Install, tmp_path: Path) -> None:
+    """As docs/extending.md advises for what must not depend on the number of processes."""
+    source = weighted("torch.Generator().manual_seed(self.seed * 1000 + now.step)").replace(
+        "        self.momentum =", "        self.seed = facts.seed\n        self.momentum ="
+    )
+    install("leoclr_seeded", source, {"seeded": "leoclr_seeded:TwoSizes"}, {"whole-and-small": "leoclr_seeded:POLICY"})
+    checks = ("loss and gradients", "two processes equal one", "stopped equals uninterrupted", "checkpoint round trip")
+    assert not run_checks("seeded", tmp_path, only=checks)
+
+
+def test_what_draws_by_torchs_generator_is_compared_in_its_state_alone(install: Install, tmp_path: Path) -> None:
+    source = weighted("None")
+    install("leoclr_draws", source, {"draws": "leoclr_draws:TwoSizes"}, {"whole-and-small": "leoclr_draws:POLICY"})
+    assert not run_checks("draws", tmp_path, only=("two processes equal one",))
+    drifts = source.replace(
+        "        self.momentum =", "        self.register_buffer('codes', torch.ones(4))\n        self.momentum ="
+    ).replace("        momentum_update(", "        self.codes.copy_(torch.rand(4))\n        momentum_update(")
+    install("leoclr_drift", drifts, {"drifts": "leoclr_drift:TwoSizes"}, {"small-and-whole": "leoclr_drift:POLICY"})
+    (failed,) = run_checks("drifts", tmp_path, only=("two processes equal one",))
+    assert "codes differs between 2 processes" in failed.detail
+
+
+def test_what_is_gathered_over_an_epoch_in_python_fails_the_check(install: Install, tmp_path: Path) -> None:
+    source = TWO_SIZES.replace(
+        "        self.momentum =",
+        "        self.seen = []\n        self.register_buffer('count', torch.zeros(()))\n        self.momentum =",
+    ).replace(
+        "        momentum_update(",
+        "        self.seen.append(now.step)\n"
+        "        if (now.step + 1) % now.steps_per_epoch == 0:\n"
+        "            self.count.fill_(len(self.seen))\n"
+        "            self.seen.clear()\n"
+        "        momentum_update(",
+    )
+    install("leoclr_epoch", source, {"epoch": "leoclr_epoch:TwoSizes"}, {"whole-and-small": "leoclr_epoch:POLICY"})
+    (failed,) = run_checks("epoch", tmp_path, only=("loss and gradients", "stopped equals uninterrupted"))
+    assert failed.name == "stopped equals uninterrupted" and "count" in failed.detail
+
+
+def test_a_method_that_needs_more_than_two_images_trains_without_an_estimate(
+    install: Install, tmp_path: Path, make_shards: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = "        if len(views['small']) < 4:\n            raise ValueError('too few images')\n        losses"
+    source = TWO_SIZES.replace("        losses", few, 1)
+    install("leoclr_many", source, {"many": "leoclr_many:TwoSizes"}, {"whole-and-small": "leoclr_many:POLICY"})
+    small = ("--backbone", "resnet18", "--set", "encoder.width=16", "--set", "data.image_size=16", "--batch-size", "8")
+    data = str(make_shards((16,)))
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--backend", "many", "--data", data, "--epochs", "1", "--output", str(tmp_path / "r"), *small])
+    assert not ended.value.code
+    assert "no estimate of the memory" in (told := capsys.readouterr().err) and "too few images (leoclr_many.py" in told
+
+
+@pytest.mark.parametrize("default", ["None", "Mode.SOFT"])
+def test_a_default_that_no_settings_file_can_say_is_refused(default: str, install: Install) -> None:
+    source = TWO_SIZES.replace(
+        "class Settings(", "class Mode(enum.Enum):\n    SOFT = 'soft'\n\n\nclass Settings(", 1
+    ).replace("import copy\n", "import copy\nimport enum\n", 1)
+    source = source.replace("    dim: PositiveCount", f"    odd: Mode | None = {default}\n    dim: PositiveCount", 1)
+    install("leoclr_odd", source, {"odd": "leoclr_odd:TwoSizes"}, {"whole-and-small": "leoclr_odd:POLICY"})
+    with pytest.raises(SettingsError, match="odd: its default must be a number, text, true, false or a tuple"):
+        resolve(None, None, {}, {"backend": "odd"})
 
 
 def test_what_a_method_raises_is_told_with_its_place(

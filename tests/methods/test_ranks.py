@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from leoclr.backends import distributed
+
 ROOT = Path(__file__).parents[2]
 PROGRAM = ROOT / "tests" / "programs" / "backend_ranks.py"
 
@@ -90,3 +92,14 @@ def test_the_queue_is_the_same_on_every_rank_bit_for_bit(
     first, second = results[1]
     queues = [name for name in first if name.endswith("queue")]
     assert queues and all(torch.equal(first[name], second[name]) for name in queues)
+
+
+def test_a_gradient_that_others_hold_too_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Autograd may hand one tensor to several functions, as for the sum of two gathered tensors."""
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda tensor: tensor.mul_(2))
+    monkeypatch.setattr(distributed, "gather", lambda tensor: tensor + 0)
+    one, other = (torch.ones(3, 2, requires_grad=True) for _ in range(2))
+    gather = distributed._Gather.apply
+    (gather(one) + gather(other)).sum().backward()
+    for each in (one, other):
+        assert each.grad is not None and torch.equal(each.grad, torch.full((3, 2), 2.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from leoclr.backends.methods.moco import MoCo, Settings
 from leoclr.backends.settings import Pairs
 from leoclr.cli.config.settings import Settings as RunSettings
 from leoclr.cli.training import build, state
+from leoclr.cli.training.step import step_seed
 from leoclr.cli.training.trainer import train
 
 MakeShards = Callable[..., Path]
@@ -83,3 +85,11 @@ def test_state_of_each_ranks_own_is_split_among_the_ranks_of_a_resume(
     monkeypatch.setattr(state, "ranks", lambda: 3)
     with pytest.raises(ValueError, match="seen of 8 rows cannot be split among 3 processes"):
         run._own_part({"seen": whole})
+
+
+def test_each_seed_process_and_step_draws_numbers_of_its_own() -> None:
+    draws = set()
+    for place in itertools.product((0, 1, 2**32), (0, 1), (0, 1, 1000)):
+        torch.manual_seed(step_seed(*place))
+        draws.add(float(torch.rand(())))
+    assert len(draws) == 18

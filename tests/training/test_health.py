@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch.nn import functional as F
 
 from leoclr.backends.losses import info_nce, nt_xent
@@ -15,7 +17,9 @@ from leoclr.cli.config.settings import Settings
 from leoclr.cli.preflight.checks import facts_of
 from leoclr.cli.training import trainer as training
 from leoclr.cli.training.monitoring.health import Alarm
-from leoclr.datasets.errors import RunError
+from leoclr.cli.training.monitoring.meter import Meter
+from leoclr.cli.training.step import StepResult
+from leoclr.datasets.errors import RunError, SettingsError
 
 MakeShards = Callable[..., Path]
 TinySettings = Callable[..., Settings]
@@ -65,6 +69,24 @@ def test_a_loss_whose_value_at_chance_is_unknown_is_no_sign(
     changes: dict[str, str], tiny_settings: TinySettings, tmp_path: Path
 ) -> None:
     assert not alarm(tiny_settings(tmp_path, **changes)).look(20, values(loss=100.0))
+
+
+def test_a_loss_at_chance_that_every_loss_is_above_is_refused(
+    tiny_settings: TinySettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny_settings(tmp_path)
+    monkeypatch.setattr(type(settings.method), "chance", lambda self, facts: -1.0)
+    with pytest.raises(SettingsError, match="chance of moco must be above 0, got -1"):
+        alarm(settings)
+
+
+def test_a_metric_need_not_be_of_every_step() -> None:
+    meter = Meter(cast(Accelerator, SimpleNamespace(reduce=lambda value, reduction: value)))
+    for metrics in ({"often": 1.0}, {"often": 2.0, "late": 4.0}, {"often": 3.0}):
+        meter.add(
+            StepResult(torch.tensor(1.0), None, {name: torch.tensor(value) for name, value in metrics.items()}), []
+        )
+    assert meter.measures() == {"often": 2.0, "late": 4.0}
 
 
 def test_the_loss_at_chance_is_that_of_embeddings_all_alike(tiny_settings: TinySettings, tmp_path: Path) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +17,7 @@ import torch
 
 from leoclr.backends.methods.moco import MoCo
 from leoclr.cli.config.settings import Settings
+from leoclr.cli.preflight import launch
 from leoclr.cli.run.checkpoint import newest_sound, step_folders
 from leoclr.cli.training.monitoring.meter import Meter
 from leoclr.cli.training.state import RunState
@@ -81,6 +85,14 @@ def test_a_gpu_that_answers_nothing_more_hides_neither_error_nor_advice(
     printed = capsys.readouterr().err
     assert "the newest step cannot be saved: CUDA error" in printed
     assert "the newest checkpoint is that of step 3" in printed
+
+
+def test_the_first_process_has_time_to_save_and_the_others_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "_GRACE_SECONDS", 0.2)
+    sleep = [sys.executable, "-c", "import sys, time; time.sleep(float(sys.argv[1]))"]
+    children = [subprocess.Popen([*sleep, seconds]) for seconds in ("1.5", "600")]
+    launch._end(children)
+    assert [child.poll() for child in children] == [0, -signal.SIGKILL]
 
 
 def test_old_checkpoints_make_room_for_the_newest_step(

@@ -18,6 +18,7 @@ from leoclr.backends.settings import RunFacts
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.terminal import warn
 from leoclr.cli.training.rescue import Unsound
+from leoclr.datasets.errors import SettingsError
 
 _NARROW = 0.01  # of `embedding_std`; an untrained ResNet lies around 0.1, a passing dip above 0.02
 _AT_CHANCE = 0.985  # of the loss at chance; a collapsed run lay at 0.990 to 0.996, a healthy one below 0.9
@@ -43,6 +44,8 @@ class Alarm:
         self._settings, self._speaks = settings.run, speaks
         # Terms that a view policy adds to the loss are not the method's to know.
         self._chance = None if settings.view_policy.needs else settings.method.chance(facts)
+        if self._chance is not None and self._chance <= 0:
+            raise SettingsError(f"chance of {settings.backend} must be above 0, got {self._chance:g}; None for no sign")
         self._since: int | None = None
         self._told = self._reported = False
 

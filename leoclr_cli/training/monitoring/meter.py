@@ -48,7 +48,8 @@ class Meter:
         the processes."""
         newest = self._results[-1]
         health = {name: self._mean([value]) for name, value in measures(newest.embeddings).items()}
-        own = {name: self._mean([result.metrics[name] for result in self._results]) for name in newest.metrics}
+        names = dict.fromkeys(name for result in self._results for name in result.metrics)
+        own = {name: self._mean([r.metrics[name] for r in self._results if name in r.metrics]) for name in names}
         self._results.clear()
         return health | own
 
