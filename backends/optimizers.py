@@ -17,7 +17,8 @@ class LARS(torch.optim.Optimizer):
 
     Args:
         clip: Whether the rate is at most `lr`: `min(lr, trust * |w| / (...))` in place of the product (LARC with
-            clipping, and solo-learn). False is LARS as BYOL, Barlow Twins, VICReg and SwAV have it.
+            clipping, and solo-learn). False has no such bound, as in BYOL, Barlow Twins, VICReg and SwAV. Their code
+            divides by |g + weight_decay * w| and keeps `lr` out of the momentum, which differs only while `lr` moves.
     """
 
     def __init__(

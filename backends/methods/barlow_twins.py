@@ -8,7 +8,7 @@ three have a gradient. Health: `diagonal`, the mean of c_ii, rises to 1, and `of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -22,7 +22,15 @@ from leoclr.backends.networks.backbones import Backbone
 from leoclr.backends.networks.batchnorm import zero_last_norms
 from leoclr.backends.networks.encoder import Encoder
 from leoclr.backends.networks.heads import mlp
-from leoclr.backends.settings import BatchNormSettings, NonNegative, Pairs, Positive, PositiveCount, undirected
+from leoclr.backends.settings import (
+    BatchNormSettings,
+    NonNegative,
+    Pairs,
+    Positive,
+    PositiveCount,
+    RunFacts,
+    undirected,
+)
 
 _EPSILON = 1e-5  # BatchNorm's
 
@@ -40,6 +48,10 @@ class Settings(BatchNormSettings):
     off_diagonal: NonNegative = Field(default=0.0051, description="Weight of the off-diagonal terms.")
     scale: Positive = Field(default=1.0, description="Factor of the loss; with LARS it has almost no effect.")
     zero_init_residual: bool = Field(default=True, description="Initialise residual blocks as the identity.")
+
+    def warnings(self, facts: RunFacts) -> Iterator[str]:
+        if facts.accumulation > 1:
+            yield f"with accumulation, Barlow Twins' correlations are of micro-batches of {facts.micro} images"
 
 
 def cross_correlation(first_BD: Tensor, second_BD: Tensor) -> Tensor:

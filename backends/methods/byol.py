@@ -29,6 +29,7 @@ from leoclr.backends.method import (
     share_batch_norm,
 )
 from leoclr.backends.networks.backbones import Backbone
+from leoclr.backends.networks.batchnorm import zero_last_norms
 from leoclr.backends.networks.encoder import Encoder
 from leoclr.backends.networks.heads import mlp
 from leoclr.backends.schedules import cosine as cosine_schedule
@@ -63,6 +64,7 @@ class Settings(BatchNormSettings):
         default="sum",
         description="Reduction over the pairs of an image. mean halves the effective rate: -11 points on ImageNet.",
     )
+    zero_init_residual: bool = Field(default=True, description="Initialise residual blocks as the identity.")
 
     def forward_passes(self, facts: RunFacts) -> float:
         return facts.passes(anchors_of(facts.pairs), positives_of(facts.pairs))
@@ -81,6 +83,8 @@ class BYOL(PairMethod):
         super().__init__()
         self.settings = settings
         backbone, hidden, dim = facts.new_backbone(), settings.hidden, settings.dim
+        if settings.zero_init_residual:
+            zero_last_norms(backbone)
         self.encoder = Encoder(backbone, mlp((backbone.feature_dim, hidden, dim), norm=True), normalise=False)
         self.predictor = mlp((dim, hidden, dim), norm=True)
         self.target = momentum_copy(self.encoder)

@@ -77,6 +77,10 @@ class Settings(BatchNormSettings):
         anchors = anchors_of(facts.pairs)
         return facts.passes(anchors, [name for name in positives_of(facts.pairs) if name not in anchors])
 
+    def warnings(self, facts: RunFacts) -> Iterator[str]:
+        if facts.accumulation > 1:
+            yield f"with accumulation, SwAV's codes are balanced over micro-batches of {facts.micro} images only"
+
 
 class SwAV(Method):
     """The clustering backend.

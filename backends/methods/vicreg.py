@@ -9,7 +9,7 @@ With the `leoclr` views X agrees with X1 and with X2, and these two are not comp
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -21,9 +21,10 @@ from leoclr.backends.distributed import gather_with_gradient
 from leoclr.backends.losses import exact
 from leoclr.backends.method import Facts, Output, PairMethod, Progress, share_batch_norm
 from leoclr.backends.networks.backbones import Backbone
+from leoclr.backends.networks.batchnorm import zero_last_norms
 from leoclr.backends.networks.encoder import Encoder
 from leoclr.backends.networks.heads import mlp
-from leoclr.backends.settings import BatchNormSettings, NonNegative, Pairs, PositiveCount, undirected
+from leoclr.backends.settings import BatchNormSettings, NonNegative, Pairs, PositiveCount, RunFacts, undirected
 
 _EPSILON = 1e-4  # of a variance, so that its root has a gradient at 0
 
@@ -43,6 +44,11 @@ class Settings(BatchNormSettings):
         default=25.0, description="Weight of the variance term, the mean over views; the paper's sum is twice as large."
     )
     covariance: NonNegative = Field(default=1.0, description="Weight of the covariance term.")
+    zero_init_residual: bool = Field(default=True, description="Initialise residual blocks as the identity.")
+
+    def warnings(self, facts: RunFacts) -> Iterator[str]:
+        if facts.accumulation > 1:
+            yield f"with accumulation, VICReg's covariances are of micro-batches of {facts.micro} images"
 
 
 def deviations(embeddings_ND: Tensor) -> Tensor:
@@ -64,6 +70,8 @@ class VICReg(PairMethod):
         super().__init__()
         self.settings = settings
         backbone = facts.new_backbone()
+        if settings.zero_init_residual:
+            zero_last_norms(backbone)
         widths = (backbone.feature_dim, *[settings.hidden] * (settings.layers - 1), settings.dim)
         self.encoder = Encoder(backbone, mlp(widths, norm=True, last_bias=False), normalise=False)
         share_batch_norm(self, settings, facts)

@@ -1,8 +1,10 @@
-"""CLSA: strongly augmented views learn the distribution over keys of their weak view (arXiv 2104.07713).
+"""CLSA: strongly augmented views learn the distribution over keys of the weak views (arXiv 2104.07713).
 
-Each strong view adds `-sum p_weak log p_strong` (its gradient is that of the divergence of the two), where both are
-softmaxes over the keys of the whole batch and the queue, and the weak one is a constant. A strong view is pulled to no
-key directly. The policy names strong views `strong1`, ..., one for each anchor in order.
+Each strong view adds `-sum p_weak log p_strong` for each weak view (its gradient is that of the divergence of the two),
+where both are softmaxes over the keys of the whole batch and the queue, and the weak one is a constant: 25 terms with
+crops of five sizes. A strong view is pulled to no key directly. The policy names strong views `strong1`, ...
+
+Unlike in the released code, the keys of other images of the batch are no negatives of the method's own loss.
 """
 
 from __future__ import annotations
@@ -27,12 +29,12 @@ class Clsa(Wrapper):
 
     def forward(self, views: Mapping[str, Tensor], pairs: Pairs, now: Progress) -> Output:
         output = super().forward(views, pairs, now)
+        strong = [self.predict(self.encoder(images)) for name, images in views.items() if name.startswith("strong")]
         losses = []
-        for number, anchor in enumerate(anchors_of(pairs), start=1):
+        for anchor in anchors_of(pairs):
             keys = targets_of(anchor, pairs, output)[0]
             weak = self.similarities(output.predictions[anchor].detach(), keys)
-            strong = self.similarities(self.predict(self.encoder(views[f"strong{number}"])), keys)
-            losses.append(distribution_loss(weak, strong))
+            losses += [distribution_loss(weak, self.similarities(each, keys)) for each in strong]
         return with_term(output, "distribution_loss", torch.stack(losses).sum(), self.of_policy["weight"])
 
 

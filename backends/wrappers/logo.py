@@ -81,14 +81,15 @@ class LoGo(Wrapper):
         return result
 
     def regressor_loss(self, first: Tensor, second: Tensor, step: int) -> Tensor:
-        """Pairs of one image, with noise and in both orders, against pairs of two images."""
+        """Pairs of one image, with noise, against pairs of two images; both in both orders."""
         batch, dim = first.shape
         shape = (2, ranks(), batch, dim)  # that of all processes, so that their number changes nothing
         noise = generator(self.draws, step, 0).standard_normal(shape)[:, rank()] * _NOISE / dim**0.5
         both = zip((first, second), noise, strict=True)
-        first, second = (part + sent(torch.from_numpy(n), part.device).to(part.dtype) for part, n in both)
-        same = (F.softplus(-self.alike(first, second)) + F.softplus(-self.alike(second, first))) / 2
-        return (same + F.softplus(self.alike(first, partners(second)))).mean()
+        one, other = (part + sent(torch.from_numpy(n), part.device).to(part.dtype) for part, n in both)
+        same = F.softplus(-self.alike(one, other)) + F.softplus(-self.alike(other, one))
+        two = F.softplus(self.alike(first, partners(second))) + F.softplus(self.alike(second, partners(first)))
+        return (same + two).mean() / 2
 
     def before_update(self, now: Progress) -> None:
         """Leave each phase the gradients that are its own, and clip those of the encoder."""
@@ -100,7 +101,8 @@ class LoGo(Wrapper):
             norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
             nn.utils.clip_grads_with_norm_(trained, 1.0, norm / (_SHARE * self.contrastive_norm).clamp_min(1e-12))
         elif now.phase == _CONTRASTIVE:
-            self.contrastive_norm.copy_(nn.utils.clip_grad_norm_(trained, _LARGEST))
+            norm = nn.utils.clip_grad_norm_(trained, _LARGEST)
+            self.contrastive_norm.copy_(torch.where(norm.isfinite(), norm, self.contrastive_norm))  # fp16 may overflow
             super().before_update(now)
 
     def after_update(self, now: Progress) -> None:

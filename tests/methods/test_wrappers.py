@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -145,8 +146,9 @@ def test_clsa_gives_strong_views_the_distribution_of_weak_ones(crops: Any) -> No
     found, base = method(images, policy.pairs, at(0)), plain(images, policy.pairs, at(0))
     keys = torch.cat([method.encoder(images["key"]), cast(Any, method).queue.keys])
     total = 0.0
-    for number in range(1, 2 if crops == "single" else 6):
-        weak, strong = (method.encoder(images[f"{kind}{number}"]) for kind in ("weak", "strong"))
+    numbers = range(1, 2 if crops == "single" else 6)
+    for one, other in itertools.product(numbers, numbers):
+        weak, strong = method.encoder(images[f"weak{one}"]), method.encoder(images[f"strong{other}"])
         for row in range(6):
             target, predicted = ((query[row] @ keys.T / 0.2).softmax(dim=0) for query in (weak, strong))
             total -= (target * predicted.log()).sum().item() / 6
@@ -300,7 +302,8 @@ def test_the_regressor_of_logo_tells_pairs_of_one_image_from_pairs_of_two() -> N
     for row in range(6):
         one, other = noisy[0][row], noisy[1][row]
         total += np.log1p(np.exp(-alike(one, other))) / 2 + np.log1p(np.exp(-alike(other, one))) / 2
-        total += np.log1p(np.exp(alike(one, noisy[1][row ^ 1])))
+        total += np.log1p(np.exp(alike(first[row], second[row ^ 1]))) / 2
+        total += np.log1p(np.exp(alike(second[row], first[row ^ 1]))) / 2
     assert method.regressor_loss(first, second, 5).item() == pytest.approx(total / 6, rel=1e-6)
 
 
