@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 import stat
 import sys
@@ -21,6 +22,9 @@ CHUNK_BYTES = 1 << 20
 
 
 _MOST_NAMES = 10_000  # of a folder that are looked through for one that was meant
+
+
+LINE_END = re.compile("\r\n|\r|\n")  # and no other character that Unicode has for one, which names may hold
 
 
 def ignore(count: int) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from leoclr.datasets.errors import DataError
+from leoclr.datasets.files import LINE_END
 from leoclr.datasets.packing.arrangement import Collection, Picture
 
 _MAX_BYTES = 1 << 30
@@ -38,8 +39,8 @@ def read_exclusions(path: Path) -> Exclusions:
         raise DataError(f"--without {path}: cannot be read ({error.strerror})") from error
     if len(content) > _MAX_BYTES or b"\0" in content[:4096]:
         raise DataError(f"--without {path}: expected a text file with the key or path of an image on each line")
-    lines = content.removeprefix(b"\xef\xbb\xbf").decode(errors="surrogateescape").splitlines()
-    names = frozenset(line.strip() for line in lines if line.strip())
+    text = content.removeprefix(b"\xef\xbb\xbf").decode(errors="surrogateescape")
+    names = frozenset(line.strip() for line in LINE_END.split(text) if line.strip())
     if not names:
         raise DataError(f"--without {path}: the list is empty")
     return Exclusions(str(path), names)

@@ -160,7 +160,13 @@ def sibling_split(specs: Sequence[str]) -> tuple[str, ...]:
 
 def absolute(specs: Sequence[str]) -> tuple[str, ...]:
     """The same data by names that hold in any working directory."""
-    return tuple(spec if is_remote(spec) else os.path.abspath(local_path(spec)) for spec in specs)
+    return tuple(spec if is_remote(spec) else _absolute(local_path(spec)) for spec in specs)
+
+
+def _absolute(path: str) -> str:
+    if all(os.path.isabs(each) for each in expand_braces(path)):  # also "{/data/a,/data/b}/x.tar"
+        return path
+    return os.path.abspath(path)
 
 
 def local_path(spec: str) -> str:

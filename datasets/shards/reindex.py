@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
@@ -11,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from leoclr.datasets.errors import DataError
-from leoclr.datasets.files import ignore
+from leoclr.datasets.files import LINE_END, ignore
 from leoclr.datasets.json_text import parse_json_text
 from leoclr.datasets.shards.check import sha256_of
 from leoclr.datasets.shards.folder_index import missing_message
@@ -25,8 +24,6 @@ from leoclr.datasets.shards.tar import REFUSED_IN_NAMES
 from leoclr.datasets.storage.addresses import folder_of, is_remote, name_of
 from leoclr.datasets.storage.block_cache import BlockCache
 from leoclr.datasets.storage.opening import as_file
-
-_LINE_END = re.compile("\r\n|\r|\n")  # and no other character that Unicode has for one
 
 
 def find_shards(specs: Sequence[str]) -> list[Path]:
@@ -140,7 +137,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
         raise DataError(f"{path}: class names cannot be read ({error})") from error
     names = _names_of_json(path, text)
     if names is None:
-        names = tuple(_LINE_END.split(text))
+        names = tuple(LINE_END.split(text))
         names = names if names[-1] else names[:-1]  # the last line has an end, too
     if not names or not all(name.strip() for name in names) or len(set(names)) != len(names):
         raise DataError(f"{path}: expected one class name a line, each different and none empty")

@@ -25,7 +25,7 @@ def open_s3(address: str, identity: str = "", patience: Patience | None = None) 
     Raises:
         DataError: boto3 is not installed.
     """
-    bucket, _, key = address.removeprefix("s3://").partition("/")
+    bucket, _, key = address.partition("://")[2].partition("/")
     _require_boto3(address)
     return HttpStorage(address, identity, patience, lambda: _signed(address, bucket, key), _ACCESS_HINT)
 

@@ -20,14 +20,15 @@ _FORMAT = 1
 _SUFFIX = ".safetensors"
 
 
-def feature_key(encoder_digest: str, data_digest: str, preprocessing: Preprocessing, arithmetic: str) -> str:
+def feature_key(encoder_identity: str, data_digest: str, preprocessing: Preprocessing, arithmetic: str) -> str:
     """SHA-256 of all that decides the features.
 
     Args:
+        encoder_identity: Digest of the weights, and the architecture that they are in.
         arithmetic: Precision and kind of device: a GPU's float32 convolutions round to TF32. The batch size is no
             part of the key, as it changes the last bits of a float32 and no more.
     """
-    parts = [_FORMAT, encoder_digest, data_digest, preprocessing.protocol, arithmetic]
+    parts = [_FORMAT, encoder_identity, data_digest, preprocessing.protocol, arithmetic]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -65,7 +66,8 @@ class FeatureCache:
             write_features(self._path(key), features)
         except (OSError, SafetensorError):
             return
-        self._evict(self._path(key))
+        with contextlib.suppress(OSError):  # another process makes room, too, or files are somebody else's
+            self._evict(self._path(key))
 
     def _evict(self, newest: Path) -> None:
         files = {path: path.stat() for path in self.folder.glob(f"*{_SUFFIX}")}

@@ -95,7 +95,7 @@ def extract_features(
     limit = max_bad_share * len(index)
     store = _Store(len(index))
     skipped: list[str] = []
-    with _inference(backbone), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+    with inference(backbone), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         for batch in loaded:
             skipped += batch.bad
             if len(skipped) > limit:
@@ -234,7 +234,7 @@ def choose_workers(batches: int) -> int:
 
 
 @contextmanager
-def _inference(module: nn.Module) -> Iterator[None]:
+def inference(module: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; afterwards every submodule has the mode that it had."""
     training = [part for part in module.modules() if part.training]
     module.eval()

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from leoclr.datasets.errors import EvaluationError
+from leoclr.datasets.files import LINE_END
 from leoclr.datasets.randomness import stream, uniforms
 from leoclr.datasets.shards.index import Index
 from leoclr.evals.classes import IntArray
@@ -79,7 +80,8 @@ def listed_subset(index: Index, path: Path) -> LabelSubset:
         EvaluationError: The file cannot be read, or a name matches no sample, or several.
     """
     content = _read(path)
-    names = sorted({line.strip() for line in content.decode("utf-8-sig", errors="replace").splitlines()} - {""})
+    lines = LINE_END.split(content.decode("utf-8-sig", errors="replace"))
+    names = sorted({line.strip() for line in lines} - {""})
     if not names:
         raise EvaluationError(f"{path}: the list is empty; expected one file name a line")
     keys = index.keys()

@@ -20,7 +20,7 @@ from leoclr.datasets.images.decode import decode_image, eight_bit_rgb
 from leoclr.datasets.images.file_names import is_image
 from leoclr.datasets.images.normalise import normalise
 from leoclr.datasets.shards.locate import open_data
-from leoclr.evals.features.extract import extract_features
+from leoclr.evals.features.extract import extract_features, inference
 from leoclr.evals.features.preprocessing import Preprocessing, standard_view
 
 
@@ -70,9 +70,10 @@ def embed_images(encoder: Encoder, images: Any, batch_size: int, workers: int) -
     """See `leoclr.api.embed`."""
     if isinstance(images, str | os.PathLike):
         images = [images]
+    images = list(images)  # which may come once only
     places = [os.fspath(image) for image in images if isinstance(image, str | os.PathLike)]
     if not places:
-        return _of_images(encoder, list(images), batch_size)
+        return _of_images(encoder, images, batch_size)
     if len(places) != len(images):
         raise DataError("images: Pillow images and paths cannot be mixed")
     if all(is_image(place) for place in places):
@@ -107,15 +108,10 @@ def _decoded(path: Path) -> Image.Image:
         raise BadImage(f"{path}: {error}") from None
 
 
-@torch.inference_mode()
 def _of_images(encoder: Encoder, images: Sequence[Image.Image], batch_size: int) -> NDArray[np.float32]:
     features = np.empty((len(images), encoder.feature_dim), np.float32)
-    training = encoder.training
-    encoder.eval()
-    try:
+    with inference(encoder):
         for start in range(0, len(images), batch_size):
             batch = torch.stack([encoder.preprocess(image) for image in images[start : start + batch_size]])
             features[start : start + len(batch)] = encoder(batch.to(encoder.device)).float().cpu().numpy()
-    finally:
-        encoder.train(training)
     return features

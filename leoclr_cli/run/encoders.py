@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from leoclr.backends.networks.backbones import Backbone, build_backbone, usual_size
+from leoclr.backends.networks.backbones import Backbone, build_backbone, timm_arguments, usual_size
 from leoclr.backends.settings import Strict
 from leoclr.backends.weights import weights_digest
 from leoclr.cli.config.sections import AugmentationSettings, DataSettings, EncoderSettings
@@ -68,6 +68,23 @@ class LoadedEncoder:
     source: str
     run: Path | None
     left_out: tuple[str, ...] = ()
+
+    @property
+    def identity(self) -> str:
+        """What decides its features: networks of equal weights may compute otherwise (padding, activations)."""
+        return f"{self.digest} {self.name} {self.stem} {self.width}"
+
+    def at_size(self, image_size: int | None) -> LoadedEncoder:
+        """The encoder for images of another size; None is its own.
+
+        Raises:
+            CheckpointError: Its network is built for one size.
+        """
+        if image_size is None or image_size == self.image_size:
+            return self
+        if self.name.startswith("timm:") and timm_arguments(self.name.removeprefix("timm:"), image_size):
+            raise CheckpointError(f"--image-size {image_size}: {self.name} takes images of {self.image_size} px alone")
+        return replace(self, image_size=image_size)
 
     @property
     def resize(self) -> ResizeRule:

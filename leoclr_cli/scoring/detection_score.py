@@ -86,7 +86,7 @@ def score_detection(
         raise EvaluationError("name the boxes: --data FOLDER in the layout of PASCAL VOC")
     train, test = read_voc([_folder_of(root) for root in roots], wanted.train_split, wanted.test_split)
     identity = {
-        "encoder": encoder.digest,
+        "encoder": encoder.identity,
         "normalisation": [encoder.mean, encoder.std],
         "train": train.digest,
         "test": test.digest,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,7 @@ def find_duplicates(request: Request, threshold: float, output: Path, picture: P
     began = time.monotonic()
     device = choose_device(request.device)
     check_precision(request.precision, device)
-    encoder = load_encoder(request.checkpoint, request.backbone)
-    encoder = replace(encoder, image_size=request.image_size or encoder.image_size)
+    encoder = load_encoder(request.checkpoint, request.backbone).at_size(request.image_size)
     source = tuple(request.data or data_of_run(encoder))
     shards = as_shards(source)
     with progress("reading shard headers", None, "bytes") as advance:
@@ -118,7 +117,7 @@ def _groups(
     view = standard_view(encoder.image_size)
     preprocessing = Preprocessing(view, encoder.mean, encoder.std)
     arithmetic = f"{request.precision} on {device.type}"
-    key = feature_key(encoder.digest, index.content_digest, preprocessing, arithmetic)
+    key = feature_key(encoder.identity, index.content_digest, preprocessing, arithmetic)
     folder = feature_folder(encoder) / f"pieces-{key[:16]}"
     dimension = encoder.backbone.feature_dim
     with RunLock(folder):

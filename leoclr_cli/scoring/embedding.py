@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +52,8 @@ class Embedding:
         self._batch_size, self._precision, self._workers = batch_size, precision, workers
         self._device = choose_device(device)
         check_precision(precision, self._device)
-        encoder = load_encoder(checkpoint, backbone)
-        self._encoder = replace(encoder, image_size=image_size or encoder.image_size)
-        self._source = tuple(data or data_of_run(encoder))
+        self._encoder = load_encoder(checkpoint, backbone).at_size(image_size)
+        self._source = tuple(data or data_of_run(self._encoder))
         shards = as_shards(self._source)
         with progress("reading shard headers", None, "bytes") as advance:
             self._index = open_data(shards, advance)
@@ -63,7 +61,7 @@ class Embedding:
         self._preprocessing = Preprocessing(view, self._encoder.mean, self._encoder.std)
         self._plan = {
             "format": FORMAT,
-            "weights": self._encoder.digest,
+            "weights": self._encoder.identity,
             "data": self._index.content_digest,
             "images": self._preprocessing.protocol,
             "arithmetic": f"{precision} on {self._device.type}",

@@ -72,8 +72,7 @@ class Evaluation:
         self.request = request
         self.device = choose_device(request.device)
         check_precision(request.precision, self.device)
-        encoder = load_encoder(request.checkpoint, request.backbone)
-        self.encoder = replace(encoder, image_size=request.image_size or encoder.image_size)
+        self.encoder = load_encoder(request.checkpoint, request.backbone).at_size(request.image_size)
         self.data = _labelled_data(self.encoder, request)
         self.test_numbers = match_classes(self.data.train, self.data.test)
         self.backbone = self.encoder.backbone.to(self.device).to(memory_format=torch.channels_last)
@@ -114,7 +113,7 @@ class Evaluation:
     def features(self, index: Index, view: TestView, name: str) -> Features:
         """Features of any part of the data, called `name` in messages."""
         preprocessing = self.preprocessing(view)
-        key = feature_key(self.encoder.digest, index.content_digest, preprocessing, self.arithmetic)
+        key = feature_key(self.encoder.identity, index.content_digest, preprocessing, self.arithmetic)
         features = self._cache.load(key, index) if not self.request.no_cache else None
         if features is None:
             with progress(f"features of the {name}", len(index), "images") as advance:
@@ -165,7 +164,7 @@ class Evaluation:
         run = self.encoder.run
         folder = cache_root() / "evals" if run is None else RunFolder(run).evals / "work"
         common = {
-            "encoder": self.encoder.digest,
+            "encoder": self.encoder.identity,
             "train": train.content_digest,
             "test": test.content_digest,
             "image_size": self.encoder.image_size,

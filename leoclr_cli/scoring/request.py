@@ -61,7 +61,8 @@ Workers = Annotated[
     ),
 ]
 Seed = Annotated[
-    int, typer.Option("--seed", min=0, metavar="N", help="Seed of all random choices: hold-outs and crops.")
+    int,
+    typer.Option("--seed", min=0, max=2**32 - 1, metavar="N", help="Seed of all random choices: hold-outs and crops."),
 ]
 NoCache = Annotated[
     bool,
@@ -71,6 +72,7 @@ NoCache = Annotated[
         "weights in the user's cache folder, with at most 8 GiB of features each.",
     ),
 ]
+MEMORY = 256
 Memory = Annotated[int, typer.Option("--memory", min=1, metavar="MIB", help="Memory for k-NN's similarities, in MiB.")]
 Normalise = Annotated[
     Literal["standard", "l2"],
@@ -111,6 +113,7 @@ HeadRate = Annotated[
         help="Learning rate of the new layer; default: 5 up to 1% of the labels if 10,000 images or more, else 0.2.",
     ),
 ]
+TRAIN_BATCH = 256
 TrainBatch = Annotated[int, typer.Option("--train-batch", min=1, metavar="N", help="Images in a training step.")]
 Output = Annotated[
     Path | None,

@@ -84,6 +84,10 @@ def test_features_are_those_of_the_commands(run: Path, tmp_path: Path) -> None:
         own = encoder(encoder.preprocess(picture)[None]).numpy()
     np.testing.assert_allclose(by_image, np.repeat(own, 3, axis=0), rtol=0, atol=1e-5)
     np.testing.assert_allclose(by_file, own, rtol=0, atol=1e-5)
+    assert np.array_equal(embed(encoder, (picture for _ in range(3)), batch_size=2), by_image)  # type: ignore[arg-type]
+    frozen = next(part for part in encoder.train().modules() if isinstance(part, torch.nn.BatchNorm2d)).eval()
+    embed(encoder, [picture])
+    assert encoder.training and not frozen.training
 
 
 def test_images_that_cannot_be_read_are_errors(run: Path, make_shards: MakeShards, tmp_path: Path) -> None:

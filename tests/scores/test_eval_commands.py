@@ -257,6 +257,39 @@ def test_other_weights_need_data_and_are_cached_for_the_user(leoclr: Run, tmp_pa
     assert len(list((tmp_path / "cache" / "leoclr" / "features").iterdir())) == 2
 
 
+def test_networks_of_equal_weights_have_features_of_their_own(leoclr: Run, tmp_path: Path, data: Path) -> None:
+    """The same tensors, padded otherwise: a state dict that is scored first as one of them and then as the other."""
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    torch.save(timm.create_model("efficientnet_b0", num_classes=0).state_dict(), tmp_path / "weights.pth")
+    flags = ("--train-data", data / "train", "--image-size", SIZE, "--workers", 0)
+    for name in ("efficientnet_b0", "tf_efficientnet_b0"):
+        assert leoclr("knn", tmp_path / "weights.pth", "--backbone", f"timm:{name}", *flags)[0] == 0
+    assert len(list((tmp_path / "cache" / "leoclr" / "features").iterdir())) == 4
+
+
+def test_a_network_of_one_size_takes_no_other(leoclr: Run, tmp_path: Path, data: Path) -> None:
+    timm = pytest.importorskip("timm")
+    torch.save(timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict(), tmp_path / "weights.pth")
+    flags = ("--train-data", data / "train", "--image-size", "96", "--backbone", "timm:vit_tiny_patch16_224")
+    code, _, err = leoclr("knn", tmp_path / "weights.pth", *flags)
+    assert code == 2 and "takes images of 224 px alone" in err
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        (("linear", "--lr", "3"), "--lr has no effect without --protocol sgd"),
+        (("linear", "--protocol", "sgd", "--normalise", "l2"), "--normalise has no effect with --protocol sgd"),
+        (("transfer", "--data", "cifar10", "--mode", "linear", "--epochs", "3"), "--epochs has no effect with --mode"),
+        (("robustness", "--crop", "random", "--memory", "9"), "--memory has no effect without --probe knn"),
+    ],
+)
+def test_a_flag_that_nothing_reads_is_refused(command: tuple[str, ...], line: str, leoclr: Run, run: Path) -> None:
+    code, _, err = leoclr(command[0], run, *command[1:])
+    assert code == 2 and err.splitlines()[-1].startswith(f"error: {line}")
+
+
 def test_classes_are_matched_by_name(leoclr: Run, run: Path, tmp_path: Path) -> None:
     expected = [leoclr("knn", run), record(run, "knn")][1]
     assert isinstance(expected, dict)

@@ -266,6 +266,14 @@ def test_the_cache_is_bounded_and_drops_the_longest_unused(index: Index, tmp_pat
     assert not (tmp_path / "tiny").exists()
 
 
+def test_a_cache_that_another_process_empties_is_no_error(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: [self / "gone.safetensors"])
+    FeatureCache(tmp_path).store("a", extract_features(Counting(), index, WHOLE, workers=0))
+    assert (tmp_path / "a.safetensors").is_file()
+
+
 def test_a_cache_that_cannot_be_written_is_no_error(index: Index, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     FeatureCache(tmp_path / "file" / "features").store("a", extract_features(Counting(), index, WHOLE, workers=0))

@@ -12,7 +12,7 @@ import pytest
 
 from leoclr.datasets.errors import DataError
 from leoclr.datasets.shards.index import Index
-from leoclr.datasets.shards.locate import check_specs, expand_braces, open_data, shard_paths, sibling_split
+from leoclr.datasets.shards.locate import absolute, check_specs, expand_braces, open_data, shard_paths, sibling_split
 from leoclr.datasets.shards.scan import build_index
 
 
@@ -337,3 +337,9 @@ def test_names_alone_open_nothing(data: Path) -> None:
     check_specs([str(data)])
     assert [path.name for path in shard_paths(str(data))] == [f"data-00000{number}.tar" for number in range(3)]
     assert not list(data.glob("*.index.json"))
+
+
+def test_names_hold_in_any_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    specs = ("x.tar", "{/data/a,/data/b}/x-{000..999}.tar", "s3://bucket/x.tar", "/data/x.tar")
+    assert absolute(specs) == (f"{tmp_path}/x.tar", *specs[1:])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +17,7 @@ from leoclr.cli.config.resolve import Resolved
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.options import with_shared
 from leoclr.cli.terminal import warn
+from leoclr.datasets.errors import SettingsError
 
 _LAYERS = {
     PRESET: (
@@ -93,3 +94,14 @@ def _option(flag: Flag) -> tuple[Any, Any]:
     metavar = flag.metavar or "|".join(choices(flag.key))
     kind = list[str] if flag.takes_many else str
     return kind, typer.Option(flag.name, metavar=metavar, help=about, show_default=False)
+
+
+def refuse_without_effect(reason: str, changed: Mapping[str, bool]) -> None:
+    """Raise SettingsError for a flag that nothing reads, where it is not at its default.
+
+    Args:
+        changed: Whether each flag is.
+    """
+    for flag, is_changed in changed.items():
+        if is_changed:
+            raise SettingsError(f"{flag} has no effect {reason}")

@@ -47,7 +47,10 @@ def detection(
     device: Device = "auto",
     workers: Workers = -1,
     seed: Annotated[
-        int, typer.Option("--seed", min=0, metavar="N", help="Seed of new layers, order, flips, sizes and regions.")
+        int,
+        typer.Option(
+            "--seed", min=0, max=2**32 - 1, metavar="N", help="Seed of new layers, order, flips, sizes and regions."
+        ),
     ] = 0,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Store no state for resuming, and no results.")] = False,
     output: Annotated[

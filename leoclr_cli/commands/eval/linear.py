@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from leoclr.cli.commands.base.flags import refuse_without_effect
 from leoclr.cli.scoring.request import (
+    TRAIN_BATCH,
     AsJson,
     Normalise,
     Output,
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from leoclr.evals.features.preprocessing import TestView
     from leoclr.evals.scores import Score
 
+EPOCHS = 100
 Protocol = Literal["scikit-learn", "lbfgs", "sgd"]
 
 
@@ -41,7 +44,7 @@ def linear(
     normalise: Normalise = "standard",
     epochs: Annotated[
         int, typer.Option("--epochs", min=1, metavar="N", help="Epochs of sgd; the rate falls after 60 % and 80 %.")
-    ] = 100,
+    ] = EPOCHS,
     lr: Annotated[
         list[float] | None,
         typer.Option(
@@ -51,7 +54,7 @@ def linear(
             "held-out training data chooses.",
         ),
     ] = None,
-    train_batch: TrainBatch = 256,
+    train_batch: TrainBatch = TRAIN_BATCH,
     output: Output = None,
     predictions: PredictionsFile = None,
     as_json: AsJson = False,
@@ -69,6 +72,11 @@ def linear(
     from leoclr.cli.scoring.evaluation import Evaluation
     from leoclr.evals.features.preprocessing import standard_view
 
+    if protocol == "sgd":
+        refuse_without_effect("with --protocol sgd", {"--normalise": normalise != "standard"})
+    else:
+        changed = {"--lr": bool(lr), "--epochs": epochs != EPOCHS, "--train-batch": train_batch != TRAIN_BATCH}
+        refuse_without_effect("without --protocol sgd", changed)
     rates = sorted(set(lr or ()))
     if wrong := [rate for rate in rates if not 0 < rate < math.inf]:
         raise EvaluationError(f"--lr {wrong[0]:g}: a learning rate is a number above 0")

@@ -8,8 +8,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from leoclr.cli.commands.base.flags import refuse_without_effect
 from leoclr.cli.run.folder import existing_weights
 from leoclr.cli.scoring.request import (
+    MEMORY,
     SIMILARITIES_PER_MIB,
     AsJson,
     Memory,
@@ -53,7 +55,7 @@ def robustness(
     ] = False,
     probe: Annotated[Probe, typer.Option("--probe", help="Classifier; trained on centre crops.")] = "linear",
     normalise: Normalise = "standard",
-    memory: Memory = 256,
+    memory: Memory = MEMORY,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -84,6 +86,10 @@ def robustness(
 
     if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
         raise EvaluationError(f"--crop-scale {crop_scale[0]:g} {crop_scale[1]:g}: two shares in (0, 1], low then high")
+    if probe == "knn":
+        refuse_without_effect("with --probe knn", {"--normalise": normalise != "standard"})
+    else:
+        refuse_without_effect("without --probe knn", {"--memory": memory != MEMORY})
     crops = CropSeries(crop_scale, crop_seeds, curve, probe, normalise, memory * SIMILARITIES_PER_MIB)
     if checkpoints and len(checkpoints) > 1:
         if predictions is not None:

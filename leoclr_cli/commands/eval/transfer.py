@@ -9,7 +9,17 @@ from typing import Annotated, Literal
 
 import typer
 
-from leoclr.cli.scoring.request import AsJson, Output, Outputs, PredictionsFile, Request, TrainBatch, with_request
+from leoclr.cli.commands.base.flags import refuse_without_effect
+from leoclr.cli.scoring.request import (
+    TRAIN_BATCH,
+    AsJson,
+    Output,
+    Outputs,
+    PredictionsFile,
+    Request,
+    TrainBatch,
+    with_request,
+)
 from leoclr.datasets.errors import EvaluationError
 
 Mode = Literal["finetune", "linear"]
@@ -66,7 +76,7 @@ def transfer(
             "--epochs", min=1, metavar="N", help="Epochs of each fine-tuning; default: those of 20,000 steps."
         ),
     ] = None,
-    train_batch: TrainBatch = 256,
+    train_batch: TrainBatch = TRAIN_BATCH,
     root: Annotated[Path, typer.Option("--root", metavar="FOLDER", help="Folder of torchvision's data sets.")] = Path(
         "data"
     ),
@@ -95,6 +105,9 @@ def transfer(
 
     if any(not 0 < rate < math.inf for rate in lr or ()) or any(not 0 <= d < math.inf for d in weight_decay or ()):
         raise EvaluationError("--lr takes rates above 0, and --weight-decay shares from 0 on")
+    if mode == "linear":
+        changed = {"--lr": bool(lr), "--weight-decay": bool(weight_decay), "--epochs": epochs is not None}
+        refuse_without_effect("with --mode linear", changed | {"--train-batch": train_batch != TRAIN_BATCH})
     found = transfer_data(data, test_data or [], root, download)
     evaluation = Evaluation(replace(request, train_data=list(found.train), data=list(found.test)))
     reported = metric.replace("-", "_") if metric else found.metric
