@@ -7,7 +7,9 @@ refused; archives are unpacked to names that are made here.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import shutil
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leoclr.datasets.errors import BadImage, DataError
-from leoclr.datasets.files import ignore, write_atomic
+from leoclr.datasets.files import ignore
 from leoclr.datasets.images.decode import MAX_BYTES, decode_image
 from leoclr.datasets.images.file_names import IMAGE_SUFFIXES
 
@@ -101,8 +103,8 @@ def read_voc(roots: Sequence[Path], train_split: str, test_split: str) -> tuple[
 
 
 def unpack_voc(archive: Path, folder: Path, advance: Callable[[int], None] = ignore) -> None:
-    """Unpack what belongs to the layout from a tar file, compressed or not, in one pass; `folder/complete` says that
-    all of it is there. Other members, links among them, are left.
+    """Unpack what belongs to the layout from a tar file, compressed or not, in one pass. The folder appears as a whole,
+    with a file `complete`, so that several processes may ask for it. Other members, links among them, are left.
 
     Args:
         advance: Called with 1 for each file.
@@ -110,19 +112,26 @@ def unpack_voc(archive: Path, folder: Path, advance: Callable[[int], None] = ign
     complete = folder / "complete"
     if complete.exists():
         return
+    partial = folder.with_name(f".{folder.name}-{os.getpid()}")
     try:
         with tarfile.open(archive, "r:*") as tar:
             for member in tar:
                 path = _place(member.name) if member.isfile() and member.size <= MAX_BYTES else None
                 content = tar.extractfile(member) if path is not None else None
                 if path is not None and content is not None:
-                    (folder / path).parent.mkdir(parents=True, exist_ok=True)
-                    (folder / path).write_bytes(content.read())
+                    (partial / path).parent.mkdir(parents=True, exist_ok=True)
+                    (partial / path).write_bytes(content.read())
                     advance(1)
+        partial.mkdir(parents=True, exist_ok=True)
+        (partial / complete.name).touch()
+        if not complete.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # what an earlier version left half done
+            partial.rename(folder)
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise DataError(f"{archive} cannot be unpacked to {folder}: {error}") from None
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(complete, b"")
+        if not complete.exists():  # else another process was faster
+            raise DataError(f"{archive} cannot be unpacked to {folder}: {error}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _place(name: str) -> Path | None:

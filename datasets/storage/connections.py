@@ -195,11 +195,12 @@ def _deadline(connection: HTTPConnection, seconds: float) -> Iterator[None]:
     try:
         yield
     except (OSError, HTTPException):
-        if passed.is_set():
-            raise TryAgain(f"not done after {seconds:g} s") from None
-        raise
+        if not passed.is_set():
+            raise
     finally:
         timer.cancel()
+    if passed.is_set():  # where the reader takes it for the end of the answer, too
+        raise TryAgain(f"not done after {seconds:g} s")
 
 
 @functools.cache

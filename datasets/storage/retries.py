@@ -24,7 +24,8 @@ class Patience:
     """How long a server is waited for. The defaults ride out a minute without an answer, and end within ten.
 
     Attributes:
-        attempts: Requests for one range before giving up; each continues where the previous one was cut.
+        attempts: Requests in a row that bring less than a MiB before giving up; each continues where the previous one
+            was cut.
         first_wait, longest_wait: Seconds between attempts; the wait doubles, and varies by half, so that many
             processes do not come back at the same instant.
         silence: Seconds without a byte after which a connection counts as dead.
@@ -47,6 +48,7 @@ class Patience:
         return float(min(self.longest_wait, self.first_wait * 2**attempt)) * _JITTER.uniform(0.5, 1.0)
 
 
+_PROGRESS = 1 << 20  # bytes after which a request was worth it: a large file may take many
 _JITTER = random.Random()  # of its own: nobody else's random numbers depend on how a server behaved
 
 
@@ -64,20 +66,24 @@ def read_resuming(
         DataError: The last attempt failed too; it says how.
     """
     data = bytearray()
-    reason, began = "", time.monotonic()
-    for attempt in range(patience.attempts):
-        asked = 0.0
+    attempt, began = 0, time.monotonic()
+    while True:
+        asked, before = 0.0, len(data)
         try:
             for chunk in request(offset + len(data), length - len(data)):
                 data += chunk
-            if len(data) == length:
-                return bytes(data)
             reason = f"the connection ended after {len(data):,} of {length:,} bytes"
         except TryAgain as error:
             reason, asked = str(error), error.wait
-        if attempt + 1 < patience.attempts:
-            wait = patience.wait(attempt, asked)
-            if time.monotonic() - began >= patience.quiet:
-                tell_of_attempt(name, reason, attempt + 2, patience.attempts, wait)
-            time.sleep(wait)
-    raise DataError(f"{name}: given up after {patience.attempts} attempts; the last: {reason}")
+        if len(data) == length:
+            return bytes(data)
+        if len(data) - before >= _PROGRESS:
+            attempt, began = 0, time.monotonic()
+            continue
+        attempt += 1
+        if attempt == patience.attempts:
+            raise DataError(f"{name}: given up after {patience.attempts} attempts; the last: {reason}")
+        wait = patience.wait(attempt - 1, asked)
+        if time.monotonic() - began >= patience.quiet:
+            tell_of_attempt(name, reason, attempt + 1, patience.attempts, wait)
+        time.sleep(wait)

@@ -78,6 +78,8 @@ class Evaluation:
         self.backbone = self.encoder.backbone.to(self.device).to(memory_format=torch.channels_last)
         self._cache = FeatureCache(feature_folder(self.encoder))
         self.notes: list[str] = []
+        if bool(self.data.train.classes) != bool(self.data.test.classes):
+            self.notes.append("only one of training and test data names its classes, which are matched by number")
         self._shared = self.data.test.shared_with(self.data.train)
         if self.data.train.digest == self.data.test.digest:
             self.notes.append("training and test data are the same samples: the figures say nothing about new images")
@@ -184,11 +186,13 @@ class Evaluation:
         """
         record = self.record(kind, score, images, scored)
         path = outputs.record or path_in_run(record, self.encoder.run)
-        with kept(record, path):
-            show(record, outputs.as_json)
-        if outputs.predictions is not None:
-            write_predictions(outputs.predictions, score.predictions, self.data.train, self.data.test)
-            say(f"written to {outputs.predictions}")
+        try:
+            with kept(record, path):
+                show(record, outputs.as_json)
+        finally:  # also where the record cannot be kept
+            if outputs.predictions is not None:
+                write_predictions(outputs.predictions, score.predictions, self.data.train, self.data.test)
+                say(f"written to {outputs.predictions}")
         return record, path
 
     def record(self, kind: str, score: Score, images: Sequence[str], scored: str = POOLED) -> Record:

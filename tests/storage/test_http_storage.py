@@ -8,7 +8,7 @@ import multiprocessing
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from leoclr.datasets.storage import outages
 from leoclr.datasets.storage.addresses import check_address, shown
 from leoclr.datasets.storage.http import HttpStorage
 from leoclr.datasets.storage.opening import as_file, open_storage
-from leoclr.datasets.storage.retries import Patience
+from leoclr.datasets.storage.retries import Patience, read_resuming
 
 QUICK = Patience(attempts=3, first_wait=0.01, longest_wait=0.05, silence=0.4, request=0.8)
 CONTENT = np.random.default_rng(0).integers(0, 256, 300_000, dtype=np.uint8).tobytes()
@@ -326,3 +326,18 @@ def test_no_command_prints_a_password(arguments: tuple[str, ...], capsys: pytest
         main(list(arguments))
     printed = capsys.readouterr()
     assert "error: " in printed.err and "s3cret" not in printed.err + printed.out
+
+
+def test_a_large_file_may_take_many_requests_as_long_as_each_brings_something() -> None:
+    asked = list[int]()
+
+    def request(offset: int, length: int) -> Iterator[bytes]:
+        asked.append(offset)
+        yield bytes(min(length, 3 << 20 if offset < 9 << 20 else 1000))
+
+    patience = Patience(attempts=2, first_wait=0.0)
+    assert len(read_resuming("file", 0, 9 << 20, request, patience)) == 9 << 20 and len(asked) == 3
+    asked.clear()
+    with pytest.raises(DataError, match="given up after 2 attempts; the last: the connection ended after 9,439,184 of"):
+        read_resuming("file", 0, 10 << 20, request, patience)
+    assert asked == [0, 3 << 20, 6 << 20, 9 << 20, (9 << 20) + 1000]
