@@ -19,13 +19,12 @@ from leoclr.backends.networks.batchnorm_groups import why_no_kernels
 from leoclr.backends.waits import waiting
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.allocator import keep_freed_memory
-from leoclr.cli.run.variables import drop_what_changes_results, settle_launch
+from leoclr.cli.run.variables import CUBLAS, drop_what_changes_results, settle_launch
 from leoclr.datasets.errors import RunError
 
 # Tried for each convolution, cuDNN's best guesses first. With torch's ten, the first steps took 20 s on an H100.
 _CUDNN_PLANS = 4
 _AGREE_STEPS_CUDA = 10  # asking all GPUs whether to stop waits for them; every step would cost speed
-_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 # The host's allocator, CUDA and Triton, and cuDNN, which tries again with less and then finds no algorithm.
 _NO_MEMORY = ("allocate memory", "out of memory", "_STATUS_ALLOC_FAILED", "unable to find an engine")
 _PRECISION: dict[str, Literal["no", "bf16", "fp16"]] = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
@@ -77,7 +76,6 @@ def accelerated(settings: Settings, output: Path) -> Iterator[Accelerator]:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     finally:
-        os.environ.pop(_CUBLAS, None)  # a command within this process would say that it has no effect
         torch.use_deterministic_algorithms(False)
         AcceleratorState._reset_state(reset_partial_state=True)
 
@@ -161,11 +159,11 @@ def changed_in_place(error: RuntimeError) -> RunError | None:
 
 def matrix_product_before(error: RuntimeError) -> RunError | None:
     """What to say where `run.deterministic` comes too late in a process; None where `error` is anything else."""
-    if _CUBLAS not in str(error):
+    if CUBLAS[0] not in str(error):
         return None
     return RunError(
         "run.deterministic: this process has multiplied matrices on the GPU before; start Python again with "
-        f"{_CUBLAS}=:4096:8 in the environment"
+        f"{'='.join(CUBLAS)} in the environment"
     )
 
 
@@ -200,7 +198,7 @@ def _prepare_cublas(device: torch.device) -> None:
     """Let a run be deterministic: torch reads this variable at the first matrix product of a process, which may come
     before."""
     if device.type == "cuda":
-        os.environ[_CUBLAS] = ":4096:8"
+        os.environ.update([CUBLAS])
 
 
 def check_precision(precision: str, device: torch.device) -> None:

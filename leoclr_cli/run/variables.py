@@ -36,6 +36,7 @@ _CHANGE_NOTHING = (  # among those above
     *("TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS", "TORCHINDUCTOR_WORKER_START", "TORCHDYNAMO_VERBOSE"),
     *("TORCH_COMPILE_DEBUG*",),
 )
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"  # what `leoclr.cli.run.devices` sets itself
 _NO_EFFECT = ("", "0", "1", "no", "none", "false", "default", "cpu")  # what `accelerate launch` sets for nothing
 
 _OTHER_LAUNCHERS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "MPI_LOCALNRANKS")
@@ -55,7 +56,8 @@ def drop_what_changes_results(environment: MutableMapping[str, str]) -> list[str
     return [
         f"{name}={value}"
         for name, value in dropped
-        if not (name.startswith(harmless) and value.strip().lower() in _NO_EFFECT)
+        if (name, value) != CUBLAS
+        and not (name.startswith(harmless) and value.strip().lower() in _NO_EFFECT)
         and not (name.endswith("_NUM_THREADS") and value == threads)
     ]
 
