@@ -52,14 +52,14 @@ class Settings(BatchNormSettings):
 
 
 def deviations(embeddings_ND: Tensor) -> Tensor:
-    """The standard deviation of each dimension: `(D,)`."""
-    return (embeddings_ND.var(dim=0) + _EPSILON).sqrt()
+    """The standard deviation of each dimension: `(D,)`; of one embedding 0, without a warning of torch's."""
+    return (embeddings_ND.var(dim=0, correction=min(1, len(embeddings_ND) - 1)) + _EPSILON).sqrt()
 
 
 def covariance(embeddings_ND: Tensor) -> Tensor:
     """The sum of the squared covariances of different dimensions, divided by their number D: a scalar."""
     centred_ND = embeddings_ND - embeddings_ND.mean(dim=0)
-    matrix_DD = centred_ND.T @ centred_ND / (len(centred_ND) - 1)
+    matrix_DD = centred_ND.T @ centred_ND / max(1, len(centred_ND) - 1)
     return (matrix_DD.square().sum() - matrix_DD.diagonal().square().sum()) / len(matrix_DD)
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from leoclr.cli.plotting.charts import Dot, Line, Panel, dot_chart, line_chart
 from leoclr.cli.recipes.definition import Recipe
 from leoclr.cli.recipes.results import Cell, Change, cells
+from leoclr.datasets.wording import counted
 
 _HEADINGS = (
     *("figure", "method", "paper", "ours", "95 % interval", "difference"),
@@ -64,9 +65,8 @@ def as_grid(recipe: Recipe, results: Sequence[Mapping[str, Any]]) -> str:
             texts = (_grid_cell(here[figure], not trial) if figure in here else "" for figure in figures)
             rows.append((name, *texts, f"{first.passes / 1e6:,.1f} M", f"{first.hours:.2f}"))
     table = _markdown(("method", *figures, "forward passes", "hours"), rows)
-    seeds = max((len(cell.values) for cell in found), default=0)
-    intervals = "95 % intervals of the mean, and of the mean difference within a seed"
-    notes = [*_notes(recipe), *trial, f"{seeds} seeds; {intervals}" if seeds > 1 else "1 seed"]
+    seeds, intervals = _seeds(found), "95 % intervals of the mean, and of the mean difference within a seed"
+    notes = [*_notes(recipe), *trial, seeds if seeds == "1 seed" else f"{seeds}; {intervals}"]
     return f"{recipe.title} ({recipe.source})\n\n{table}\n\n" + "".join(f"- {note}\n" for note in notes)
 
 
@@ -100,12 +100,18 @@ def as_picture(recipe: Recipe, results: Sequence[Mapping[str, Any]]) -> Image.Im
             dots = [Dot(cell.method, cell.mean, cell.half_width, None if trial else cell.paper) for cell in here]
         if dots:
             panels.append(Panel(f"{column.name}, drop" if recipe.baseline else column.name, tuple(dots)))
-    seeds = max((len(cell.values) for cell in found), default=0)
-    subtitle = f"{recipe.source}; {seeds} seed{'s' if seeds != 1 else ''}"
+    subtitle = f"{recipe.source}; {_seeds(found)}"
     shares = {result["scale"] for result in results} - {1.0}
     of_epochs = f" with {max(shares):g} of the epochs" if shares else ""
     subtitle += f"; a trial{of_epochs}" if trial else "; filled: ours, hollow: the paper"
     return dot_chart(recipe.title, subtitle, panels)
+
+
+def _seeds(found: Sequence[Cell]) -> str:
+    """How many seeds there are of each method."""
+    counts = {len(cell.values) for cell in found} or {0}
+    least, most = min(counts), max(counts)
+    return f"{least} to {most} seeds" if least < most else counted(most, "seed")
 
 
 def _notes(recipe: Recipe) -> tuple[str, ...]:
