@@ -179,10 +179,8 @@ class Bench:
         """Steps on loaded batches, as in training."""
         with accelerated(self._settings, self._folder) as accelerator:
             data, pace = TrainingData(self._settings, accelerator), Pace(accelerator.device)
-            take_step, loaded = (
-                bench_step(self._settings, accelerator, len(self._index), data.make_views),
-                data.batches(0, 1 << 30),
-            )
+            take_step = bench_step(self._settings, accelerator, len(self._index), data.make_views)
+            loaded = data.batches(0, 1 << 30)
             with closing(loaded):  # type: ignore[type-var]
 
                 def work() -> int:

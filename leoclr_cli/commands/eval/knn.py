@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from leoclr.cli.scoring.request import (
+    MEMORY,
     SIMILARITIES_PER_MIB,
     AsJson,
     Memory,
@@ -27,7 +28,7 @@ def knn(
             "--whiten", help="Give all directions of the features the same variance before neighbours are searched."
         ),
     ] = False,
-    memory: Memory = 256,
+    memory: Memory = MEMORY,
     output: Output = None,
     predictions: PredictionsFile = None,
     as_json: AsJson = False,

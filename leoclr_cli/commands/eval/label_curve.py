@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 from leoclr.cli.run.folder import existing_weights
-from leoclr.cli.scoring.request import AsJson, BackboneRate, Epochs, HeadRate, Output, Request, TrainBatch, with_request
+from leoclr.cli.scoring.request import (
+    TRAIN_BATCH,
+    AsJson,
+    BackboneRate,
+    Epochs,
+    HeadRate,
+    Output,
+    Request,
+    TrainBatch,
+    with_request,
+)
 
 
 @with_request("checkpoint")
@@ -29,7 +39,7 @@ def label_curve(
     epochs: Epochs = None,
     backbone_lr: BackboneRate = None,
     head_lr: HeadRate = None,
-    train_batch: TrainBatch = 256,
+    train_batch: TrainBatch = TRAIN_BATCH,
     output: Output = None,
     as_json: AsJson = False,
 ) -> None:

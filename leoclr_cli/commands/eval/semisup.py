@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from leoclr.cli.scoring.request import (
+    TRAIN_BATCH,
     AsJson,
     BackboneRate,
     Epochs,
@@ -36,7 +37,7 @@ def semisup(
     epochs: Epochs = None,
     backbone_lr: BackboneRate = None,
     head_lr: HeadRate = None,
-    train_batch: TrainBatch = 256,
+    train_batch: TrainBatch = TRAIN_BATCH,
     output: Output = None,
     predictions: PredictionsFile = None,
     as_json: AsJson = False,
