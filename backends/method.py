@@ -16,13 +16,12 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from leoclr.backends.networks.backbones import Backbone
 from leoclr.backends.networks.batchnorm import (
@@ -150,11 +149,14 @@ class Method(nn.Module):
         phases: Times that a step goes through forward, backward and update; `now.phase` tells which.
         per_rank: Names of buffers that differ between ranks, such as a queue of each rank's own embeddings. A
             checkpoint holds them one after another along their first dimension, and a resume splits them.
+        takes_samples: Whether `forward` has one more argument, `samples`: which images of the data set the batch
+            holds, for methods that remember each. int64, `(n,)`, from 0 to `facts.images - 1`.
     """
 
     groups: tuple[ParameterGroup, ...] = ()
     phases: ClassVar[int] = 1
     per_rank: tuple[str, ...] = ()
+    takes_samples: ClassVar[bool] = False
 
     def forward(self, views: Mapping[str, Tensor], pairs: Pairs, now: Progress) -> Output:
         """The loss of this rank's part of a batch.
@@ -272,29 +274,3 @@ def share_batch_norm(method: nn.Module, settings: BatchNormSettings, facts: Fact
 def reduce_pairs(losses: Tensor, reduction: Literal["sum", "mean"]) -> Tensor:
     """One loss from those of all pairs: their sum (LeOCLR, equation 3) or mean."""
     return losses.sum() if reduction == "sum" else losses.mean()
-
-
-def spread(embeddings: Tensor) -> tuple[Tensor, Tensor]:
-    """How far embeddings of unit length are from collapse.
-
-    Returns:
-        The standard deviation per dimension, averaged and multiplied by sqrt(dim): 1 where the unit sphere is filled
-        evenly, 0 at collapse. And the effective rank (Roy and Vetterli, 2007), exp of the entropy of the normalised
-        singular values: from 1, one direction, to dim. These are the roots of the eigenvalues of the products of all
-        rows, or of all columns, which take a GPU a tenth of the time.
-    """
-    embeddings = embeddings.double()
-    deviation = embeddings.std(dim=0).mean() * embeddings.shape[1] ** 0.5
-    centred = embeddings - embeddings.mean(dim=0)
-    products = centred @ centred.T if len(centred) < centred.shape[1] else centred.T @ centred
-    values = torch.linalg.eigvalsh(products).clamp_min(0).sqrt()
-    share = values / values.sum().clamp_min(1e-12)
-    return deviation, torch.exp(-(share * share.clamp_min(1e-12).log()).sum())
-
-
-@torch.no_grad()
-def mean_std(embeddings: Iterable[Tensor]) -> Tensor:
-    """Standard deviation of embeddings, at length one, over a batch: the mean over dimensions and views, times
-    sqrt(dim). About 1 for directions that fill the sphere, 0 at collapse."""
-    spreads = [F.normalize(each, dim=1).std(dim=0, correction=0).mean() * each.shape[1] ** 0.5 for each in embeddings]
-    return torch.stack(spreads).mean()

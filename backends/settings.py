@@ -67,12 +67,15 @@ class MethodSettings(Strict):
 
     Attributes:
         default_views: The view policy where `--views` does not say another.
+        needs_pairs: Whether views without pairs are refused; False for a method that predicts something else, such as
+            how an image was turned.
         ignores: Settings that have no effect under this method, such as `encoder.projector_hidden`.
         offers: What view policies with a wrapper may need (`NEEDS` in this file names them).
         small: Values with which `leoclr method check` trains it in seconds: few units, a short queue.
     """
 
     default_views: ClassVar[str] = "pairwise"
+    needs_pairs: ClassVar[bool] = True
     ignores: ClassVar[tuple[str, ...]] = ()
     offers: ClassVar[tuple[str, ...]] = ()
     small: ClassVar[Mapping[str, Any]] = {}

@@ -22,7 +22,6 @@ from leoclr.backends.method import (
     Output,
     PairMethod,
     Progress,
-    mean_std,
     momentum_copy,
     momentum_update,
     reduce_pairs,
@@ -42,6 +41,7 @@ from leoclr.backends.settings import (
     anchors_of,
     positives_of,
 )
+from leoclr.backends.spread import mean_std
 from leoclr.backends.step_inputs import step_number
 
 

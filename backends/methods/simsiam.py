@@ -15,12 +15,13 @@ from pydantic import Field
 from torch import Tensor
 
 from leoclr.backends.losses import cosine
-from leoclr.backends.method import Facts, Output, PairMethod, ParameterGroup, Progress, mean_std, share_batch_norm
+from leoclr.backends.method import Facts, Output, PairMethod, ParameterGroup, Progress, share_batch_norm
 from leoclr.backends.networks.backbones import Backbone
 from leoclr.backends.networks.batchnorm import zero_last_norms
 from leoclr.backends.networks.encoder import Encoder
 from leoclr.backends.networks.heads import mlp
 from leoclr.backends.settings import BatchNormSettings, Pairs, PositiveCount, RunFacts, anchors_first, anchors_of
+from leoclr.backends.spread import mean_std
 
 
 class Settings(BatchNormSettings):

@@ -27,8 +27,8 @@ class Clsa(Wrapper):
         logits: Tensor = super().similarities(embeddings, keys)  # type: ignore[misc]
         return logits
 
-    def forward(self, views: Mapping[str, Tensor], pairs: Pairs, now: Progress) -> Output:
-        output = super().forward(views, pairs, now)
+    def forward(self, views: Mapping[str, Tensor], pairs: Pairs, now: Progress, **samples: Tensor) -> Output:
+        output = super().forward(views, pairs, now, **samples)
         strong = [self.predict(self.encoder(images)) for name, images in views.items() if name.startswith("strong")]
         losses = []
         for anchor in anchors_of(pairs):

@@ -54,9 +54,9 @@ class LoGo(Wrapper):
         self.register_buffer("contrastive_norm", torch.zeros(()))
         self.groups = (ParameterGroup(r"^regressor\.", lr=1.0, constant_lr=True), *self.groups)
 
-    def forward(self, views: Mapping[str, Tensor], pairs: Pairs, now: Progress) -> Output:
+    def forward(self, views: Mapping[str, Tensor], pairs: Pairs, now: Progress, **samples: Tensor) -> Output:
         if now.phase == _CONTRASTIVE:
-            output = super().forward(views, pairs, now)
+            output = super().forward(views, pairs, now, **samples)
         else:
             with torch.set_grad_enabled(now.phase == _UNLIKE):
                 first, second = self.encoder(views["local1"]), self.encoder(views["local2"])

@@ -22,8 +22,8 @@ from leoclr.backends.wrappers.wrapper import Wrapper, with_term
 class MixSiam(Wrapper):
     """The method's loss, and that of the mixture of its two views. The policy's pairs are symmetric."""
 
-    def forward(self, views: Mapping[str, Tensor], pairs: Pairs, now: Progress) -> Output:
-        output = super().forward(views, pairs, now)
+    def forward(self, views: Mapping[str, Tensor], pairs: Pairs, now: Progress, **samples: Tensor) -> Output:
+        output = super().forward(views, pairs, now, **samples)
         first, second = pairs[0]
         alpha = self.of_policy["alpha"]
         share = float(generator(self.draws, now.step, 0).beta(alpha, alpha))

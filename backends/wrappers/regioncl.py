@@ -43,8 +43,8 @@ class RegionCL(Wrapper):
                 "one cell; a larger data.image_size or encoder.stem cifar gives more"
             )
 
-    def forward(self, views: Mapping[str, Tensor], pairs: Pairs, now: Progress) -> Output:
-        output = super().forward(views, pairs, now)
+    def forward(self, views: Mapping[str, Tensor], pairs: Pairs, now: Progress, **samples: Tensor) -> Output:
+        output = super().forward(views, pairs, now, **samples)
         losses = []
         for number, anchor in enumerate(anchors_of(pairs)):
             images, own = views[anchor], targets_of(anchor, pairs, output)

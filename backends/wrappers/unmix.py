@@ -20,8 +20,8 @@ from leoclr.backends.wrappers.wrapper import Wrapper, targets_of, with_term
 class UnMix(Wrapper):
     """The method's loss, and that of mixtures of its anchors."""
 
-    def forward(self, views: Mapping[str, Tensor], pairs: Pairs, now: Progress) -> Output:
-        output = super().forward(views, pairs, now)
+    def forward(self, views: Mapping[str, Tensor], pairs: Pairs, now: Progress, **samples: Tensor) -> Output:
+        output = super().forward(views, pairs, now, **samples)
         losses = []
         for number, anchor in enumerate(anchors_of(pairs)):
             random = generator(self.draws, now.step, number)

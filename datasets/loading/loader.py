@@ -22,7 +22,7 @@ from leoclr.datasets.images.augment_device import draw_all
 from leoclr.datasets.images.augmentation import AugmentationSpec, Uniforms, view_specs
 from leoclr.datasets.images.executors import EXECUTORS
 from leoclr.datasets.loading.plan import Plan
-from leoclr.datasets.loading.view_maker import parameters_of
+from leoclr.datasets.loading.view_maker import SAMPLES, parameters_of
 from leoclr.datasets.loading.workers import load_batches
 from leoclr.datasets.randomness import hash_key, uniforms
 from leoclr.datasets.shards.index import Index
@@ -43,8 +43,8 @@ class Batch:
         samples: Sample numbers, int64, shape `(n,)`.
         bad: One line for each image that could not be used; another sample took its place.
         error: Why the step could not be made at all (a shard has gone), or None.
-        draws: What the device still needs to make the views of, for `leoclr.datasets.loading.view_maker`; empty where
-            views are finished.
+        draws: What the device needs beside views: the samples, and where it makes the views itself, what
+            `leoclr.datasets.loading.view_maker` takes.
     """
 
     step: int
@@ -150,4 +150,6 @@ def batches(
     asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Batch]:
     """The steps from `start` to before `stop`, in order; see `leoclr.datasets.loading.workers`. Raises DataError."""
-    return load_batches(dataset, range(start, stop), workers, pin_memory, asked_to_stop)
+    for batch in load_batches(dataset, range(start, stop), workers, pin_memory, asked_to_stop):
+        batch.draws[SAMPLES] = batch.samples
+        yield batch

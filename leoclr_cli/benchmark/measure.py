@@ -34,6 +34,7 @@ from leoclr.datasets.loading.device_feed import Pace
 from leoclr.datasets.loading.loader import StepDataset
 from leoclr.datasets.loading.plan import Plan
 from leoclr.datasets.loading.resident import first_size
+from leoclr.datasets.loading.view_maker import SAMPLES
 from leoclr.datasets.shards.locate import open_data
 from leoclr.datasets.shards.reader import SampleReader
 
@@ -162,7 +163,7 @@ class Bench:
         generator = torch.Generator().manual_seed(0)
         with accelerated(settings, self._folder) as accelerator:
             take_step = bench_step(settings, accelerator, len(self._index))
-            views = {
+            inputs = {SAMPLES: torch.arange(batch, device=accelerator.device)} | {
                 name: torch.randint(0, 256, (batch, 3, side, side), generator=generator, dtype=torch.uint8)
                 .to(accelerator.device)
                 .contiguous(memory_format=torch.channels_last)
@@ -170,7 +171,7 @@ class Bench:
             }
 
             def work() -> int:
-                take_step(views, END)
+                take_step(inputs, END)
                 return batch
 
             return self._repeat(f"model step, batch {batch}", "model", work, first=uncounted(take_step))

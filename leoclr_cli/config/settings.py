@@ -128,7 +128,7 @@ class Settings(Strict):
         if self.train.precision == "fp16" and self.run.device == "cpu":
             problems.append("train.precision fp16 needs a GPU, and run.device is cpu; bf16 works on both")
         policy = self.view_policy
-        if not policy.pairs:
+        if not policy.pairs and self.method.needs_pairs:
             problems.append(f"views {policy.name}: there are no pairs, so that nothing would be pulled together")
         problems += wrong_changes(policy, self.augmentation)
         if problems:

@@ -26,6 +26,7 @@ from leoclr.cli.methods.outcome import Failure, Result, result_of, some
 from leoclr.cli.methods.processes import refuse_failed, run_processes
 from leoclr.cli.methods.ranks import two_steps
 from leoclr.cli.preflight.checks import facts_of, problems
+from leoclr.cli.preflight.memory import first_samples
 from leoclr.cli.run.checkpoint import load_checkpoint, save_checkpoint
 from leoclr.cli.run.encoders import load_encoder, read_encoder, write_encoder
 from leoclr.cli.training import build
@@ -244,7 +245,7 @@ def _backward(method: Method, settings: Settings, step: int) -> float:
     loss = float("nan")
     for phase in range(method.phases):
         now = Progress(step, 4, 2, phase)
-        output = method(views, policy.pairs, now)
+        output = method(views, policy.pairs, now, **first_samples(method, _BATCH, _CPU))
         refuse_output(output)
         if not bool(torch.isfinite(output.loss)):
             raise Failure(f"the loss must be finite, and is {float(output.loss.detach())}")

@@ -21,10 +21,12 @@ from leoclr.cli.config.plugin_errors import innermost
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.methods.outcome import Failure
 from leoclr.cli.preflight.checks import facts_of
+from leoclr.cli.preflight.memory import first_samples
 from leoclr.cli.run.devices import accelerated
 from leoclr.cli.training import build, step
 from leoclr.cli.training.graph import StepGraph, why_not
 from leoclr.cli.training.step import RunLength, StepResult, TrainStep
+from leoclr.datasets.loading.view_maker import SAMPLES
 
 _CPU, _GPU = torch.device("cpu"), torch.device("cuda")
 _STEPS, _STEPS_PER_EPOCH = 6, 2
@@ -84,11 +86,12 @@ def one_device(settings: Settings, folder: Path) -> str:
             name: torch.empty(settings.data.batch_size, 3, view.side(size), view.side(size), device=_GPU)
             for name, view in policy.views.items()
         }
+        samples = first_samples(method, settings.data.batch_size, _GPU)
         try:
             for step_number in range(_STEPS):
                 for phase in range(method.phases):
                     now = Progress(step_number, _STEPS, _STEPS_PER_EPOCH, phase)
-                    method(views, policy.pairs, now)
+                    method(views, policy.pairs, now, **samples)
                     for parameter in method.parameters():
                         parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
                     method.before_update(now)
@@ -130,7 +133,7 @@ def host_waits(settings: Settings, folder: Path) -> list[str]:
         device = accelerator.device
         take.replay = StepGraph(take.body, take.seed, method, take.optimizer, device, True, said.append, capture)
         for number in range(_STEPS):
-            take(_noise(settings, number), number)
+            take(_noise(settings, number) | {SAMPLES: torch.arange(facts.micro)}, number)
     return [line.rpartition("CUDA graph: ")[2] for line in said] or list(dict.fromkeys(watch.found))
 
 

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from leoclr.backends.distributed import rank, ranks
 from leoclr.backends.method import Method, Progress
 from leoclr.cli.config.settings import Settings
+from leoclr.cli.preflight.memory import first_samples
 from leoclr.cli.training import build
 from leoclr.cli.training.optimizers import build_optimizer, drop_frozen_gradients, learning_rate, schedule
 from leoclr.cli.training.step import step_seed
@@ -56,7 +57,9 @@ def two_steps(settings: Settings, stream: int = 0) -> dict[str, Tensor]:
 def _phase(
     settings: Settings, method: Method, model: nn.Module, optimizer: torch.optim.Optimizer, now: Progress
 ) -> dict[str, Tensor]:
-    output = model(_views(settings, now.step), settings.view_policy.pairs, now)
+    views, samples = _views(settings, now.step), first_samples(method, settings.data.batch_size, _CPU)
+    mine = {name: numbers.chunk(ranks())[rank()] for name, numbers in samples.items()}
+    output = model(views, settings.view_policy.pairs, now, **mine)
     output.loss.backward()
     loss = output.loss.detach() / ranks()
     if ranks() > 1:

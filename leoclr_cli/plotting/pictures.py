@@ -56,9 +56,10 @@ def views_picture(
             caption = (name, pixels if draws == 1 else f"{pixels}, draw {epoch + 1}")
             rows.append([replace(original, caption=caption), *views])
     pairs = " and ".join(f"{anchor.upper()} to {positive.upper()}" for anchor, positive in policy.pairs)
+    pulled = f" The loss pulls {pairs}." if pairs else ""
     return sheet(
         "What the model sees of an image",
-        f"Views {policy.name}, seed {seed}, {spec.image_size} x {spec.image_size} pixels. The loss pulls {pairs}.",
+        f"Views {policy.name}, seed {seed}, {spec.image_size} x {spec.image_size} pixels.{pulled}",
         ["original", *_headings(policy)],
         rows,
         text_size,

@@ -166,11 +166,11 @@ def _kept(method: Method, settings: Settings, images: int, phase: int) -> int:
     device = next(trial.parameters()).device
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.train.precision)
     policy = settings.view_policy
-    views = blank_views(settings, images, device)
+    views, samples = blank_views(settings, images, device), first_samples(trial, images, device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             with torch.autocast(device.type, dtype, enabled=dtype is not None), without_algorithm_search():
-                output: Any = trial(views, policy.pairs, Progress(0, 1, 1, phase))
+                output: Any = trial(views, policy.pairs, Progress(0, 1, 1, phase), **samples)
     del output
     return sum(found.values())
 
@@ -181,6 +181,11 @@ def blank_views(settings: Settings, images: int, device: torch.device) -> dict[s
     return {
         name: _blank(settings, view.side(size), images, device) for name, view in settings.view_policy.views.items()
     }
+
+
+def first_samples(method: Method, images: int, device: torch.device) -> dict[str, Tensor]:
+    """The first samples of a data set, as the argument of a method that takes samples; nothing for others."""
+    return {"samples": torch.arange(images, device=device)} if method.takes_samples else {}
 
 
 def _blank(settings: Settings, side: int, images: int, device: torch.device) -> Tensor:

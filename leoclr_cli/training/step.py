@@ -20,6 +20,7 @@ from leoclr.cli.config.settings import Settings
 from leoclr.cli.training.optimizers import build_optimizer, drop_frozen_gradients, learning_rate, schedule
 from leoclr.cli.training.outputs import refuse_output
 from leoclr.datasets.images.normalise import normalise
+from leoclr.datasets.loading.view_maker import SAMPLES
 from leoclr.datasets.randomness import hash_key
 from leoclr.datasets.views import Pairs
 
@@ -79,7 +80,7 @@ class TrainStep:
         make_views: MakeViews | None = None,
     ) -> None:
         self.settings, self.accelerator, self.method, self.pairs = settings, accelerator, method, pairs
-        self.micro, self.length, self._make_views = micro, length, make_views or dict
+        self.micro, self.length, self._make_views = micro, length, make_views or _finished
         self.optimizer = build_optimizer(method, settings.optimizer)
         self._changes_gradients = (
             type(method).before_update is not Method.before_update
@@ -119,9 +120,10 @@ class TrainStep:
         """The step itself, from inputs to the update; the optimizer's groups have their rates."""
         self._remember()
         pixels = self._make_views(inputs)
-        result = self._phase(pixels, now)
+        samples = inputs[SAMPLES] if self.method.takes_samples else None
+        result = self._phase(pixels, samples, now)
         for phase in range(1, self.method.phases):
-            result = self._phase(pixels, now._replace(phase=phase))
+            result = self._phase(pixels, samples, now._replace(phase=phase))
         return result
 
     @property
@@ -146,8 +148,8 @@ class TrainStep:
         for buffers, kept in self._statistics:
             torch._foreach_copy_(kept, buffers)
 
-    def _phase(self, pixels: Mapping[str, Tensor], now: Progress) -> StepResult:
-        result = self._gradients(pixels, now)
+    def _phase(self, pixels: Mapping[str, Tensor], samples: Tensor | None, now: Progress) -> StepResult:
+        result = self._gradients(pixels, samples, now)
         total = result.loss
         if self.accelerator.scaler is None:  # which itself leaves out a step whose gradients overflow
             gradients = [p.grad for p in self.method.parameters() if p.grad is not None]
@@ -163,7 +165,7 @@ class TrainStep:
             self.method.after_update(now)
         return result._replace(loss=total)
 
-    def _gradients(self, pixels: Mapping[str, Tensor], now: Progress) -> StepResult:
+    def _gradients(self, pixels: Mapping[str, Tensor], samples: Tensor | None, now: Progress) -> StepResult:
         """Forward and backward of each micro-batch."""
         accelerator, train = self.accelerator, self.settings.train
         total = torch.zeros((), device=accelerator.device)
@@ -171,9 +173,10 @@ class TrainStep:
         for number in range(train.accumulation):
             part = slice(number * self.micro, (number + 1) * self.micro)
             inputs = {name: self._normalised(view[part]) for name, view in pixels.items()}
+            taken = {} if samples is None else {"samples": samples[part]}
             last = number == train.accumulation - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
-                output: Output = self.model(inputs, self.pairs, now)
+                output: Output = self.model(inputs, self.pairs, now, **taken)
                 refuse_output(output)
                 self._last_part = last
                 accelerator.backward(output.loss / train.accumulation)
@@ -200,6 +203,11 @@ class TrainStep:
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         return normalise(pixels, self.settings.augmentation.mean, self.settings.augmentation.std)
+
+
+def _finished(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The views among inputs that need no more than that."""
+    return {name: pixels for name, pixels in inputs.items() if name != SAMPLES}
 
 
 def step_seed(seed: int, rank: int, step: int) -> int:

@@ -1,9 +1,12 @@
-"""A network of a few numbers, for tests of the methods."""
+"""For tests of methods: a network of a few numbers, and packages that bring methods."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -12,6 +15,9 @@ from torch import nn
 
 from leoclr.backends.method import Facts
 from leoclr.backends.networks.backbones import Backbone
+from leoclr.cli.config import fields, plugins
+
+Install = Callable[..., Path]
 
 
 def _tiny_backbone() -> Backbone:
@@ -55,3 +61,43 @@ def tiny_facts() -> Facts:
 def staged_facts() -> Facts:
     """The same, with a backbone that has stages."""
     return _facts(_staged_backbone)
+
+
+def forget() -> None:
+    """What was read of the installed packages."""
+    for cached in (
+        plugins._installed,
+        plugins.method_settings,
+        plugins.policy_settings,
+        plugins._policy,
+        fields.plugin_sections,
+        fields.all_fields,
+        fields._adapter,
+    ):
+        cached.cache_clear()
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """`install(name, source, methods={...}, views={...})`: a package as pip lays it down, on the path of this process
+    and its children."""
+    site = tmp_path / "site"
+    site.mkdir()
+
+    def make(name: str, source: str, methods: dict[str, str], views: dict[str, str] | None = None) -> Path:
+        (site / f"{name}.py").write_text(source)
+        sys.modules.pop(name, None)  # that of another test
+        about = site / f"{name}-0.3.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.3\n")
+        groups = {"leoclr.methods": methods, "leoclr.views": views or {}}
+        lines = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in found.items()) for group, found in groups.items()]
+        (about / "entry_points.txt").write_text("\n".join(lines))
+        forget()
+        return site
+
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH", "")))))
+    forget()
+    yield make
+    forget()

@@ -11,7 +11,7 @@ from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
 from leoclr.backends.losses import info_nce, nt_xent
-from leoclr.backends.method import Facts, Progress, spread
+from leoclr.backends.method import Facts, Progress
 from leoclr.backends.methods import moco as moco_module
 from leoclr.backends.methods import simclr as simclr_module
 from leoclr.backends.methods.moco import MoCo
@@ -20,6 +20,7 @@ from leoclr.backends.networks.backbones import Backbone, build_backbone, narrow_
 from leoclr.backends.networks.batchnorm import SplitBatchNorm2d, split_batch_norm, sync_batch_norm
 from leoclr.backends.networks.encoder import contrastive_encoder
 from leoclr.backends.queue import KeyQueue
+from leoclr.backends.spread import spread
 from leoclr.datasets.views import POLICIES
 
 LEOCLR = POLICIES["leoclr"].pairs

@@ -6,20 +6,18 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container
 from pathlib import Path
 
 import pytest
 
 from leoclr.cli.commands.app import main
-from leoclr.cli.config import fields, plugins
 from leoclr.cli.config.resolve import resolve
 from leoclr.cli.methods.checks import check_method
 from leoclr.cli.methods.outcome import Result
 from leoclr.cli.methods.scaffold import write_package
 from leoclr.datasets.errors import SettingsError
-
-Install = Callable[..., Path]
+from tests.methods.conftest import Install
 
 # Two image sizes, a predictor with a rate of its own, a momentum encoder with a schedule: what the seam must say.
 TWO_SIZES = '''"""Two sizes: a small crop is predicted to look like the whole image."""
@@ -97,46 +95,6 @@ class TwoSizes(Method):
     def backbones(self) -> dict[str, Backbone]:
         return {"target.backbone": self.target.backbone, "encoder.backbone": self.encoder.backbone}
 '''
-
-
-def forget() -> None:
-    """What was read of the installed packages."""
-    for cached in (
-        plugins._installed,
-        plugins.method_settings,
-        plugins.policy_settings,
-        plugins._policy,
-        fields.plugin_sections,
-        fields.all_fields,
-        fields._adapter,
-    ):
-        cached.cache_clear()
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """`install(name, source, methods={...}, views={...})`: a package as pip lays it down, on the path of this process
-    and its children."""
-    site = tmp_path / "site"
-    site.mkdir()
-
-    def make(name: str, source: str, methods: dict[str, str], views: dict[str, str] | None = None) -> Path:
-        (site / f"{name}.py").write_text(source)
-        sys.modules.pop(name, None)  # that of another test
-        about = site / f"{name}-0.3.dist-info"
-        about.mkdir()
-        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.3\n")
-        groups = {"leoclr.methods": methods, "leoclr.views": views or {}}
-        lines = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in found.items()) for group, found in groups.items()]
-        (about / "entry_points.txt").write_text("\n".join(lines))
-        forget()
-        return site
-
-    monkeypatch.syspath_prepend(str(site))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH", "")))))
-    forget()
-    yield make
-    forget()
 
 
 def weighted(generator: str) -> str:

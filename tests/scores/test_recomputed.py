@@ -24,8 +24,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
-from leoclr.backends.method import spread
 from leoclr.backends.networks.backbones import build_backbone
+from leoclr.backends.spread import spread
 from leoclr.cli.commands.app import main
 from leoclr.datasets.randomness import Permutation, hash_key, uniforms
 

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.nn import functional as F
 
-from leoclr.backends.method import spread
 from leoclr.backends.settings import RunFacts
+from leoclr.backends.spread import spread
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.terminal import warn
 from leoclr.cli.training.rescue import Unsound
