@@ -5,14 +5,18 @@ Run: python benchmarks/gpu.py [--cifar SHARDS] [--only PART ...] [--minutes N] [
 It makes its own images; `--cifar` takes real ones, a folder with `train` and `test`. Each part has a process and a time
 limit of its own, so that one that fails costs one row. It prints a table, and JSON with `--output`. Without a GPU the
 parts that need none run, at a small size, and the others are listed as left out. On a GPU so are those for which the
-time, five minutes unless told otherwise, is too short; the most telling ones come first.
+time, five minutes unless told otherwise, is too short; the most telling ones come first. The JSON is written after each
+part, and has the last lines of what a failed one printed.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -38,17 +42,25 @@ CARD = torch.cuda.is_available()
 SECONDS = 3.0  # that a rate is measured over
 PROFILED = 3  # steps
 WARM = 12 if CARD else 1  # steps: those without a graph, those that compare it, and a few to settle
-LEAST_SECONDS = 15.0  # that it makes sense to begin a part with
+LINES = 40  # that are kept of what a failed part printed
 PHOTOGRAPHS = 2_048 if CARD else 128
+DIFFERENT = 256  # photographs; making one takes longer than reading it
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Part:
-    """One row or a few: `run(folder)` returns them by name; `limit` is in seconds."""
+    """One row or a few: `run(folder)` returns them by name.
+
+    Attributes:
+        limit: Seconds after which it is ended.
+        expected: Seconds on a large GPU that it has never run on; with less left it is not begun.
+        card: Whether it needs a GPU.
+    """
 
     run: Callable[[Path], dict[str, Row]]
     limit: int
+    expected: int
     card: bool = True
 
 
@@ -72,13 +84,16 @@ def write_photographs(folder: Path, images: int) -> None:
     """JPEGs of 500 x 375 pixels that cost about as much as photographs."""
     generator = np.random.default_rng(0)
     with webdataset.ShardWriter(f"{folder.as_posix()}/photo-%06d.tar", maxcount=500, verbose=0, encoder=False) as shard:
-        for number in range(images):
+        made = list[bytes]()
+        for _ in range(min(images, DIFFERENT)):
             small = Image.fromarray(generator.integers(0, 256, (24, 32, 3), dtype=np.uint8))
             pixels = np.asarray(small.resize((500, 375), Image.Resampling.BICUBIC), np.int16)
             noisy = (pixels + generator.integers(-12, 13, pixels.shape)).clip(0, 255).astype(np.uint8)
             buffer = BytesIO()
             Image.fromarray(noisy).save(buffer, "JPEG", quality=90)
-            shard.write({"__key__": f"{number:06d}", "jpg": buffer.getvalue()})
+            made.append(buffer.getvalue())
+        for number in range(images):
+            shard.write({"__key__": f"{number:06d}", "jpg": made[number % len(made)]})
 
 
 def make_images(folder: Path, cifar: Path | None) -> None:
@@ -101,16 +116,23 @@ def tests(folder: Path) -> dict[str, Row]:
     began = time.monotonic()
     files = ["training/test_devices.py", "methods/test_batchnorm_groups.py", "images/test_jitter_triton.py"]
     files += ["training/test_graph.py::test_a_gpu_replays_its_steps"]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(f"tests/{name}" for name in files)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    lines = [line for line in done.stdout.splitlines() if line.strip()]
-    row: Row = {"passed": done.returncode == 0, "seconds": time.monotonic() - began, "result": lines[-1]}
-    return {"tests": row if row["passed"] else row | {"failures": [line for line in lines if "FAILED" in line]}}
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
+    if CARD and importlib.util.find_spec("xdist"):
+        command += ["-n", "4"]
+    command += [f"tests/{name}" for name in files]
+    lines = list[str]()
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        for line in process.stdout or ():
+            print(line, end="", file=sys.stderr, flush=True)  # what a part prints is kept where it is ended
+            lines += [line.strip()] if line.strip() else []
+    row: Row = {"passed": process.returncode == 0, "seconds": time.monotonic() - began, "result": lines[-1]}
+    failures = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    return {"tests": row if row["passed"] else row | {"failures": failures, "printed": lines[-LINES:]}}
 
 
 def batchnorm(folder: Path) -> dict[str, Row]:
-    """Forward and backward of BatchNorm in eight groups beside one group by torch's, bf16, in milliseconds."""
-    from leoclr.backends.networks.batchnorm_groups import Running, group_batch_norm
+    """Forward and backward of BatchNorm in two and eight groups beside one group by torch's, bf16, in milliseconds."""
+    from leoclr.backends.networks.batchnorm_groups import Running, group_batch_norm, why_no_kernels
 
     rows: dict[str, Row] = {}
     for shape in ((512, 64, 32, 32), (512, 512, 4, 4), (256, 256, 56, 56), (256, 2048, 7, 7)):
@@ -121,13 +143,15 @@ def batchnorm(folder: Path) -> dict[str, Row]:
         gradient = torch.randn_like(pixels)
         forms = {
             "groups": partial(group_batch_norm, pixels, weight, bias, running, 8, 1e-5),
+            "two_groups": partial(group_batch_norm, pixels, weight, bias, running, 2, 1e-5),
             "plain": partial(F.batch_norm, pixels, mean, var, weight, bias, True, 0.1, 1e-5),
         }
-        row: Row = {}
+        row: Row = {"kernels": why_no_kernels() or "Triton's"}
         for name, forward in forms.items():
             row[f"{name}_forward_ms"] = _milliseconds(forward)
             row[f"{name}_both_ms"] = _milliseconds(partial(_gradients, forward, [pixels, weight, bias], gradient))
         rows["x".join(map(str, shape))] = row | {"ratio": row["groups_both_ms"] / row["plain_both_ms"]}
+        _so_far(rows)
     return rows
 
 
@@ -135,19 +159,29 @@ def _gradients(forward: Callable[[], torch.Tensor], of: list[torch.Tensor], grad
     return torch.autograd.grad(forward(), of, gradient)
 
 
-def _milliseconds(function: Callable[[], object], times: int = 50) -> float:
-    for _ in range(5):
-        function()
+def _milliseconds(function: Callable[[], object], times: int = 10) -> float:
+    """Of one call, as in a replayed step: launching from Python would take longer than small kernels do."""
+    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(aside):
+        for _ in range(3):
+            function()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(times):
+            function()
+    graph.replay()
     torch.cuda.synchronize()
     began = time.monotonic()
     for _ in range(times):
-        function()
+        graph.replay()
     torch.cuda.synchronize()
-    return 1000 * (time.monotonic() - began) / times
+    return 1000 * (time.monotonic() - began) / times**2
 
 
 def step(folder: Path, data: str = "small/train", preset: str | None = "cifar10", **changes: str) -> dict[str, Row]:
     """Rate of training from data to update, the share of time spent waiting for data, launches, busy share."""
+    from leoclr.backends.networks.batchnorm_groups import why_no_kernels
     from leoclr.cli.config.resolve import resolve
     from leoclr.cli.preflight.checks import facts_of
     from leoclr.cli.run.devices import accelerated
@@ -204,7 +238,9 @@ def step(folder: Path, data: str = "small/train", preset: str | None = "cifar10"
             "loss_last": losses[1],
         }
         row |= {"graph": notes[0] if notes else "replayed" if take.replay else "no"}
-        return {"": row | _profiled(partial(one, number)) | _memory()}
+        row |= {"kernels": why_no_kernels() or "Triton's"} if CARD else {}
+        _so_far({"": row})
+        return {"": row | _profiled(partial(one, number), seconds / count) | _memory()}
 
 
 def step_with_all_plans(folder: Path) -> dict[str, Row]:
@@ -235,7 +271,6 @@ def host(folder: Path) -> dict[str, Row]:
     from leoclr.datasets.loading.resident import ResidentImages, resident_batches
     from leoclr.datasets.loading.view_maker import ViewMaker
 
-    torch.set_num_threads(1)
     given = {"run.device": "cpu", "run.trackers": "", "data.train": "none", "augmentation.executor": "device"}
     settings = resolve("cifar10", None, {}, given | {"encoder.width": "16"}).settings
     policy, spec, batch = settings.view_policy, augmentation_spec(settings), settings.data.batch_size
@@ -258,6 +293,7 @@ def host(folder: Path) -> dict[str, Row]:
         )
         for each in drawn(0, 4):
             take(each.inputs, each.step)
+        torch.set_num_threads(1)
         steps = 100
         began = time.process_time()
         batches = drawn(4, steps)
@@ -296,6 +332,7 @@ def features(folder: Path) -> dict[str, Row]:
                 )  # fmt: skip
                 seconds = time.monotonic() - began
             rows[f"{precision}, batches of {batch_size}"] = {"images_per_second": len(index) / seconds}
+            _so_far(rows)
     return rows
 
 
@@ -320,6 +357,11 @@ def photographs(folder: Path) -> dict[str, Row]:
     return {"": {"images_per_second": images / seconds, "workers": loaded.workers}}
 
 
+def _so_far(rows: dict[str, Row]) -> None:
+    """Tell the rows that are done, for the case that the part is ended."""
+    print(json.dumps(rows), flush=True)
+
+
 def _settled() -> None:
     if CARD:
         torch.cuda.synchronize()
@@ -329,18 +371,20 @@ def _memory() -> Row:
     return {"memory_gib": torch.cuda.max_memory_allocated() / 2**30} if CARD else {}
 
 
-def _profiled(one: Callable[[], object]) -> Row:
-    """Operations a step by torch's profiler: on a GPU launches, and the share of the time that kernels run."""
+def _profiled(one: Callable[[], object], seconds: float) -> Row:
+    """Operations a step by torch's profiler: on a GPU launches, and the share of the time that kernels run.
+
+    Args:
+        seconds: That a step takes without the profiler, which slows it.
+    """
     from torch._C._autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if CARD else [])]
     with profile(activities=kinds) as profiler:
-        began = time.monotonic()
         for _ in range(PROFILED):
             one()
         _settled()
-        seconds = time.monotonic() - began
     events = profiler.events() or []
     host = [event.name for event in events if event.device_type == DeviceType.CPU]
     operations = sum(name.startswith("aten::") for name in host) / PROFILED
@@ -349,7 +393,9 @@ def _profiled(one: Callable[[], object]) -> Row:
     launches = sum(name.startswith(("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")) for name in host)
     on_card = (event for event in events if event.device_type == DeviceType.CUDA)
     kernels = [event for event in on_card if not getattr(event, "is_user_annotation", False)]  # which span many
-    busy = sum(event.time_range.elapsed_us() for event in kernels) / 1e6
+    if not kernels:
+        return {"operations": operations, "launches": "the profiler may not look at this GPU"}
+    busy = sum(event.time_range.elapsed_us() for event in kernels) / 1e6 / PROFILED
     return {"launches": launches / PROFILED, "operations": operations, "busy": busy / seconds}
 
 
@@ -396,10 +442,14 @@ def run(folder: Path) -> dict[str, Row]:
     ]
     command += ["--val-data", str(folder / "small" / "test"), "--set", "moco.queue=4096", "--set", "run.trackers="]
     rows["train"] = _command(*command, *small, "--output", str(output), "--json")
+    newest = json.loads((output / "metrics.jsonl").read_text().splitlines()[-1])  # the mean has the start in it
+    rows["train"]["images_per_second"] = newest.get("images_per_second")
+    _so_far(rows)
     for name, scored in (("knn", ["knn"]), ("lbfgs", ["linear", "--protocol", "lbfgs"])):
         rows[f"eval {name}"] = _command("eval", *scored, str(output), "--no-cache", "-o", str(folder / f"{name}.json"))
         results = json.loads((folder / f"{name}.json").read_text())["results"]
         rows[f"eval {name}"]["top1"] = next(iter(results.values()))["top1"]
+        _so_far(rows)
     return rows
 
 
@@ -407,6 +457,7 @@ def _command(*words: str) -> Row:
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-m", "leoclr.cli", *words], capture_output=True, text=True)
     if done.returncode:
+        print(done.stderr, file=sys.stderr)
         raise RuntimeError(done.stderr.strip().splitlines()[-1])
     told = json.loads(done.stdout) if "--json" in words else {}
     kept = {name: told[name] for name in ("images_per_second", "loss", "knn") if told.get(name) is not None}
@@ -415,24 +466,24 @@ def _command(*words: str) -> Row:
 
 _PHOTOGRAPHS: dict[str, Any] = {"data": "photographs", "preset": None, "data__batch_size": "256"}
 PARTS: dict[str, Part] = {
-    "step": Part(step, 60, card=False),
-    "operations": Part(operations, 60, card=False),
-    "host": Part(host, 30, card=False),
-    "step, no graph": Part(partial(step, train__graph="no"), 60),
-    "step, no graph, one group": Part(partial(step, train__graph="no", moco__bn_splits="1"), 60),
-    "step, one group": Part(partial(step, moco__bn_splits="1"), 60, card=False),
-    "batchnorm": Part(batchnorm, 60),
-    "resnet50": Part(partial(step, **_PHOTOGRAPHS), 90),
-    "resnet50, one group": Part(partial(step, **_PHOTOGRAPHS, moco__bn_splits="1"), 90),
-    "photographs": Part(photographs, 60, card=False),
-    "features": Part(features, 60, card=False),
-    "run": Part(run, 120, card=False),
-    "tests": Part(tests, 150, card=False),
-    "ranks": Part(ranks, 90, card=False),
-    "step, compiled": Part(partial(step, train__compile="true"), 150),
-    "step, all plans": Part(step_with_all_plans, 60),
-    "step, float32": Part(partial(step, train__precision="float32"), 60),
-    "step, simclr": Part(partial(step, backend="simclr", data__batch_size="512"), 60),
+    "step": Part(step, 90, 40, card=False),
+    "run": Part(run, 120, 50, card=False),
+    "tests": Part(tests, 200, 60, card=False),
+    "ranks": Part(ranks, 90, 30, card=False),
+    "resnet50": Part(partial(step, **_PHOTOGRAPHS), 90, 40),
+    "step, no graph": Part(partial(step, train__graph="no"), 60, 20),
+    "batchnorm": Part(batchnorm, 60, 15),
+    "features": Part(features, 60, 15, card=False),
+    "photographs": Part(photographs, 60, 15, card=False),
+    "step, one group": Part(partial(step, moco__bn_splits="1"), 60, 20, card=False),
+    "step, no graph, one group": Part(partial(step, train__graph="no", moco__bn_splits="1"), 60, 20),
+    "resnet50, one group": Part(partial(step, **_PHOTOGRAPHS, moco__bn_splits="1"), 90, 40),
+    "step, float32": Part(partial(step, train__precision="float32"), 60, 20),
+    "step, simclr": Part(partial(step, backend="simclr", data__batch_size="512"), 60, 20),
+    "step, compiled": Part(partial(step, train__compile="true"), 150, 90),
+    "step, all plans": Part(step_with_all_plans, 60, 40),
+    "operations": Part(operations, 60, 15, card=False),
+    "host": Part(host, 60, 20, card=False),
 }
 
 
@@ -448,33 +499,51 @@ def images(cifar: Path | None) -> Iterator[Path]:
 
 
 def measured(name: str, folder: Path, most: float) -> dict[str, Row]:
-    """The rows of a part, from a process of its own that takes `most` seconds at most; one row with `error` where it
-    fails or takes too long."""
+    """The rows of a part, from a process of its own that takes `most` seconds at most.
+
+    A row has `error` where it fails or takes longer than its limit, and `unfinished` where it takes longer than `most`.
+    """
     inner = folder / f"part-{name.replace(' ', '-').replace(',', '')}"
     inner.mkdir()
     for shared in ("small", "photographs"):
         if (folder / shared).exists():
             (inner / shared).symlink_to(folder / shared)
-    limit = min(round(most), PARTS[name].limit * (1 if CARD else 4))
+    limit = PARTS[name].limit * (1 if CARD else 4)
     command = [sys.executable, __file__, "--part", name, "--folder", str(inner)]
+    failed: Row = {}
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        output, errors = child.communicate(timeout=limit)
+        output, errors = child.communicate(timeout=min(most, limit))
     except subprocess.TimeoutExpired:
         os.killpg(child.pid, signal.SIGKILL)
-        child.communicate()
-        return {name: {"error": f"took more than {limit} s"}}
-    if child.returncode:
-        lines = errors.strip().splitlines()
-        return {name: {"error": lines[-1] if lines else f"ended with {child.returncode}"}}
-    rows: dict[str, Row] = json.loads(output.splitlines()[-1])
-    return {f"{name}: {row}" if row and row != name else name: values for row, values in rows.items()}
+        output, errors = child.communicate()
+        failed = {"error": f"took more than {limit} s"} if limit <= most else {"unfinished": "the time was up"}
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+    told = [line for line in output.splitlines() if line.startswith("{") and line.endswith("}")]
+    rows: dict[str, Row] = json.loads(told[-1]) if told else {}
+    found = {f"{name}: {row}" if row and row != name else name: values for row, values in rows.items()}
+    if child.returncode and not failed:
+        failed = {"error": _reason(errors) or f"ended with {child.returncode}"}
+    if failed:
+        found[name] = found.get(name, {}) | failed | {"printed": errors.splitlines()[-LINES:]}
+    return found
+
+
+def _reason(errors: str) -> str:
+    """The line of a traceback that names the error; libraries print advice below it."""
+    lines = [line for line in errors.splitlines() if line.strip()]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt|Failure)\b", line)]
+    return (named or lines or [""])[-1]
 
 
 def shown(values: Row) -> str:
     """A row's values in one line."""
     return "  ".join(
-        f"{name} {value:,.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
+        f"{name} {value:,.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in values.items()
+        if name != "printed"
     )
 
 
@@ -490,22 +559,26 @@ def main() -> None:
     if chosen.part:
         print(json.dumps(PARTS[chosen.part].run(chosen.folder)))
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends the part that runs
     began = time.monotonic()
     device = torch.cuda.get_device_name() if CARD else f"no GPU; {os.cpu_count()} processors"
-    report: Row = {"device": device, "torch": torch.__version__, "python": sys.version.split()[0], "parts": {}}
+    report: Row = {"device": device, "torch": torch.__version__, "python": sys.version.split()[0]}
+    report |= {"shared_memory_mib": shutil.disk_usage("/dev/shm").total >> 20, "parts": {}}
     print(f"{device}, torch {torch.__version__}", flush=True)
     names = chosen.only or list(PARTS)
     left_out = {name: "there is no GPU" for name in names if PARTS[name].card and not CARD}
     with images(chosen.cifar) as folder:
         for name in names:
             left = 60 * chosen.minutes - (time.monotonic() - began)
-            if left < LEAST_SECONDS:
+            if left < (PARTS[name].expected if CARD else 15):
                 left_out.setdefault(name, "the time was up")
             if name in left_out:
                 continue
             for row, values in measured(name, folder, left).items():
                 report["parts"][row] = values
                 print(f"{row:28} {shown(values)}", flush=True)
+            if chosen.output:
+                chosen.output.write_text(json.dumps(report, indent=1) + "\n")
     report |= {"left_out": left_out, "seconds": time.monotonic() - began}
     for reason in dict.fromkeys(left_out.values()):
         print(f"left out, as {reason}: {'; '.join(name for name in left_out if left_out[name] == reason)}")

@@ -86,7 +86,10 @@ def _split(layer: nn.BatchNorm2d, input: Tensor, splits: int, updates: int) -> T
     assert layer.running_mean is not None and layer.running_var is not None
     assert layer.momentum is not None and layer.num_batches_tracked is not None
     running = Running(layer.running_mean, layer.running_var, layer.num_batches_tracked, layer.momentum, updates)
-    return group_batch_norm(input, layer.weight, layer.bias, running, splits, layer.eps)
+    weight, bias = layer.weight, layer.bias
+    if weight is not None and bias is None:  # torch 2.14 has such layers
+        bias = torch.zeros_like(weight)
+    return group_batch_norm(input, weight, bias, running, splits, layer.eps)
 
 
 def _call_in_splits(layer: nn.BatchNorm2d, splits: int) -> None:

@@ -118,7 +118,8 @@ def why_no_kernels() -> str | None:
     """Why Triton does not start on this GPU; None where it does.
 
     It comes with torch's CUDA builds for Linux. At its start it compiles a little C, for which a slim container has
-    neither the compiler nor Python's headers.
+    neither the compiler nor Python's headers. And one of its versions may not compile a kernel that others do, so they
+    all run once, on a small batch: seconds on a machine where they never ran before.
     """
     if torch.cuda.is_available() and torch.cuda.get_device_capability() < _LEAST_CAPABILITY:
         return "the GPU is older than what Triton compiles for"
@@ -126,9 +127,21 @@ def why_no_kernels() -> str | None:
         from triton.runtime import driver
 
         driver.active.utils  # noqa: B018
+        if torch.cuda.is_available():
+            _try_kernels()
     except Exception as error:  # whatever the compiler, the driver or the linker says
         return " ".join(str(error).split())[:200] or type(error).__name__
     return None
+
+
+def _try_kernels() -> None:
+    from leoclr.backends.networks import batchnorm_triton
+
+    images = torch.ones(4, 16, 8, 8, device="cuda").contiguous(memory_format=torch.channels_last)
+    weight, bias, mean, var = (torch.ones(16, device="cuda") for _ in range(4))
+    running = Running(mean, var, torch.zeros((), dtype=torch.long, device="cuda"), 0.1)
+    output, saved = batchnorm_triton.forward(images, weight, bias, running, 2, 1e-5)
+    batchnorm_triton.backward(output, images, weight, saved, 2)
 
 
 def _dense(images: Tensor) -> Tensor:

@@ -21,8 +21,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_PROGRAMS = 512  # enough to fill a large GPU about twice
-_MOST_CHUNKS: tl.constexpr = tl.constexpr(32)
+# Loads are not pipelined, so that programs hide their latency: a GPU's 132 multiprocessors hold 16 of four warps each.
+_PROGRAMS = 2048
+_MOST_CHUNKS: tl.constexpr = tl.constexpr(64)
+_CHANNELS = 32  # of a block, so that 64 chunks of them fit into registers
+_LEAST_CHANNELS = 16  # where groups are few: 32 bytes of bfloat16, the least that memory delivers
 _LEAST_ROWS = 64
 _WARPS = 4
 _COUNTS = ("groups", "updates")  # for whose values nothing is compiled again
@@ -224,7 +227,9 @@ class _Grid(NamedTuple):
 
 @lru_cache(maxsize=256)
 def _grid(groups: int, row_count: int, channel_count: int, channels_last: bool) -> _Grid:
-    channels = min(64, triton.next_power_of_2(channel_count)) if channels_last else 1
+    channels = min(_CHANNELS, triton.next_power_of_2(channel_count)) if channels_last else 1
+    while channels > _LEAST_CHANNELS and -(-channel_count // channels) * groups * _MOST_CHUNKS.value < _PROGRAMS:
+        channels //= 2
     rows = max(16, 2048 // channels)
     blocks = -(-channel_count // channels)
     wanted = min(_MOST_CHUNKS.value, max(1, _PROGRAMS // (blocks * groups)), max(1, row_count // _LEAST_ROWS))

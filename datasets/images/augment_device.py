@@ -163,13 +163,17 @@ def _jitter(pixels: Tensor, columns: Tensor) -> Tensor:
 
 @cache
 def _has_triton() -> bool:
-    """Whether Triton starts here: it is not part of every torch, needs a C compiler, and a GPU from Volta on."""
+    """Whether Triton's kernels run here: it is not part of every torch, needs a C compiler, and a GPU from Volta on."""
     if torch.cuda.is_available() and torch.cuda.get_device_capability() < (7, 0):
         return False
     try:
         from triton.runtime import driver
 
         driver.active.utils  # noqa: B018
+        if torch.cuda.is_available():
+            from leoclr.datasets.images.jitter_triton import jitter
+
+            jitter(torch.zeros(1, 3, 8, 8, dtype=torch.uint8, device="cuda"), torch.zeros(1, COLUMNS, device="cuda"))
     except Exception:  # leoclr.backends.networks.batchnorm_groups tells why
         return False
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,11 +47,13 @@ def make_accelerator(settings: Settings, output: Path) -> Accelerator:
     _prepare_cublas(device)
     if settings.run.deterministic:
         torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
     if device.type == "cpu":
         keep_freed_memory()
-    elif not settings.run.deterministic:
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, _CUDNN_PLANS
+    else:
+        gc.collect()  # of a run before this one in the process: its step and the graph of it refer to each other
+        torch.cuda.empty_cache()
+        torch.backends.cudnn.benchmark = not settings.run.deterministic
+        torch.backends.cudnn.benchmark_limit = _CUDNN_PLANS
     return Accelerator(
         cpu=device.type == "cpu",
         mixed_precision=_PRECISION[settings.train.precision],

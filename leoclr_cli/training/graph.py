@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from leoclr.backends.method import Method, Progress
 from leoclr.backends.step_inputs import StepInputs, WatchedProgress
 from leoclr.cli.config.settings import Settings
-from leoclr.cli.run.devices import out_of_memory
+from leoclr.cli.run.devices import out_of_memory, without_algorithm_search
 from leoclr.cli.training.step import StepResult, TrainStep
 from leoclr.datasets.errors import LeoclrError
 
@@ -77,18 +77,19 @@ def cuda_capture(body: Callable[[], StepResult]) -> Callable[[], StepResult]:
     """Record what `body` launches, without running it.
 
     By this thread alone: others, which pin the next batches, may allocate memory meanwhile ("global", torch's default,
-    lets either them or the capture fail). Where the capture fails, the stream and the allocator are as before, which
-    torch leaves out.
+    lets either them or the capture fail). cuDNN takes the algorithms that the steps before have found, and searches for
+    none: a search makes the host wait. Where the capture fails, the stream, the allocator and the generator are as
+    before, which torch leaves out.
     """
     graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     stream, pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
     try:
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            result = body()
+        with without_algorithm_search():
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                result = body()
     except BaseException:
-        if end := getattr(torch._C, "_cuda_endAllocateToPool", None):
-            with contextlib.suppress(RuntimeError):
-                end(before.device_index, pool)  # else the allocator waits for the end of the capture for ever
+        torch.cuda.set_stream(before)
+        _after_failed_capture(before.device_index, pool)
         raise
     finally:
         torch.cuda.set_stream(before)
@@ -98,6 +99,16 @@ def cuda_capture(body: Callable[[], StepResult]) -> Callable[[], StepResult]:
         return result
 
     return replay
+
+
+def _after_failed_capture(device: int, pool: Any) -> None:
+    """Let the device be used as before the capture. Where torch has seen to it itself, it says so by an error."""
+    with contextlib.suppress(RuntimeError, AttributeError):
+        torch._C._cuda_endAllocateToPool(device, pool)  # else the allocator waits for the end of the capture for ever
+        torch._C._cuda_releasePool(device, pool)  # else what it holds is lost
+    with contextlib.suppress(RuntimeError, AttributeError):
+        generator = torch.cuda.default_generators[device]
+        generator.graphsafe_set_state(generator.clone_state())  # the copy knows of no capture
 
 
 class StepGraph:
@@ -159,7 +170,7 @@ class StepGraph:
             self._restore(after)
             return self._refuse(f"it cannot be captured ({' '.join(str(error).split())[:200]})", expected)
         found = replay().clone()
-        if self._check and not self._alike(before, after, self._state()):
+        if self._check and not self._alike(before, after):
             self._restore(after)
             return self._refuse("a replay does not give what the step gives", expected)
         self._replay = replay
@@ -231,7 +242,8 @@ class StepGraph:
         return {name: copy.copy(value) for name, value in own.items() if isinstance(value, list | dict | set)}
 
     def _state(self) -> list[Tensor]:
-        return [tensor.clone() for tensor in self._tensors()]
+        """A copy on the host: the graph and a step without it may leave no room for it on a GPU."""
+        return [tensor.to("cpu", copy=True) for tensor in self._tensors()]
 
     def _restore(self, state: list[Tensor]) -> None:
         for tensor, value in zip(self._tensors(), state, strict=True):
@@ -242,8 +254,9 @@ class StepGraph:
         self._say(f"steps are not replayed as a CUDA graph: {reason}")
         return result
 
-    def _alike(self, before: list[Tensor], expected: list[Tensor], found: list[Tensor]) -> bool:
-        """Whether two steps from one state lead to about the same place: in the parameters, and in all else."""
+    def _alike(self, before: list[Tensor], expected: list[Tensor]) -> bool:
+        """Whether the state is about where another step from `before` led: in the parameters, and in all else."""
+        found = self._tensors()
         parameters = sum(1 for _ in self._method.parameters())
         parts = slice(0, parameters), slice(parameters, None)
         return all(_near(before[part], expected[part], found[part]) for part in parts)
@@ -276,7 +289,8 @@ def _give_back(device: torch.device) -> None:
 
 def _near(before: list[Tensor], expected: list[Tensor], found: list[Tensor]) -> bool:
     length = distance = 0.0
-    for old, one, other in zip(before, expected, found, strict=True):
+    for *kept, other in zip(before, expected, found, strict=True):
+        old, one = (tensor.to(other.device) for tensor in kept)
         if one.is_floating_point():
             length += float((one.double() - old.double()).square().sum())
             distance += float((one.double() - other.double()).square().sum())

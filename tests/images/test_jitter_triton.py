@@ -15,6 +15,9 @@ from leoclr.datasets.randomness import uniforms
 
 jitter: Any = pytest.importorskip("leoclr.datasets.images.jitter_triton", exc_type=ImportError).jitter
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = pytest.mark.skipif(
+    DEVICE == "cuda" and not augment_device._has_triton(), reason="Triton does not start here"
+)
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,11 @@ POINTERS = {
     "saved": "*fp32", "sums": "*i32", "weight": "*fp32", "weight_gradient": "*fp32",
 }  # fmt: skip
 NUMBERS = {"momentum": "fp32", "unbiased": "fp32", "eps": "fp32"}
-TILES = {"ROWS": 32, "CHANNELS": 64, "CHANNELS_LAST": True, "AFFINE": True, "PIXELS": 1024}
+TILES = {"ROWS": 64, "CHANNELS": 32, "CHANNELS_LAST": True, "AFFINE": True, "PIXELS": 1024}
+OTHER_TILES = {"ROWS": 2048, "CHANNELS": 1, "CHANNELS_LAST": False, "AFFINE": False}
 
 
-def build(kernel: Any, architecture: int, **pointers: str) -> None:
+def build(kernel: Any, architecture: int, tiles: dict[str, Any] = TILES, **pointers: str) -> None:
     signature = {
         name: "constexpr" if name in TILES else (POINTERS | NUMBERS | pointers).get(name, "i32")
         for name in kernel.arg_names
@@ -35,16 +36,19 @@ def build(kernel: Any, architecture: int, **pointers: str) -> None:
         for place, (name, kind) in enumerate(signature.items())
         if kind.startswith("*") or name in ("row_count", "channel_count", "pixels", "chunk_rows")
     }
-    constants = {name: value for name, value in TILES.items() if name in signature}
+    constants = {name: value for name, value in tiles.items() if name in signature}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     built = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options={"num_warps": 4})
-    print(kernel.__name__, len(re.findall(r"(?:ld|st)\.global\S*\.v4", built.asm["ptx"])), len(built.asm["cubin"]))
+    name = kernel.__name__ if tiles is TILES else f"{kernel.__name__}:contiguous"
+    print(name, len(re.findall(r"(?:ld|st)\.global\S*\.v4", built.asm["ptx"])), len(built.asm["cubin"]))
 
 
 def main() -> None:
     architecture = int(sys.argv[1])
     for name in ("_statistics", "_normalise", "_gradient_sums", "_gradient"):
         build(getattr(batchnorm_triton, name), architecture)
+        floats = {each: "*fp32" for each in ("images", "output", "gradients")}
+        build(getattr(batchnorm_triton, name), architecture, OTHER_TILES, **floats)
     for name in ("_mean_greys", "_jitter"):
         build(getattr(jitter_triton, name), architecture, images="*u8", output="*fp32")
 
