@@ -1,7 +1,7 @@
 """A run of the MoCo authors' CIFAR-10 recipe beside what their notebook printed, epoch by epoch.
 
 Run: leoclr train --preset cifar10 --views pairwise --data CIFAR10 --output RUN --set encoder.projector_layers=1 \
-         --set run.checkpoint_epochs=1 --set run.knn_epochs=0
+         --set optimizer.warmup_epochs=0 --set run.checkpoint_epochs=1 --set run.knn_epochs=0
      python benchmarks/compare_notebook.py RUN NOTEBOOK [--epochs 1,5,10] [--json]
 
 NOTEBOOK is colab/moco_cifar10_demo.ipynb of facebookresearch/moco at f736491, with its output; its code is not run.
