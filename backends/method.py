@@ -32,8 +32,6 @@ from leoclr.backends.networks.batchnorm import (
 )
 from leoclr.backends.networks.encoder import Encoder
 from leoclr.backends.settings import BatchNormSettings, Pairs
-from leoclr.backends.settings import anchors_of as anchors_of
-from leoclr.backends.settings import positives_of as positives_of
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
@@ -74,7 +72,7 @@ class Facts:
     Attributes:
         new_backbone: Makes a backbone with random weights, as the settings say.
         projector: The settings `encoder.projector_layers`, `_hidden` and `_dim`.
-        policy_views, pairs: Of the view policy.
+        pairs: Of the view policy.
         batch_size: Images in a step, over all processes.
         images: Images in the data set.
         image_size: Side of a view of full size, in pixels.
@@ -86,7 +84,6 @@ class Facts:
 
     new_backbone: Callable[[], Backbone]
     projector: tuple[int, int, int] = (2, 0, 128)
-    policy_views: tuple[str, ...] = ("x1", "x2")
     pairs: Pairs = (("x1", "x2"),)
     batch_size: int = 256
     images: int = 0

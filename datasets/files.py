@@ -19,11 +19,7 @@ from pathlib import Path
 from leoclr.datasets.errors import DataError
 
 CHUNK_BYTES = 1 << 20
-
-
 _MOST_NAMES = 10_000  # of a folder that are looked through for one that was meant
-
-
 LINE_END = re.compile("\r\n|\r|\n")  # and no other character that Unicode has for one, which names may hold
 
 
@@ -35,7 +31,8 @@ def did_you_mean(path: Path) -> str:
     """`; did you mean OTHER?` for a path that is not there, where another of nearly that name is; else nothing."""
     gone = next((part for part in reversed((path, *path.parents)) if not os.path.exists(part)), path)
     try:
-        names = [entry.name for entry in islice(os.scandir(gone.parent), _MOST_NAMES)]
+        with os.scandir(gone.parent) as entries:
+            names = [entry.name for entry in islice(entries, _MOST_NAMES)]
     except OSError:
         return ""
     others = (gone.with_name(name) / path.relative_to(gone) for name in get_close_matches(gone.name, names, cutoff=0.6))

@@ -124,7 +124,11 @@ def unpack_voc(archive: Path, folder: Path, advance: Callable[[int], None] = ign
                     advance(1)
         partial.mkdir(parents=True, exist_ok=True)
         (partial / complete.name).touch()
-        if not complete.exists():
+        try:
+            partial.rename(folder)
+        except OSError:
+            if complete.exists():  # another process was faster
+                return
             shutil.rmtree(folder, ignore_errors=True)  # what an earlier version left half done
             partial.rename(folder)
     except (tarfile.TarError, EOFError, OSError) as error:

@@ -21,7 +21,6 @@ from leoclr.datasets.randomness import stream, uniforms
 from leoclr.evals.accuracy import CONFIDENCE, half_width
 from leoclr.evals.features.preprocessing import resized_side
 
-DEFAULT_DRAWS = 5
 FEW_DRAWS = 4  # up to here Student's t is above 3, and a chance agreement of the draws makes the interval vanish
 CROP_SCALE = (0.08, 1.0)  # torchvision's RandomResizedCrop; the paper names no range
 CROP_RATIO = (3 / 4, 4 / 3)

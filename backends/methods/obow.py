@@ -10,8 +10,8 @@ and each image gives the vocabulary one feature, the mean of 3 x 3 cells at a ra
 
 The teacher sees the side of the pairs that has fewer views: X with the `leoclr` and `obow` views, whose crops predict
 the bag of X and never meet; the positives where both sides have as many. Deviations from the authors' code: the
-mean distance is updated with a batch after that batch has used it; the rim of a map is left out only where 3 x 3 cells remain;
-under `leoclr` X is augmented, where the authors' whole image is only flipped (the `obow` views are theirs).
+mean distance is updated with a batch after that batch has used it; the rim of a map is left out only where 3 x 3 cells
+remain; under `leoclr` X is augmented, where the authors' whole image is only flipped (the `obow` views are theirs).
 
 Health, as shares of log(words), means over the stages: `bag_entropy`, of each image's bag, 1 if all words are assigned
 alike; `batch_entropy`, of the mean bag of the batch. If the two are equal, all images have one bag.

@@ -13,7 +13,6 @@ def mlp(
     widths: Sequence[int],
     norm: bool = False,
     last_norm: Literal["none", "affine", "plain"] = "none",
-    bias: bool | None = None,
     last_bias: bool | None = None,
     activation: type[nn.Module] = nn.ReLU,
 ) -> nn.Sequential:
@@ -23,14 +22,13 @@ def mlp(
         widths: Of the input, of each hidden layer and of the output.
         norm: Whether BatchNorm stands before each activation.
         last_norm: BatchNorm behind the last layer: "plain" has no scale and shift.
-        bias: Of the hidden linear layers; None for those without BatchNorm behind them.
         last_bias: Of the last one; None where no BatchNorm is behind it.
         activation: ReLU, or another without arguments.
     """
     layers: list[nn.Module] = []
     *hidden, last = list(pairwise(widths))
     for before, after in hidden:
-        layers.append(nn.Linear(before, after, bias=not norm if bias is None else bias))
+        layers.append(nn.Linear(before, after, bias=not norm))
         layers += [nn.BatchNorm1d(after), activation()] if norm else [activation()]
     layers.append(nn.Linear(*last, bias=last_norm == "none" if last_bias is None else last_bias))
     if last_norm != "none":

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from leoclr.backends.losses import cross_entropy
 from leoclr.backends.method import Output, Progress
 from leoclr.backends.settings import Pairs, anchors_of
 from leoclr.backends.wrappers.wrapper import Wrapper, targets_of, with_term
@@ -33,11 +34,6 @@ class Clsa(Wrapper):
         losses = []
         for anchor in anchors_of(pairs):
             keys = targets_of(anchor, pairs, output)[0]
-            weak = self.similarities(output.predictions[anchor].detach(), keys)
-            losses += [distribution_loss(weak, self.similarities(each, keys)) for each in strong]
+            weak = self.similarities(output.predictions[anchor].detach(), keys).softmax(dim=1)
+            losses += [cross_entropy(weak, self.similarities(each, keys).log_softmax(dim=1)) for each in strong]
         return with_term(output, "distribution_loss", torch.stack(losses).sum(), self.of_policy["weight"])
-
-
-def distribution_loss(weak: Tensor, strong: Tensor) -> Tensor:
-    """Cross-entropy of the softmax of strong logits under that of weak ones, `(n, keys)` both: the batch's mean."""
-    return -(weak.softmax(dim=1) * strong.log_softmax(dim=1)).sum(dim=1).mean()

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 from leoclr.datasets.errors import DataError
 from leoclr.datasets.notes import Notes
 from leoclr.datasets.packing.split_names import SPLITS, is_plain, parts_of_samples, repeated, splits_of, suspicious
 
 LayoutKind = Literal["flat", "classes", "splits", "classes-splits"]
-LAYOUTS: tuple[LayoutKind, ...] = get_args(LayoutKind)
 NO_SPLIT = ""
 _FEW = 10  # so many images in folders for each beside them: those beside are there by mistake
 

@@ -210,9 +210,13 @@ class ParquetSource(PlacesSource):
 def _folders(names: Sequence[str]) -> dict[str, str]:
     """A folder for each class, by its name, with no slash and no two alike."""
     found: dict[str, str] = {}
+    taken: set[str] = set()
     for number, name in enumerate(names):
-        folder = name.replace("/", _OTHER_NAME).strip() or f"class-{number}"
-        found[name] = f"{folder}-{number}" if folder in found.values() else folder
+        folder = plain = name.replace("/", _OTHER_NAME).strip() or f"class-{number}"
+        while folder in taken:
+            folder, number = f"{plain}-{number}", number + 1
+        taken.add(folder)
+        found[name] = folder
     return found
 
 

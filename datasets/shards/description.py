@@ -17,18 +17,13 @@ from leoclr.datasets.shards.index import NO_LABEL, Index
 from leoclr.datasets.shards.joining import UNUSABLE_LABEL
 from leoclr.datasets.shards.scan import NO_IMAGE
 from leoclr.datasets.storage.addresses import is_remote
-from leoclr.datasets.wording import printable
+from leoclr.datasets.wording import counted, printable
 
 _LIKE_SHARDS = re.compile(r"\.(tgz|tar\.[a-z0-9]{1,10})$", re.IGNORECASE)
 _SHOWN = 10
 _SHOWN_PAIRS = 3
 _KEYS_LOOKED_AT = 256
 _FILES_LOOKED_AT = 64
-
-
-def counted(count: int, one: str, many: str = "") -> str:
-    """A number with its noun: `1 class`, `1,000 classes`."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def label_count(index: Index) -> str:

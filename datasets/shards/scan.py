@@ -149,7 +149,7 @@ def build_index(
     Args:
         paths: The shards, in the order that the index shall have; at least one.
         classes: Class names by number, where they are known.
-        checksum: Whether to compute each shard's SHA-256 and each image's CRC-32, which reads all of it.
+        checksum: Whether to compute each shard's SHA-256 and each image's checksum, which reads all of it.
         advance: Called with the bytes of each shard that is done.
         which: Which members are images and labels.
 

@@ -8,10 +8,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from leoclr.datasets.shards.index_format import COLUMNS_SUFFIX as COLUMNS_SUFFIX
-from leoclr.datasets.shards.index_format import SUFFIX as SUFFIX
 from leoclr.datasets.shards.index_format import read_json
-from leoclr.datasets.shards.labels import NO_LABEL as NO_LABEL
 
 _ARCHIVE = re.compile(r"\.(zip|7z|rar|tgz|tar\.(gz|bz2|xz|zst|lz4|lzma|z))$", re.IGNORECASE)
 

@@ -128,7 +128,10 @@ def _connected(server: _Server, parts: SplitResult, patience: Patience) -> HTTPC
             return connection
         connection.close()
     connection = new_connection(parts, _CONNECT_SECONDS, _tls())
-    connection.connect()
+    try:
+        connection.connect()
+    except TimeoutError:
+        raise TryAgain(f"no connection within {_CONNECT_SECONDS:g} s") from None
     connection.sock.settimeout(patience.silence)
     return connection
 

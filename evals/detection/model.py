@@ -70,7 +70,7 @@ def build_detector(
         classes: Without the background.
         short_sides: To which the short side is resized in training, one of them at random; the last one in tests.
         regions: That the head is trained on, for each image.
-        candidates: See `Recipe`.
+        candidates: See `DetectionRecipe`.
         proposals: Regions that the head scores in a test image.
 
     Raises:

@@ -29,7 +29,6 @@ from leoclr.evals.finetuning.supervised import Schedule, linear_layer, train_cla
 
 LEARNING_RATE = 30.0
 MOMENTUM = 0.9
-BATCH_SIZE = 256
 SCHEDULE = Schedule(epochs=100, kind="steps", decay=0.1)
 
 

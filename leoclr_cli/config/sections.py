@@ -224,7 +224,7 @@ class TrainSettings(Strict):
 
 
 class RunSettings(Strict):
-    """Settings that may change when a run is resumed. None changes what is computed; another device rounds otherwise."""
+    """Settings that may change when a run is resumed. None changes what is computed; a GPU rounds otherwise."""
 
     device: Annotated[Text, AfterValidator(_device)] = Field(
         default="auto", description="Device: auto, cpu, cuda or cuda:N."

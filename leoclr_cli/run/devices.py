@@ -44,7 +44,6 @@ def make_accelerator(settings: Settings, output: Path) -> Accelerator:
     settle_launch(os.environ)
     device = choose_device(settings.run.device)
     check_precision(settings.train.precision, device)
-    _prepare_cublas(device)
     if settings.run.deterministic:
         torch.use_deterministic_algorithms(True)
     if device.type == "cpu":

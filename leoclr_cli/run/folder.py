@@ -175,12 +175,6 @@ def newest_run(root: Path = Path(".")) -> Path:
     return max(runs, key=_started)
 
 
-def resolve_checkpoint(path: Path | None) -> Path:
-    """The path of `find_checkpoint`."""
-    found = find_checkpoint(path)
-    return found.path if isinstance(found, Sound) else found
-
-
 def find_checkpoint(path: Path | None) -> Sound | Path:
     """The checkpoint folder, verified, or the exported file, folder or name that a command's argument means.
 

@@ -24,6 +24,7 @@ from leoclr.datasets.errors import CheckpointError
 _WRAPPERS = ("state_dict", "model", "teacher")
 _HEADS = ("fc.", "classifier.", "head.", "heads.", "projection_head.", "projector.", "predictor.", "prototypes.")
 _COUNTER = "num_batches_tracked"
+_MOST = 8  # names of a listing
 # (whether the blocks are bottlenecks, blocks in each stage) -> torchvision's name
 _RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
     (False, (2, 2, 2, 2)): "resnet18",
@@ -231,11 +232,11 @@ def fitting_tensors(
     return given, left_out
 
 
-def listing(names: Iterable[str], most: int = 8) -> str:
+def listing(names: Iterable[str]) -> str:
     """The first few names, and how many more there are."""
     names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    more = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
+    return ", ".join(names[:_MOST]) + more
 
 
 def _shape(tensor: Tensor) -> str:

@@ -18,6 +18,7 @@ _BACKBONES = (
 _WRAPPED = ("module.", "model.")
 _COMPILED = re.compile(r"(?:^|(?<=\.))_orig_mod\.")  # torch.compile puts it before the names of what it wraps
 _FEW = 4
+_MOST = 8  # names of a summary
 # lightly's examples cut a ResNet's classifier off with Sequential(*children[:-1]): its parts have numbers there.
 _CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 
@@ -47,7 +48,7 @@ def _named(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def summary(names: Iterable[str], most: int = 8) -> str:
+def summary(names: Iterable[str]) -> str:
     """Names, many that begin alike as one: "fc.bias, fc.weight, module.encoder_k (161 tensors)"."""
     groups: dict[str, list[str]] = {}
     for name in sorted(names):
@@ -55,8 +56,8 @@ def summary(names: Iterable[str], most: int = 8) -> str:
     words = [
         word for part, own in groups.items() for word in (own if len(own) <= _FEW else [f"{part} ({len(own)} tensors)"])
     ]
-    more = f" and {len(words) - most} more" if len(words) > most else ""
-    return ", ".join(words[:most]) + more
+    more = f" and {len(words) - _MOST} more" if len(words) > _MOST else ""
+    return ", ".join(words[:_MOST]) + more
 
 
 def _part(name: str) -> str:

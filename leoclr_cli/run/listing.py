@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from leoclr.cli.run.checkpoint import MANIFEST, STATE
+from leoclr.cli.run.checkpoint import MANIFEST, STATE, step_folders
 from leoclr.cli.run.folder import RUNS, RunFolder
 from leoclr.cli.run.json_file import number, read_json_object
 from leoclr.cli.run.lock import is_locked
@@ -20,9 +19,7 @@ from leoclr.datasets.files import did_you_mean
 from leoclr.datasets.json_text import parse_json_text
 
 State = Literal["running", "complete", "stopped", "empty", "damaged"]
-STATES: tuple[State, ...] = get_args(State)
 _MOST_BYTES = 16 << 20  # of metrics.jsonl, from its end: a hundred thousand lines
-_STEP = re.compile(r"step-(\d{9,})")
 
 
 @dataclass(frozen=True)
@@ -124,14 +121,13 @@ def _epochs(content: dict[str, Any] | None) -> float | None:
 
 def _newest_saved(checkpoints: Path) -> tuple[int | None, int | None]:
     """Step of the newest checkpoint, and all steps of its run."""
-    for folder in sorted(checkpoints.glob("step-*"), key=lambda path: (len(path.name), path.name), reverse=True):
-        name = _STEP.fullmatch(folder.name)
-        if name and (folder / MANIFEST).is_file():
+    for step, folder in reversed(step_folders(checkpoints)):
+        if (folder / MANIFEST).is_file():
             try:
                 steps = read_json_object(folder / STATE).get("steps")
             except CheckpointError:
                 continue
-            return int(name[1]), steps if isinstance(steps, int) else None
+            return step, steps if isinstance(steps, int) else None
     return None, None
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from leoclr.cli.run.folder import resolve_checkpoint
+from leoclr.cli.run.folder import find_checkpoint
 from leoclr.cli.scoring.comparisons import compared
 from leoclr.cli.scoring.evaluation import Evaluation
 from leoclr.cli.scoring.records import FORMAT, Record, kept, show
-from leoclr.cli.scoring.request import SIMILARITIES_PER_MIB, Request
+from leoclr.cli.scoring.request import MEMORY, SIMILARITIES_PER_MIB, Request
 from leoclr.cli.terminal import say
 from leoclr.datasets.wording import aligned
 from leoclr.evals.features.preprocessing import standard_view
@@ -43,7 +43,7 @@ def forgetting(
         LeoclrError: Encoders, data or labels are unusable; what can be is refused before the first score.
     """
     for checkpoint in (before, after):
-        resolve_checkpoint(checkpoint)
+        find_checkpoint(checkpoint)
     scores, notes = dict[str, Record](), list[str]()
     tests: dict[str, dict[str, Any]] = {}
     for name, where in data.items():
@@ -74,7 +74,7 @@ def _score(evaluation: Evaluation, probe: Probe) -> tuple[Score, list[str]]:
     view = standard_view(evaluation.encoder.image_size)
     train, test = evaluation.train_features(view), evaluation.test_features(view)
     if probe == "knn":
-        score = knn_score(train, test, device=evaluation.device, chunk=256 * SIMILARITIES_PER_MIB)
+        score = knn_score(train, test, device=evaluation.device, chunk=MEMORY * SIMILARITIES_PER_MIB)
     else:
         score = linear_score(train, test, seed=evaluation.request.seed, device=evaluation.device)
     return score, [f"images: {view.protocol}"]

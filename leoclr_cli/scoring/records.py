@@ -49,7 +49,7 @@ def new_record(kind: str, encoder: LoadedEncoder, began: float, content: Mapping
 def described_encoder(encoder: LoadedEncoder) -> Record:
     """Where it lies, what it is, and the digest of its weights."""
     return {
-        "path": os.path.abspath(encoder.source),
+        "path": os.path.abspath(encoder.source) if os.path.exists(encoder.source) else encoder.source,
         "digest": encoder.digest,
         "backbone": encoder.name,
         "stem": encoder.stem,

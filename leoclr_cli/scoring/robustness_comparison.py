@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from leoclr.cli.plotting.charts import Dot, Line, Panel, dot_chart, line_chart
-from leoclr.cli.run.folder import resolve_checkpoint
+from leoclr.cli.run.folder import find_checkpoint
 from leoclr.cli.scoring.comparisons import compared, described
 from leoclr.cli.scoring.evaluation import Evaluation
 from leoclr.cli.scoring.records import FORMAT, Record, kept, path_in_run, show
@@ -77,7 +77,7 @@ def measure_one(request: Request, crops: CropSeries, outputs: Outputs) -> None:
 def compare(request: Request, checkpoints: Sequence[Path], crops: CropSeries, output: Path, as_json: bool) -> None:
     """Score several encoders: each record is kept with its run, all of them in `output`, the pictures beside it."""
     for checkpoint in checkpoints:
-        resolve_checkpoint(checkpoint)  # the last one is not found missing after hours
+        find_checkpoint(checkpoint)  # the last one is not found missing after hours
     measured = []
     for checkpoint, name in zip(checkpoints, _names(checkpoints), strict=True):
         say(f"{name}: {checkpoint}")

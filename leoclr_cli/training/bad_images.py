@@ -74,7 +74,8 @@ def lines_of_all(lines: Sequence[str], accelerator: Accelerator) -> list[str]:
     if accelerator.num_processes == 1:
         return list(lines)
     end = b"\n"
-    text = torch.tensor(list(end.join(line.encode() for line in lines) + end), dtype=torch.uint8)
+    encoded = end.join(line.encode(errors="backslashreplace") for line in lines) + end
+    text = torch.tensor(list(encoded), dtype=torch.uint8)
     padded = accelerator.pad_across_processes(text.to(accelerator.device), pad_index=end[0])
     together = bytes(accelerator.gather(padded).tolist())
     return [line.decode() for line in together.split(end) if line]

@@ -73,7 +73,6 @@ def method(settings: Settings, device: torch.device, images: int, ranks: int = 1
     facts = Facts(
         new_backbone=new_backbone,
         projector=(encoder.projector_layers, encoder.projector_hidden, encoder.projector_dim),
-        policy_views=tuple(policy.views),
         pairs=policy.pairs,
         batch_size=settings.data.batch_size,
         images=images,

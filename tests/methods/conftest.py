@@ -45,7 +45,6 @@ def _staged_backbone() -> Backbone:
 def _facts(new_backbone: Callable[[], Backbone]) -> Facts:
     return Facts(
         new_backbone,
-        policy_views=("x", "x1", "x2"),
         pairs=(("x", "x1"), ("x", "x2")),
         batch_size=6,
     )

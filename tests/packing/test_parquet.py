@@ -91,6 +91,7 @@ def test_labels_of_any_type(values: list[Any], classes: tuple[str, ...], numbers
         (("a", "b"), [1, -1, 0, 0], ("a", "b"), [1, -1, 0, 0], "no class number or name: 1 ('-1' in row 2 of"),
         (("a", "a"), [0, 1, 1, 0], ("0", "1"), [0, 1, 1, 0], "several classes have the same one: 1 (a)"),
         (("a/b", "a-b", ""), [0, 1, 2, 0], ("a/b", "a-b", ""), [0, 1, 2, 0], ""),
+        (("a-b-2", "a-b", "a/b"), [0, 1, 2, 0], ("a-b-2", "a-b", "a/b"), [0, 1, 2, 0], ""),
         ((), ["x", "1", None, "x"], ("1", "x"), [1, 0, -1, 1], "beside class numbers, each a class of its own: 1 (x)"),
         ((), ["x", "1", None, "x"], ("1", "x"), [1, 0, -1, 1], "rows without a label: 1 (row 3 of x.parquet)"),
     ],

@@ -23,6 +23,7 @@ from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.checkpoint import load_checkpoint, save_checkpoint
 from leoclr.cli.run.encoders import fresh_encoder, load_encoder, write_encoder
 from leoclr.cli.run.folder import RunFolder
+from leoclr.cli.scoring.records import described_encoder
 from leoclr.datasets.errors import CheckpointError
 
 SETTINGS = Settings.model_validate(
@@ -112,6 +113,7 @@ def test_the_digest_depends_on_the_weights_and_on_nothing_else(run: Path) -> Non
     loaded = load_encoder(run)
     assert loaded.digest == load_encoder(run / "checkpoints").digest
     untrained = fresh_encoder(loaded, seed=0)
+    assert described_encoder(untrained)["path"] == "untrained, seed 0"  # no file of this folder
     assert untrained.digest == fresh_encoder(loaded, seed=0).digest
     assert len({loaded.digest, untrained.digest, fresh_encoder(loaded, seed=1).digest}) == 3
 

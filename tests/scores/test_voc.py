@@ -89,6 +89,17 @@ def test_a_tar_file_gives_the_same(tmp_path: Path) -> None:
     assert not (tmp_path / "Annotations").exists() and not (tmp_path / "x.xml").exists()
 
 
+def test_what_an_earlier_version_left_half_unpacked_is_replaced(tmp_path: Path) -> None:
+    root = write_voc(tmp_path / "set", {"trainval": {"a": [DOG, CAT]}, "test": {"c": [CAT]}})
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        tar.add(root, "set")
+    (tmp_path / "out" / "Annotations").mkdir(parents=True)
+    (tmp_path / "out" / "Annotations" / "half.xml").touch()
+    unpack_voc(tmp_path / "set.tar", tmp_path / "out")
+    assert (tmp_path / "out" / "complete").exists() and not (tmp_path / "out" / "Annotations" / "half.xml").exists()
+    read_voc([tmp_path / "out"], "trainval", "test")
+
+
 def test_half_a_tar_file_is_one_line(tmp_path: Path) -> None:
     root = write_voc(tmp_path / "set", {"trainval": {str(number): [CAT] for number in range(30)}, "test": {"c": [CAT]}})
     with tarfile.open(tmp_path / "set.tar.gz", "w:gz") as tar:

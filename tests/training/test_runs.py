@@ -15,11 +15,16 @@ import pytest
 import torch
 
 from leoclr.cli.run import lock
-from leoclr.cli.run.checkpoint import save_checkpoint
-from leoclr.cli.run.folder import RunFolder, newest_run, resolve_checkpoint
+from leoclr.cli.run.checkpoint import Sound, save_checkpoint
+from leoclr.cli.run.folder import RunFolder, find_checkpoint, newest_run
 from leoclr.cli.run.lock import RunLock
 from leoclr.cli.run.recorded import recorded_settings
 from leoclr.datasets.errors import CheckpointError, RunError
+
+
+def path_of_checkpoint(path: Path | None) -> Path:
+    found = find_checkpoint(path)
+    return found.path if isinstance(found, Sound) else found
 
 
 def make_run(path: Path, started: str, steps: tuple[int, ...] = ()) -> Path:
@@ -126,10 +131,10 @@ def test_each_way_to_name_a_checkpoint(tmp_path: Path, monkeypatch: pytest.Monke
     exported = tmp_path / "weights.pth"
     exported.write_bytes(b"")
     monkeypatch.chdir(tmp_path)
-    assert resolve_checkpoint(None) == Path("runs/first/checkpoints/step-1000000000")
-    assert resolve_checkpoint(run) == resolve_checkpoint(checkpoints) == newest
-    assert resolve_checkpoint(checkpoints / "step-000000005") == checkpoints / "step-000000005"
-    assert resolve_checkpoint(exported) == exported
+    assert path_of_checkpoint(None) == Path("runs/first/checkpoints/step-1000000000")
+    assert path_of_checkpoint(run) == path_of_checkpoint(checkpoints) == newest
+    assert path_of_checkpoint(checkpoints / "step-000000005") == checkpoints / "step-000000005"
+    assert path_of_checkpoint(exported) == exported
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(
@@ -138,20 +143,20 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(
     run = make_run(tmp_path / "run", "2026-01-02T10:00:00+00:00", (1, 2))
     damaged = run / "checkpoints" / "step-000000002" / "model.safetensors"
     damaged.write_bytes(b"")
-    assert resolve_checkpoint(run).name == "step-000000001"
+    assert path_of_checkpoint(run).name == "step-000000001"
     assert f"warning: passed over a damaged checkpoint: {damaged}" in capsys.readouterr().err
     (run / "checkpoints" / "step-000000001" / "manifest.json").unlink()
     with pytest.raises(CheckpointError, match="no sound checkpoint.*model.safetensors.*manifest.json"):
-        resolve_checkpoint(run)
+        path_of_checkpoint(run)
 
 
 def test_what_is_no_checkpoint_is_said_plainly(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="gone: no such run, checkpoint or file"):
-        resolve_checkpoint(tmp_path / "gone")
+        path_of_checkpoint(tmp_path / "gone")
     with pytest.raises(CheckpointError, match="neither a run, a checkpoint nor an exported file"):
-        resolve_checkpoint(tmp_path)
+        path_of_checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match="has no checkpoint yet"):
-        resolve_checkpoint(make_run(tmp_path / "run", "2026-01-02T10:00:00+00:00"))
+        path_of_checkpoint(make_run(tmp_path / "run", "2026-01-02T10:00:00+00:00"))
 
 
 HOLD = """

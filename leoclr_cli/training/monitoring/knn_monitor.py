@@ -19,12 +19,10 @@ from leoclr.datasets.randomness import Permutation
 from leoclr.datasets.shards.index import NO_LABEL, Index
 from leoclr.evals.features.extract import extract_features, shown_whole
 from leoclr.evals.features.preprocessing import Preprocessing, standard_view
-from leoclr.evals.probes.knn import knn_accuracy
+from leoclr.evals.probes.knn import TEMPERATURE, WEIGHTED_K, knn_accuracy
 
 _MOST_NEIGHBOURS_FROM = 50_000  # samples of the bank, so that a score stays minutes on ImageNet
 _MOST_QUERIES = 10_000
-_NEIGHBOURS = 200
-_TEMPERATURE = 0.1
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ class KnnMonitor:
             queries,
             Preprocessing(view, augmentation.mean, augmentation.std),
             settings.run.workers,
-            f"k={min(_NEIGHBOURS, len(bank))}, tau={_TEMPERATURE}, {len(queries):,} queries, {len(bank):,} in the "
+            f"k={min(WEIGHTED_K, len(bank))}, tau={TEMPERATURE}, {len(queries):,} queries, {len(bank):,} in the "
             f"bank, {source}",
             settings.run.knn_epochs,
             resident,
@@ -125,7 +123,7 @@ class KnnMonitor:
         (bank, bank_labels), (queries, labels) = (
             (torch.from_numpy(one.features).to(device), torch.from_numpy(one.labels).to(device)) for one in found
         )
-        return knn_accuracy(bank, bank_labels, queries, labels, _NEIGHBOURS, _TEMPERATURE)["top1"]
+        return knn_accuracy(bank, bank_labels, queries, labels, WEIGHTED_K, TEMPERATURE)["top1"]
 
     def _resident(self, index: Index, device: torch.device) -> ResidentImages | None:
         """The images of an index on the device, decoded the first time; None where the encoder sees them resized."""

@@ -124,7 +124,7 @@ class ProgressLine:
             words.pop()
         row = Table.grid(padding=(0, 2, 0, 0))
         bar = ProgressBar(
-            self._steps, reading.step, width=max(1, min(40, width - sum(map(len, words)) - 2 * len(words)))
+            self._steps, reading.step, width=max(1, min(_WIDEST_BAR, width - sum(map(len, words)) - 2 * len(words)))
         )
         row.add_row(words[0], bar, *words[1:])
         self._live.update(row, refresh=True)
