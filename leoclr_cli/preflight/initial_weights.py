@@ -7,15 +7,16 @@ from typing import Any
 
 from leoclr.backends.method import Method
 from leoclr.backends.networks.backbones import Backbone
-from leoclr.cli.config.sections import EncoderSettings
+from leoclr.cli.config.sections import AugmentationSettings
+from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.encoders import LoadedEncoder, load_encoder
 from leoclr.cli.run.model_names import is_named
-from leoclr.cli.terminal import say
+from leoclr.cli.terminal import say, warn
 from leoclr.datasets.errors import SettingsError
 from leoclr.datasets.shards.locate import absolute
 
 
-def start_from_weights(method: Method, settings: EncoderSettings, image_size: int) -> dict[str, Any] | None:
+def start_from_weights(method: Method, settings: Settings) -> dict[str, Any] | None:
     """Load `encoder.weights` into each backbone of the method; heads and queue stay random.
 
     The position embedding of a ViT for images of another size is resized by timm.
@@ -28,18 +29,31 @@ def start_from_weights(method: Method, settings: EncoderSettings, image_size: in
         CheckpointError: They are missing or damaged, or pickle more than tensors.
         SettingsError: They are of another architecture.
     """
-    if not settings.weights:
+    weights = settings.encoder.weights
+    if not weights:
         return None
-    loaded = load_encoder(settings.weights, settings.backbone)
-    found, wanted = (f"{encoder.stem} stem, width {encoder.width}" for encoder in (loaded, settings))
+    loaded = load_encoder(weights, settings.encoder.backbone)
+    found, wanted = (f"{encoder.stem} stem, width {encoder.width}" for encoder in (loaded, settings.encoder))
     if found != wanted:
-        raise SettingsError(f"encoder.weights {settings.weights} has {found}; the settings say {wanted}")
+        raise SettingsError(f"encoder.weights {weights} has {found}; the settings say {wanted}")
     for backbone in method.backbones().values():
-        _load(loaded, backbone, image_size)
-    source = settings.weights if is_named(settings.weights) else absolute([settings.weights])[0]
+        _load(loaded, backbone, settings.data.image_size)
+    source = weights if is_named(weights) else absolute([weights])[0]
     tensors = len(loaded.backbone.state_dict())
-    say(f"the backbone starts from {settings.weights}: {tensors} tensors loaded, all that it has")
+    say(f"the backbone starts from {weights}: {tensors} tensors loaded, all that it has")
+    _warn_of_other_normalisation(loaded, settings.augmentation)
     return {"source": source, "digest": loaded.digest, "tensors": tensors, "left_out": list(loaded.left_out)}
+
+
+def _warn_of_other_normalisation(loaded: LoadedEncoder, augmentation: AugmentationSettings) -> None:
+    usual = AugmentationSettings()
+    of_weights, here = (loaded.mean, loaded.std), (augmentation.mean, augmentation.std)
+    if of_weights not in (here, (usual.mean, usual.std)):  # files that do not say are taken to have the usual one
+        mean, std = (",".join(f"{value:g}" for value in values) for values in of_weights)
+        warn(
+            "these weights know images of another normalisation; take --set augmentation.mean="
+            f"{mean} --set augmentation.std={std}"
+        )
 
 
 def _load(loaded: LoadedEncoder, backbone: Backbone, image_size: int) -> None:

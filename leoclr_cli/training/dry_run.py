@@ -42,7 +42,7 @@ def plan_of(settings: Settings, processes: int) -> dict[str, Any]:
     device = choose_device(settings.run.device)
     check_precision(settings.train.precision, device)
     method = build.method(settings, device, len(index), processes)
-    start_from_weights(method, settings.encoder, settings.data.image_size)
+    start_from_weights(method, settings)
     workers = worker_count(settings.run.workers, device.type)
     together = processes if device.type == "cpu" else 1
     memory = estimate(method, settings, facts.micro, workers, together)

@@ -134,7 +134,7 @@ def _at_checkpoint(trainer: Trainer) -> Trainer:
     elif damaged:
         raise RunError(f"{trainer.run.path} has no sound checkpoint: {damaged[0]}")
     else:
-        start_from_weights(trainer.method, trainer.settings.encoder, trainer.settings.data.image_size)
+        start_from_weights(trainer.method, trainer.settings)
     return trainer
 
 

@@ -137,7 +137,7 @@ class Trainer:
         if newest is not None:
             self.load(newest)
         else:
-            weights = start_from_weights(self.method, settings.encoder, settings.data.image_size)
+            weights = start_from_weights(self.method, settings)
         if self.main:
             self.remarks += warnings_about(settings, self.index, self.facts)
             for line in (*damaged, *self.remarks, *self.data.val_remarks()):

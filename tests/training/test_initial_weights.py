@@ -53,6 +53,19 @@ def test_a_run_starts_from_the_backbone_of_another(
     assert json.loads((tmp_path / "fresh" / "run.json").read_text())["weights"] is None
 
 
+def test_another_normalisation_is_told(
+    make_shards: MakeShards, tmp_path: Path, settings: MakeSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, halves = make_shards((16,)), "0.5,0.5,0.5"
+    train(settings(data, augmentation__mean=halves), tmp_path / "first")
+    options = {"encoder__weights": str(tmp_path / "first"), "train__epochs": "1"}
+    told = "warning: these weights know images of another normalisation; take --set augmentation.mean=0.5,0.5,0.5"
+    train(settings(data, **options), tmp_path / "other")
+    assert told in capsys.readouterr().err
+    train(settings(data, augmentation__mean=halves, **options), tmp_path / "same")
+    assert told not in capsys.readouterr().err
+
+
 def test_a_resumed_run_does_not_need_them_again(
     make_shards: MakeShards, tmp_path: Path, settings: MakeSettings
 ) -> None:
