@@ -122,6 +122,69 @@ class Turned(Method):
 '''
 
 
+MASKED = '''"""Patches that are hidden are told from the others, by a ViT (arXiv 2111.09886)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from leoclr.backends.distributed import rank
+from leoclr.backends.losses import exact
+from leoclr.backends.method import Method, Output
+from leoclr.backends.settings import MethodSettings
+from leoclr.datasets.views import View, ViewPolicy
+
+CROPPED = ViewPolicy("cropped", {"x1": View()}, (), "One crop, pulled to nothing.")
+PATCH = 16
+
+
+class Settings(MethodSettings):
+    """A share of the patches."""
+
+    default_views: ClassVar[str] = "cropped"
+    needs_pairs: ClassVar[bool] = False
+    small: ClassVar[Mapping[str, Any]] = {
+        "encoder.backbone": "timm:vit_tiny_patch16_224", "data.image_size": 32, "optimizer.name": "adamw"
+    }
+
+    hidden: float = 0.5
+
+
+class Masked(Method):
+    """A ViT whose input has noise in place of some patches, and a linear layer that gives their pixels."""
+
+    def __init__(self, settings, facts):
+        super().__init__()
+        if facts.image_size % PATCH:
+            raise ValueError(f"masked needs whole patches of {PATCH} px, and data.image_size is {facts.image_size}")
+        self.backbone = facts.new_backbone()
+        self.decoder = nn.Linear(self.backbone.feature_dim, 3 * PATCH**2)
+        self.settings, self.batch, self.seed = settings, facts.batch_size, facts.seed
+        self.cells = facts.image_size // PATCH
+
+    def forward(self, views, pairs, now):
+        images = next(iter(views.values()))
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + now.step)
+        drawn = torch.rand(max(self.batch, len(images)), 1, self.cells, self.cells, generator=generator)
+        mine = drawn[rank() * len(images) :][: len(images)].to(images.device)
+        mask = (mine < self.settings.hidden).to(images.dtype)
+        shown = images * (1 - F.interpolate(mask, scale_factor=PATCH))
+        tokens = self.backbone.forward_features(shown)[:, -self.cells**2 :]
+        pixels = F.unfold(images, PATCH, stride=PATCH).transpose(1, 2)
+        error = (exact(self.decoder(tokens)) - exact(pixels)).abs().mean(dim=2)
+        hidden = exact(mask.flatten(1))
+        return Output((error * hidden).sum() / (self.settings.hidden * hidden.numel()), None)
+
+    def backbones(self):
+        return {"backbone": self.backbone}
+'''
+
+
 def test_a_method_may_remember_each_image(install: Install, tmp_path: Path) -> None:
     place = "leoclr_memory"
     install(place, MEMORY, {"memory": f"{place}:Memory"}, {"one-view": f"{place}:ONE"})
@@ -158,3 +221,12 @@ def test_a_method_may_do_without_pairs(
     with pytest.raises(SystemExit) as exit_code:
         main(["views", str(make_shards((2,))), "--views", "upright", "-o", str(tmp_path / "views.png")])
     print(exit_code.value.code, capsys.readouterr())
+
+
+def test_a_method_may_need_tokens_of_a_vision_transformer(install: Install, tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    place = "leoclr_masked"
+    install(place, MASKED, {"masked": f"{place}:Masked"}, {"cropped": f"{place}:CROPPED"})
+    results = {result.name: result for result in check_method("masked", tmp_path)}
+    assert [result for result in results.values() if not result.passed] == []
+    assert "refused: this backbone cannot be trained" in results["views multicrop"].detail
