@@ -93,6 +93,15 @@ def step_number(schedule: Schedule, now: Progress, device: torch.device) -> floa
     return step_input(lambda now: torch.tensor(schedule(now), dtype=torch.float64), now, device)
 
 
+def step_generator(seed: int, now: Progress) -> torch.Generator:
+    """A generator on the CPU for what is drawn for the whole batch of a step: the same in every process.
+
+    Args:
+        seed: `facts.seed`.
+    """
+    return torch.Generator().manual_seed((seed * 1_000_003 + now.step) % 2**64)
+
+
 def _plain(now: Progress) -> Progress:
     return now.unwatched() if isinstance(now, WatchedProgress) else now
 

@@ -17,6 +17,16 @@ def counted(number: int, singular: str, plural: str = "") -> str:
     return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
 
 
+def first_of(names: Sequence[str], most: int, count: int | None = None) -> str:
+    """`a, b, c and 4 more`.
+
+    Args:
+        count: How many there are, where `names` has fewer.
+    """
+    rest = (len(names) if count is None else count) - most
+    return ", ".join(names[:most]) + (f" and {rest:,} more" if rest > 0 else "")
+
+
 def in_bytes(number: float) -> str:
     """`12 kB`, `1.5 GB`: powers of 1000, two digits or more."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from leoclr.datasets.errors import EvaluationError
 from leoclr.datasets.randomness import stream, uniforms
 from leoclr.datasets.shards.index import NO_LABEL, Index
+from leoclr.datasets.wording import first_of
 
 IntArray = NDArray[np.int64]
 
@@ -74,8 +74,8 @@ def match_classes(train: Index, test: Index) -> Numbering:
     absent = [_name(test, label) for label, number in zip(tested, found, strict=True) if number == NO_LABEL]
     if absent:
         raise EvaluationError(
-            f"test data: {_some(absent)} of {len(tested)} classes have no training sample; "
-            f"training has {_some([_name(train, label) for label in trained])}"
+            f"test data: {first_of(absent, _SHOWN)} of {len(tested)} classes have no training sample; "
+            f"training has {first_of([_name(train, label) for label in trained], _SHOWN)}"
         )
     return Numbering(test.occurring, np.array(found, np.int64))
 
@@ -109,8 +109,3 @@ def stratified_holdout(
 
 def _name(index: Index, label: int) -> str:
     return repr(index.classes[label]) if label < len(index.classes) else f"number {label}"
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

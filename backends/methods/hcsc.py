@@ -40,7 +40,7 @@ from leoclr.backends.methods.moco import MoCo
 from leoclr.backends.methods.moco import Settings as MoCoSettings
 from leoclr.backends.queue import KeyQueue
 from leoclr.backends.settings import Fraction, Pairs, PositiveCount, RunFacts
-from leoclr.backends.step_inputs import step_input
+from leoclr.backends.step_inputs import step_generator, step_input
 
 _SMALLEST = 1e-3  # concentration
 
@@ -179,7 +179,7 @@ class HCSC(MoCo):
         batch, keys, centroids = len(images), len(self.queue.keys), max(self.settings.clusters)
 
         def draw(now: Progress) -> Tensor:
-            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + now.step) % 2**64)
+            generator = step_generator(self.seed, now)
             return torch.rand(len(self.levels), keys + centroids + ranks() * batch, generator=generator)
 
         drawn = step_input(draw, now, images.device)

@@ -40,7 +40,7 @@ from leoclr.backends.settings import (
     anchors_of,
     positives_of,
 )
-from leoclr.backends.step_inputs import sent, step_input
+from leoclr.backends.step_inputs import sent, step_generator, step_input
 
 
 class Settings(MethodSettings):
@@ -177,5 +177,5 @@ class MoCo(PairMethod):
 
     def _shuffle_order(self, images: int, now: Progress) -> Tensor:
         """The shuffle of a step's images, on the CPU."""
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + now.step) % 2**64)
+        generator = step_generator(self.seed, now)
         return torch.randperm(images, generator=generator)

@@ -47,7 +47,7 @@ from leoclr.backends.settings import (
     anchors_of,
     positives_of,
 )
-from leoclr.backends.step_inputs import step_input, step_number
+from leoclr.backends.step_inputs import step_generator, step_input, step_number
 
 _DISTANCE = 0.5  # to the nearest word, before any was measured
 _DISTANCE_MOMENTUM = 0.99
@@ -162,7 +162,7 @@ class OBoW(Method):
         batch = len(images)
 
         def draw(now: Progress) -> Tensor:
-            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + now.step) % 2**64)
+            generator = step_generator(self.seed, now)
             return torch.rand(len(self.stages), batch * ranks(), generator=generator)
 
         return step_input(draw, now, images.device)[:, rank() * batch :][:, :batch]

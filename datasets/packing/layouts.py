@@ -13,6 +13,7 @@ from typing import Literal
 from leoclr.datasets.errors import DataError
 from leoclr.datasets.notes import Notes
 from leoclr.datasets.packing.split_names import SPLITS, is_plain, parts_of_samples, repeated, splits_of, suspicious
+from leoclr.datasets.wording import first_of
 
 LayoutKind = Literal["flat", "classes", "splits", "classes-splits"]
 NO_SPLIT = ""
@@ -266,5 +267,4 @@ def _example(splits: Mapping[str, str]) -> str:
 
 
 def _listed(names: Iterable[str]) -> str:
-    found = sorted(names)
-    return ", ".join(found[:6]) + (f" and {len(found) - 6} more" if len(found) > 6 else "")
+    return first_of(sorted(names), 6)

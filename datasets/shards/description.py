@@ -17,7 +17,7 @@ from leoclr.datasets.shards.index import NO_LABEL, Index
 from leoclr.datasets.shards.joining import UNUSABLE_LABEL
 from leoclr.datasets.shards.scan import NO_IMAGE
 from leoclr.datasets.storage.addresses import is_remote
-from leoclr.datasets.wording import counted, printable
+from leoclr.datasets.wording import counted, first_of, printable
 
 _LIKE_SHARDS = re.compile(r"\.(tgz|tar\.[a-z0-9]{1,10})$", re.IGNORECASE)
 _SHOWN = 10
@@ -55,9 +55,7 @@ def named_classes(classes: Sequence[str], occurring: Iterable[int]) -> str:
 
 def shown(names: Sequence[str], count: int | None = None) -> str:
     """The first of some names, and how many there are beside them."""
-    count = len(names) if count is None else count
-    more = f" and {count - _SHOWN:,} more" if count > _SHOWN else ""
-    return printable(", ".join(names[:_SHOWN])) + more
+    return printable(first_of(names, _SHOWN, count))
 
 
 def remarks(index: Index) -> Iterator[str]:

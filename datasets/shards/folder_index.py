@@ -14,6 +14,7 @@ from leoclr.datasets.shards.concatenation import concatenate
 from leoclr.datasets.shards.index import SUFFIX, Index
 from leoclr.datasets.shards.scan import build_index
 from leoclr.datasets.shards.shard_names import common_name
+from leoclr.datasets.wording import first_of
 
 
 def open_group(paths: list[Path], advance: Callable[[int], None]) -> Index:
@@ -99,9 +100,8 @@ def _compare_younger(index: Index) -> None:
 
 def missing_message(missing: Sequence[Path], total: int) -> str:
     """What to say of missing shards: their names, but for a great many."""
-    shown = ", ".join(str(path) for path in missing[:20])
-    more = f" and {len(missing) - 20} more" if len(missing) > 20 else ""
+    shown = first_of([str(path) for path in missing], 20)
     home = "; no shell replaces ~ within quotes" if str(missing[0]).startswith("~") else ""
     if total == 1:
         return f"{missing[0]}: no such file or folder{home or did_you_mean(missing[0])}"
-    return f"{len(missing)} of {total} shards are missing: {shown}{more}{home}"
+    return f"{len(missing)} of {total} shards are missing: {shown}{home}"

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from leoclr.cli.run.layouts import backbone_tensors
 from leoclr.datasets.errors import CheckpointError
+from leoclr.datasets.wording import first_of
 
 _WRAPPERS = ("state_dict", "model", "teacher")
 _HEADS = ("fc.", "classifier.", "head.", "heads.", "projection_head.", "projector.", "predictor.", "prototypes.")
@@ -234,9 +235,7 @@ def fitting_tensors(
 
 def listing(names: Iterable[str]) -> str:
     """The first few names, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
-    return ", ".join(names[:_MOST]) + more
+    return first_of(list(names), _MOST)
 
 
 def _shape(tensor: Tensor) -> str:

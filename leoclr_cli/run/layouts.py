@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
+from leoclr.datasets.wording import first_of
+
 # The first that any name begins with is the backbone; what has no such name is left out.
 _BACKBONES = (
     re.compile(r"(?:module\.)?encoder_q\."),  # MoCo 1 and 2
@@ -56,8 +58,7 @@ def summary(names: Iterable[str]) -> str:
     words = [
         word for part, own in groups.items() for word in (own if len(own) <= _FEW else [f"{part} ({len(own)} tensors)"])
     ]
-    more = f" and {len(words) - _MOST} more" if len(words) > _MOST else ""
-    return ", ".join(words[:_MOST]) + more
+    return first_of(words, _MOST)
 
 
 def _part(name: str) -> str:

@@ -137,6 +137,7 @@ from leoclr.backends.distributed import rank
 from leoclr.backends.losses import exact
 from leoclr.backends.method import Method, Output
 from leoclr.backends.settings import MethodSettings
+from leoclr.backends.step_inputs import step_generator
 from leoclr.datasets.views import View, ViewPolicy
 
 CROPPED = ViewPolicy("cropped", {"x1": View()}, (), "One crop, pulled to nothing.")
@@ -169,8 +170,9 @@ class Masked(Method):
 
     def forward(self, views, pairs, now):
         images = next(iter(views.values()))
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + now.step)
-        drawn = torch.rand(max(self.batch, len(images)), 1, self.cells, self.cells, generator=generator)
+        drawn = torch.rand(
+            max(self.batch, len(images)), 1, self.cells, self.cells, generator=step_generator(self.seed, now)
+        )
         mine = drawn[rank() * len(images) :][: len(images)].to(images.device)
         mask = (mine < self.settings.hidden).to(images.dtype)
         shown = images * (1 - F.interpolate(mask, scale_factor=PATCH))
