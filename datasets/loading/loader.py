@@ -43,8 +43,8 @@ class Batch:
         samples: Sample numbers, int64, shape `(n,)`.
         bad: One line for each image that could not be used; another sample took its place.
         error: Why the step could not be made at all (a shard has gone), or None.
-        draws: What the device needs beside views: the samples, and where it makes the views itself, what
-            `leoclr.datasets.loading.view_maker` takes.
+        draws: What the device still needs to make the views of, for `leoclr.datasets.loading.view_maker`; empty where
+            views are finished.
     """
 
     step: int
@@ -56,12 +56,13 @@ class Batch:
 
     @property
     def inputs(self) -> dict[str, Tensor]:
-        """What a step computes with: pixels and draws, by names that do not meet."""
-        return self.views | self.draws
+        """What a step computes with: samples, pixels and draws, by names that do not meet."""
+        return {SAMPLES: self.samples} | self.views | self.draws
 
     def map(self, move: Callable[[Tensor], Tensor]) -> Batch:
         """The same batch with its inputs somewhere else."""
-        views, draws = ({name: move(tensor) for name, tensor in each.items()} for each in (self.views, self.draws))
+        inputs = self.views, {SAMPLES: self.samples} | self.draws
+        views, draws = ({name: move(tensor) for name, tensor in each.items()} for each in inputs)
         return replace(self, views=views, draws=draws)
 
     def pin_memory(self) -> Batch:
@@ -150,6 +151,4 @@ def batches(
     asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Batch]:
     """The steps from `start` to before `stop`, in order; see `leoclr.datasets.loading.workers`. Raises DataError."""
-    for batch in load_batches(dataset, range(start, stop), workers, pin_memory, asked_to_stop):
-        batch.draws[SAMPLES] = batch.samples
-        yield batch
+    return load_batches(dataset, range(start, stop), workers, pin_memory, asked_to_stop)

@@ -22,7 +22,7 @@ from leoclr.datasets.images.augmentation import AugmentationSpec, view_specs
 from leoclr.datasets.images.decode import decode_pixels
 from leoclr.datasets.loading.loader import SUBSTITUTES, Batch, substitute
 from leoclr.datasets.loading.plan import Plan
-from leoclr.datasets.loading.view_maker import SAMPLES, boxes_of, parameters_of
+from leoclr.datasets.loading.view_maker import boxes_of, parameters_of
 from leoclr.datasets.loading.workers import load_batches
 from leoclr.datasets.randomness import uniforms
 from leoclr.datasets.shards.index import Index
@@ -100,7 +100,7 @@ def resident_batches(
     def drawn(step: int) -> Batch:
         planned = plan.step(step)
         samples, bad = _readable(images, plan, planned.epoch, planned.samples)
-        draws = {SAMPLES: torch.from_numpy(samples)}
+        draws: dict[str, Tensor] = {}
         for view, (name, of_view) in enumerate(specs.items()):
             numbers = uniforms(plan.seed, planned.epoch, samples, view, of_view.uniforms)
             draws[parameters_of(name)] = draw_all(of_view, numbers)
