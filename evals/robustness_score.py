@@ -11,7 +11,7 @@ import torch
 from leoclr.datasets.files import ignore
 from leoclr.evals.features.extract import Features
 from leoclr.evals.probes.knn import DEFAULT_CHUNK, TEMPERATURE, WEIGHTED_K
-from leoclr.evals.probes.linear import Normalisation, fit_probe
+from leoclr.evals.probes.linear import Normalisation, fit_probe, solver_of
 from leoclr.evals.robustness import FEW_DRAWS, CropDrop, crop_drop
 from leoclr.evals.scores import (
     TIES,
@@ -62,7 +62,15 @@ def robustness_score(
         probe: "linear", or "knn" (k = 200, weighted).
     """
     if probe == "linear":
-        fitted = fit_probe(train.features, train.labels, normalise=normalise, seed=seed, advance=advance)
+        fitted = fit_probe(
+            train.features,
+            train.labels,
+            normalise=normalise,
+            seed=seed,
+            solver=solver_of(device),
+            device=device,
+            advance=advance,
+        )
         protocol, details, notes = linear_protocol(fitted, seed), linear_details(fitted), fitted.notes
     else:
         k = min(WEIGHTED_K, len(train.labels))

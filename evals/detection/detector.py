@@ -204,7 +204,8 @@ def _coco_truth(images: BoxedImages) -> dict[str, Any]:
     annotations: list[dict[str, Any]] = []
     for number, image in enumerate(images.images):
         for box, label, hard in zip(image.boxes.tolist(), image.labels.tolist(), image.difficult.tolist(), strict=True):
-            # COCO's crowds are what VOC's difficult objects are: neither finding nor missing one counts.
+            # Crowds are nearest to VOC's difficult objects: neither finding nor missing one counts. But a detection of
+            # a part of one does not count either, where VOC counts an error.
             annotations.append(_coco_box(len(annotations) + 1, number, label, box) | {"iscrowd": int(hard)})
     categories = [{"id": number, "name": name} for number, name in enumerate(images.classes)]
     return {"images": [{"id": n} for n in range(len(images))], "annotations": annotations, "categories": categories}

@@ -64,13 +64,17 @@ class LinearProbe:
         return scores
 
 
+def solver_of(device: torch.device | str) -> SolverName:
+    """The solver for a device: scikit-learn's on a CPU, which is slow where there is a GPU."""
+    return "device" if torch.device(device).type == "cuda" else "scikit-learn"
+
+
 def fit_probe(
     features: FloatArray,
     labels: IntArray,
     *,
     normalise: Normalisation = "standard",
     grid: Sequence[float] = GRID,
-    holdout_share: float = HOLDOUT_SHARE,
     metric: Metric = "top1",
     seed: int = 0,
     solver: SolverName = "scikit-learn",
@@ -98,7 +102,7 @@ def fit_probe(
     if len(np.unique(labels)) < 2:
         raise EvaluationError("a linear probe needs training samples of at least two classes")
     grid = sorted(grid)
-    kept, held = stratified_holdout(labels, holdout_share, seed)
+    kept, held = stratified_holdout(labels, HOLDOUT_SHARE, seed)
     start: Solver = ScikitLearnSolver() if solver == "scikit-learn" else DeviceSolver(device)
     holdout, path, stalled = _search(start, features, labels, kept, held, normalise, grid, metric, advance)
     c = max(grid, key=lambda value: (holdout[value], -value))

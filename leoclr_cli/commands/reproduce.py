@@ -183,6 +183,7 @@ def _carry_out(name: str, request: Request, methods: tuple[str, ...] = (), with_
         precision=request.precision,
         processes=request.num_processes,
         flags=request.program_flags(),
+        any_data=request.any_data,
     )
     check_names(plan)
     check_settings(plan)

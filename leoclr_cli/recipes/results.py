@@ -49,6 +49,7 @@ def write_result(unit: Unit, recipe_name: str) -> Path:
         "seed": unit.seed,
         "scale": plan.scale,
         "changes": list(unit.changes()),
+        "any_data": plan.any_data,
         "settings": settings,
         "data": {key: run["data"][key] for key in ("digest", "samples")},
         "environment": {**run["environment"], "cores": sessions[-1].get("cores", "")},

@@ -41,6 +41,7 @@ class RecipePlan:
         precision: Of the forward passes; None leaves it to the commands, and to the detector in any case.
         processes: Of each pre-training.
         flags: Added to each command; they change no figure.
+        any_data: Whether other data than the recipe's are taken, as a trial.
     """
 
     recipe: Recipe
@@ -52,6 +53,7 @@ class RecipePlan:
     precision: str | None = None
     processes: int = 1
     flags: tuple[str, ...] = ()
+    any_data: bool = False
 
     def shards(self, split: str) -> str:
         """What a command is told to read for NAME or NAME/SPLIT."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -63,7 +64,7 @@ def as_grid(recipe: Recipe, results: Sequence[Mapping[str, Any]]) -> str:
             first = next(iter(here.values()))
             name = f"{method}<br>*less {about.against}*" if about.against else method
             texts = (_grid_cell(here[figure], not trial) if figure in here else "" for figure in figures)
-            rows.append((name, *texts, f"{first.passes / 1e6:,.1f} M", f"{first.hours:.2f}"))
+            rows.append((name, *texts, _millions(first.passes), f"{first.hours:.2f}"))
     table = _markdown(("method", *figures, "forward passes", "hours"), rows)
     seeds, intervals = _seeds(found), "95 % intervals of the mean, and of the mean difference within a seed"
     notes = [*_notes(recipe), *trial, seeds if seeds == "1 seed" else f"{seeds}; {intervals}"]
@@ -126,10 +127,29 @@ def deviations(results: Sequence[Mapping[str, Any]]) -> list[str]:
     if scales and scales != [1.0]:
         shown = ", ".join(f"{scale:g}" for scale in scales)
         lines.append(f"epochs at scale {shown}: a trial, not to be held against the paper's figures")
+    if any(result.get("any_data") for result in results):
+        lines.append("--any-data: perhaps other data than the recipe's, so a trial")
     changes = sorted({change for result in results for change in result["changes"]})
     if changes:
         lines.append(f"settings that are not the recipe's: {', '.join(changes)}")
+    lines += [
+        f"{method}: its seeds were trained with different settings, perhaps by different versions"
+        for (method, _), found in _settings_of(results).items()
+        if len(found) > 1
+    ]
     return lines
+
+
+def _settings_of(results: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], set[str]]:
+    """What decides the weights, by method and pre-training: the settings, but for the seed and the place of data."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for result in results:
+        settings = {name: value for name, value in result["settings"].items() if name != "run"}
+        settings["train"] = {name: value for name, value in settings.get("train", {}).items() if name != "seed"}
+        settings["data"] = {n: value for n, value in settings.get("data", {}).items() if n not in ("train", "val")}
+        key = result["method"], result["pretrain"]
+        found.setdefault(key, set()).add(json.dumps(settings, sort_keys=True))
+    return found
 
 
 def _curves(recipe: Recipe, found: Sequence[Cell]) -> Image.Image:
@@ -176,6 +196,12 @@ def _change(change: Change) -> str:
     return f"{change.mean:+.2f} {_interval(change.half_width)}".rstrip()
 
 
+def _millions(passes: int) -> str:
+    """Three digits, so that rows of equal cost can be compared: epochs are whole numbers."""
+    millions = passes / 1e6
+    return f"{millions:,.0f} M" if millions >= 99.95 else f"{millions:#.3g} M"
+
+
 def _interval(half_width: float | None) -> str:
     return f"± {half_width:.2f}" if half_width is not None else ""
 
@@ -194,6 +220,6 @@ def _row(recipe: Recipe, cell: Cell, results: Sequence[Mapping[str, Any]]) -> tu
         difference,
         f"{_change(cell.change)} ({cell.change.against})" if cell.change else "",
         str(len(cell.values)),
-        f"{cell.passes / 1e6:,.1f} M",
+        _millions(cell.passes),
         f"{cell.hours:.2f}",
     )

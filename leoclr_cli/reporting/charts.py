@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from leoclr.cli.reporting.line_charts import Axis, Series, svg_line_chart
 from leoclr.cli.reporting.markup import Html, element
 from leoclr.cli.reporting.run_facts import ReportedRun
+from leoclr.cli.reporting.score_tiles import checkpoint_name
 from leoclr.cli.run.json_file import number
 from leoclr.datasets.views import POLICIES
 
@@ -63,12 +64,16 @@ def training_charts(runs: Sequence[ReportedRun]) -> Html:
 
 
 def label_chart(runs: Sequence[ReportedRun]) -> Html:
-    """Top-1 over the share of the labels, of the curve of each run with the most points."""
+    """Top-1 over the share of the labels, of one curve of each run: of the newest checkpoint, with the most points."""
     series = []
     for colour, run in enumerate(runs):
-        curves = [points for record in run.records.values() if (points := _label_points(record))]
+        curves = {
+            (checkpoint_name(record), len(points), str(record.get("date"))): points
+            for record in run.records.values()
+            if (points := _label_points(record))
+        }
         if curves:
-            series.append(Series(run.name, colour, max(curves, key=len)))
+            series.append(Series(run.name, colour, curves[max(curves)]))
     if not series:
         return Html()
     return svg_line_chart(

@@ -134,14 +134,15 @@ def _curves_of(run: ReportedRun, record: dict[str, Any]) -> list[dict[str, Any]]
     if not isinstance(curves, list):
         return [record]
     found = [curve for curve in curves if isinstance(curve, dict) and isinstance(curve.get("kind"), str)]
-    own = [curve for curve in found if run.name in _folders_of(curve)]
+    own = [curve for curve in found if _run_of(curve) == run.name]
     return own or found[:1]
 
 
-def _folders_of(record: Mapping[str, Any]) -> tuple[str, ...]:
-    """The folders that the scored checkpoint lies in."""
+def _run_of(record: Mapping[str, Any]) -> str:
+    """The name of the run folder that the scored checkpoint lies in: RUN/checkpoints/STEP."""
     checkpoint = record.get("checkpoint")
-    return Path(str(checkpoint.get("path"))).parts[:-1] if isinstance(checkpoint, Mapping) else ()
+    place = Path(str(checkpoint.get("path"))) if isinstance(checkpoint, Mapping) else Path()
+    return place.parent.parent.name
 
 
 def _read_bad_images(run: ReportedRun) -> None:

@@ -36,7 +36,7 @@ class _Scored:
     Attributes:
         score: The kind of score and its protocol; "" for what has no single figure.
         row, metric: The figure that stands for it.
-        effort: Epochs of the training or draws of the crops, as far as told.
+        effort: Epochs or steps of the training, or draws of the crops, as far as told.
         effort_label: The same in words.
     """
 
@@ -56,7 +56,7 @@ def score_tiles(run: ReportedRun) -> list[ScoreTile]:
         if not scored.score or number(_figures(record, scored.row).get(scored.metric)) is None:
             continue
         group = (scored.score, scored.metric, *(_digest(record, split) for split in ("train", "test")))
-        rank = (_checkpoint(record), scored.effort, str(record.get("date")))
+        rank = (checkpoint_name(record), scored.effort, str(record.get("date")))
         if group not in chosen or rank > chosen[group][0]:
             chosen[group] = rank, scored, record
     splits = [split for split in ("train", "test") if len({_digest(record, split) for record in records}) > 1]
@@ -107,8 +107,11 @@ def _scored(record: Mapping[str, Any]) -> _Scored:
             effort = (epochs, trained) if kind == "transfer" else (0.0, "")
             return _Scored(f"transfer to {details.get('data_set', '?')}, {score}", row, metric, *effort)
         case "detection":
+            steps = number(_mapping(details.get("recipe")).get("iterations")) or 0.0
+            trained = counted(round(steps), "step") if steps else ""
             from_random = details.get("random") is True or "from random weights" in " ".join(_protocol(record))
-            return _Scored(f"detection{', from random weights' if from_random else ''}", "detection", "ap50")
+            score = f"detection{', from random weights' if from_random else ''}"
+            return _Scored(score, "detection", "ap50", effort=steps, effort_label=trained)
         case "label-curve":
             return _Scored("", "")  # a chart of its own
     results = _mapping(record.get("results"))
@@ -143,15 +146,15 @@ def _source(record: Mapping[str, Any], split: str) -> str:
     return "/".join(PurePosixPath(first).parts[-2:])
 
 
-def _checkpoint(record: Mapping[str, Any]) -> str:
+def checkpoint_name(record: Mapping[str, Any]) -> str:
     """Such as step-000001000, which sorts by age."""
     return PurePosixPath(str(_mapping(record.get("checkpoint")).get("path"))).name
 
 
 def _epochs(record: Mapping[str, Any]) -> float:
     """Epochs of the training behind a score, which older records tell in their protocol alone."""
-    found = re.search(r"\b(\d+) epochs?\b", " ".join(_protocol(record)))
-    return float(found[1]) if found else 0.0
+    found = re.search(r"\b(\d[\d,]*) epochs?\b", " ".join(_protocol(record)))
+    return float(found[1].replace(",", "")) if found else 0.0
 
 
 def _crops(record: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from leoclr.cli.terminal import say
 from leoclr.datasets.wording import aligned
 from leoclr.evals.features.preprocessing import standard_view
 from leoclr.evals.mcnemar import Comparison
+from leoclr.evals.probes.linear import solver_of
 from leoclr.evals.scores import Score, knn_score, linear_score
 
 Probe = Literal["knn", "linear"]
@@ -76,7 +77,8 @@ def _score(evaluation: Evaluation, probe: Probe) -> tuple[Score, list[str]]:
     if probe == "knn":
         score = knn_score(train, test, device=evaluation.device, chunk=MEMORY * SIMILARITIES_PER_MIB)
     else:
-        score = linear_score(train, test, seed=evaluation.request.seed, device=evaluation.device)
+        device, seed = evaluation.device, evaluation.request.seed
+        score = linear_score(train, test, seed=seed, solver=solver_of(device), device=device)
     return score, [f"images: {view.protocol}"]
 
 

@@ -213,7 +213,11 @@ def _text(curves: Sequence[Curve], record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _default_path(curves: Sequence[Curve]) -> Path:
-    same = [[curve.record["checkpoint"]["digest"], curve.record["protocol"]] for curve in curves]
+    same = [
+        [curve.record["checkpoint"]["digest"], curve.record["protocol"]]
+        + [curve.record["data"][split]["digest"] for split in ("train", "test")]
+        for curve in curves
+    ]
     run = curves[0].run
     if run is None:
         return Path("label-curve.json")

@@ -13,7 +13,7 @@ from leoclr.evals.features.preprocessing import standard_view
 from leoclr.evals.finetuning.finetune import Diverged, FinetuningRecipe
 from leoclr.evals.finetuning.hyperparameters import REGULARISATIONS, STEPS, GridPoint, best, edges
 from leoclr.evals.finetuning.supervised import Schedule
-from leoclr.evals.probes.linear import HOLDOUT_SHARE
+from leoclr.evals.probes.linear import HOLDOUT_SHARE, solver_of
 from leoclr.evals.scores import Row, Score, linear_score
 from leoclr.evals.tables import METRICS
 
@@ -86,7 +86,7 @@ def by_linear_probe(evaluation: Evaluation, name: str, metric: str) -> Score:
             grid=REGULARISATIONS,
             metric="mean_per_class" if metric == "mean_per_class" else "top1",
             seed=evaluation.request.seed,
-            solver="device" if evaluation.device.type == "cuda" else "scikit-learn",
+            solver=solver_of(evaluation.device),
             device=evaluation.device,
             per_class=True,
             advance=advance,
