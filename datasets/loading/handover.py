@@ -44,7 +44,7 @@ class HandedOver(Dataset[Any], Generic[Item]):
         item = self._dataset[number]
         if get_worker_info() is None:
             return item
-        if self._by_bytes or not _fits(size_of(item) * self._workers):
+        if self._by_bytes or not _fits(size_of(item) * self._workers * processes_here()):
             return Bytes(item)
         return item
 
@@ -81,6 +81,11 @@ def shared_memory_line(batch_bytes: int, workers: int) -> str | None:
         f"{_SHARED} has {free // _MIB:,} MiB free and the batches of {workers} loader processes take "
         f"{-(-needed // _MIB):,} MiB: what does not fit goes through pipes, a little slower"
     )
+
+
+def processes_here() -> int:
+    """Training processes on this machine, which share its memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def size_of(value: Any) -> int:

@@ -96,6 +96,8 @@ def check_memory(method: Method, settings: Settings, micro: int, workers: int, d
     sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1
     try:
         memory = estimate(method, settings, micro, workers, sharing)
+    except torch.OutOfMemoryError:  # of one process; the others would wait for it within a step
+        raise
     except (RuntimeError, ValueError, IndexError) as error:  # a method may need more than two images
         return [f"no estimate of the memory, for which one and two images are encoded: {told_with_place(error)}"]
     return refuse_too_much(memory, device, settings)

@@ -13,11 +13,11 @@ from typing import Literal
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import ProjectConfiguration, check_cuda_p2p_ib_support
 
+from leoclr.backends.distributed import gather
 from leoclr.backends.networks.backbones import Backbone, narrow_convolution
 from leoclr.backends.networks.batchnorm_groups import why_no_kernels
-from leoclr.backends.waits import waiting
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.allocator import keep_freed_memory
 from leoclr.cli.run.variables import CUBLAS, drop_what_changes_results, settle_launch
@@ -53,6 +53,8 @@ def make_accelerator(settings: Settings, output: Path) -> Accelerator:
         torch.cuda.empty_cache()
         torch.backends.cudnn.benchmark = not settings.run.deterministic
         torch.backends.cudnn.benchmark_limit = _CUDNN_PLANS
+        if not check_cuda_p2p_ib_support():  # Accelerate refuses such GPUs unless NCCL is told
+            os.environ.update(NCCL_P2P_DISABLE="1", NCCL_IB_DISABLE="1")
     return Accelerator(
         cpu=device.type == "cpu",
         mixed_precision=_PRECISION[settings.train.precision],
@@ -103,10 +105,18 @@ def agree(accelerator: Accelerator, step: int, signal_number: int, save_is_due: 
     if accelerator.device.type == "cuda" and step % _AGREE_STEPS_CUDA:
         return 0, False
     asked = torch.tensor([[signal_number, int(save_is_due)]], device=accelerator.device)
-    with waiting():
-        together = accelerator.gather(asked)
-    found = together.max(dim=0).values.tolist()  # SIGTERM, 15, before SIGUSR1, 10, and SIGINT, 2
+    found = gather(asked).max(dim=0).values.tolist()  # SIGTERM, 15, before SIGUSR1, 10, and SIGINT, 2
     return found[0], bool(found[1])
+
+
+def refuse_different_steps(step: int, device: torch.device) -> None:
+    """Raise RunError, in all processes, where they would go on after different steps: their weights differ."""
+    found = sorted(set(gather(torch.tensor([step], device=device)).tolist()))
+    if len(found) > 1:
+        raise RunError(
+            f"the processes found different checkpoints, of steps {', '.join(map(str, found))}; all must see the same "
+            "run folder"
+        )
 
 
 def explained(error: RuntimeError) -> RunError | None:

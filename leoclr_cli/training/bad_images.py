@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from leoclr.backends.distributed import gather
 from leoclr.cli.terminal import warn
 from leoclr.datasets.errors import DataError
 from leoclr.datasets.wording import counted
@@ -75,7 +76,7 @@ def lines_of_all(lines: Sequence[str], accelerator: Accelerator) -> list[str]:
         return list(lines)
     end = b"\n"
     encoded = end.join(line.encode(errors="backslashreplace") for line in lines) + end
-    text = torch.tensor(list(encoded), dtype=torch.uint8)
-    padded = accelerator.pad_across_processes(text.to(accelerator.device), pad_index=end[0])
-    together = bytes(accelerator.gather(padded).tolist())
+    longest = int(gather(torch.tensor([len(encoded)], device=accelerator.device)).max())
+    padded = torch.tensor(list(encoded.ljust(longest, end)), dtype=torch.uint8, device=accelerator.device)
+    together = bytes(gather(padded).tolist())
     return [line.decode() for line in together.split(end) if line]

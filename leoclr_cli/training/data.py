@@ -19,7 +19,7 @@ from leoclr.cli.terminal import progress
 from leoclr.datasets.errors import RunError
 from leoclr.datasets.images.augmentation import view_specs
 from leoclr.datasets.loading.device_feed import on_device
-from leoclr.datasets.loading.handover import shared_memory_line
+from leoclr.datasets.loading.handover import processes_here, shared_memory_line
 from leoclr.datasets.loading.loader import Batch, StepDataset, batches
 from leoclr.datasets.loading.plan import Plan
 from leoclr.datasets.loading.resident import ResidentImages, first_size, load_resident, resident_batches
@@ -105,7 +105,7 @@ class TrainingData:
             yield line
         sides = [view.side(self.settings.data.image_size) for view in self.settings.view_policy.views.values()]
         batch_bytes = plan.batch_size // plan.ranks * 3 * sum(side * side for side in sides)
-        if self.images is None and (short := shared_memory_line(batch_bytes, self.workers)):
+        if self.images is None and (short := shared_memory_line(batch_bytes, self.workers * processes_here())):
             yield short
 
     def val_remarks(self) -> Iterator[str]:

@@ -30,7 +30,7 @@ from leoclr.cli.preflight.checks import (
 from leoclr.cli.preflight.initial_weights import start_from_weights
 from leoclr.cli.preflight.memory import check_memory
 from leoclr.cli.run.checkpoint import Sound, newest_sound
-from leoclr.cli.run.devices import accelerated, agree, check_kernels, explained
+from leoclr.cli.run.devices import accelerated, agree, check_kernels, explained, refuse_different_steps
 from leoclr.cli.run.folder import RunFolder
 from leoclr.cli.run.lock import RunLock
 from leoclr.cli.run.weights_only import is_weights_only, refusal
@@ -109,8 +109,8 @@ class Trainer:
         self.method = build.method(settings, self.device, len(self.index), self.ranks)
         self.remarks = check_memory(self.method, settings, self.facts.micro, self.data.workers, self.device)
         self.remarks += check_kernels(self.device)
-        warmup = round(settings.optimizer.warmup_epochs * self.plan.steps_per_epoch)
-        length = RunLength(self.steps, self.plan.steps_per_epoch, warmup)
+        per_epoch = self.plan.steps_per_epoch
+        length = RunLength(self.steps, per_epoch, round(settings.optimizer.warmup_epochs * per_epoch))
         self.take_step = TrainStep(
             settings, accelerator, self.method, self.facts.pairs, self.facts.micro, length, self.data.make_views
         )
@@ -152,7 +152,7 @@ class Trainer:
                 if before := self.run.extended(settings.train.epochs, self.step):
                     say(extension_line(before, settings.train.epochs, self.step))
             self._announce()
-        self.accelerator.wait_for_everyone()
+        refuse_different_steps(self.step, self.device)
 
     def fit(self, stop: GracefulStop, on_metrics: Listener | None = None) -> TrainResult:
         """Loop over the steps that are left, then save. Where a step cannot be had or made, what is done is saved."""
@@ -273,6 +273,8 @@ class Trainer:
         """k-NN accuracy as `knn`, on the first process while the others wait. A failed score only warns, and one that
         a request to stop comes across is left."""
         assert self.knn is not None
+        if self.ranks > 1 and self.step > self.saver.step:  # one that is told to stop meanwhile ends without the others
+            self.save()
         backbone, epoch = next(iter(self.method.backbones().values())), self.step // self.plan.steps_per_epoch
         found = self.knn.report(epoch, backbone, self.device, stop.now) if self.main else {}
         self.accelerator.wait_for_everyone()
@@ -293,7 +295,6 @@ class Trainer:
         return MetricsLog(self.run.metrics, self.accelerator, self.step, on_metrics)
 
     def _announce(self) -> None:
-        for line in (summary_line(self.settings, self.device.type, self.ranks), *self.data.describe()):
+        after = [f"going on after step {self.step:,} of {self.steps:,}"] if self.step else []
+        for line in (summary_line(self.settings, self.device.type, self.ranks), *self.data.describe(), *after):
             say(line)
-        if self.step:
-            say(f"going on after step {self.step:,} of {self.steps:,}")

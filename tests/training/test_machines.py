@@ -12,10 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from leoclr.cli import terminal
 from leoclr.cli.commands.base.errors import exit_code
-from leoclr.datasets.errors import DataError
+from leoclr.cli.run import devices
+from leoclr.datasets.errors import DataError, RunError
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.locate import open_data
 from leoclr.datasets.shards.reader import SampleReader
@@ -145,3 +147,11 @@ def test_commands_run_without_standard_streams(closed: str, make_shards: MakeSha
     assert done.returncode == 0
     (written,) = data.glob("*.json")
     assert written.read_text().startswith("{")
+
+
+def test_processes_that_see_different_checkpoints_do_not_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that is not shared, or shared late: their weights would differ, and nothing else would tell."""
+    monkeypatch.setattr(devices, "gather", lambda own: torch.cat([own, torch.tensor([10])]))
+    devices.refuse_different_steps(10, torch.device("cpu"))
+    with pytest.raises(RunError, match="different checkpoints, of steps 10, 20; all must see the same run folder"):
+        devices.refuse_different_steps(20, torch.device("cpu"))

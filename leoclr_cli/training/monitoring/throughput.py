@@ -10,6 +10,7 @@ from statistics import median
 import torch
 from accelerate import Accelerator
 
+from leoclr.backends.distributed import gather
 from leoclr.backends.waits import Waits
 
 
@@ -64,7 +65,7 @@ def slowest(own_seconds: float, accelerator: Accelerator) -> dict[str, float]:
     there is one process. All must ask at once."""
     if accelerator.num_processes == 1:
         return {}
-    found = accelerator.gather(torch.tensor([own_seconds], device=accelerator.device)).tolist()
+    found = gather(torch.tensor([own_seconds], device=accelerator.device)).tolist()
     rank = found.index(max(found))
     return {
         "slowest_rank": float(rank),
