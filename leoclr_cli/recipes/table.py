@@ -144,7 +144,7 @@ def _settings_of(results: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], 
     """What decides the weights, by method and pre-training: the settings, but for the seed and the place of data."""
     found: dict[tuple[str, str], set[str]] = {}
     for result in results:
-        settings = {name: value for name, value in result["settings"].items() if name != "run"}
+        settings = {name: value for name, value in result.get("settings", {}).items() if name != "run"}
         settings["train"] = {name: value for name, value in settings.get("train", {}).items() if name != "seed"}
         settings["data"] = {n: value for n, value in settings.get("data", {}).items() if n not in ("train", "val")}
         key = result["method"], result["pretrain"]

@@ -251,7 +251,8 @@ def test_a_trial_hides_no_score_and_tiles_say_what_they_are_of(report: Run, make
     run = RunFolder(make_run("first"))
     for path in run.evals.iterdir():
         path.unlink()
-    sgd = {"learning_rate": 30.0}
+    sgd, boxes = {"learning_rate": 30.0}, {"metric": "ap50", "random": False}
+    pets = {"data_set": "pets", "metric": "mean_per_class"}
     records = {
         "knn-a": score("knn", "weighted", 0.75, details={"k": [200, 20], "whitened": False}, date="2026-01"),
         "knn-b": score("knn", "weighted", 0.85, details={"k": [200, 20], "whitened": True}, date="2026-02"),
@@ -262,8 +263,11 @@ def test_a_trial_hides_no_score_and_tiles_say_what_they_are_of(report: Run, make
         "robustness-b": score("robustness", "drop", 0.11, details={"k": 200, "random": {"top1": [0.1]}}, date="2027"),
         "semisup-a": score("semisup", "finetuned", 0.4, details={"share": 0.01}, protocol=["SGD; 60 epochs"]),
         "semisup-b": score("semisup", "finetuned", 0.6, details={"share": 0.1}, protocol=["SGD; 30 epochs"]),
-        "transfer-a": score("transfer", "finetuned", 0.55, details={"data_set": "pets", "metric": "mean_per_class"}),
+        "transfer-a": score("transfer", "finetuned", 0.55, details=pets, protocol=["SGD, 1,334 epochs"]),
+        "transfer-b": score("transfer", "finetuned", 0.35, details=pets, protocol=["SGD, 334 epochs"], date="2027"),
         "detection-a": score("detection", "detection", 0.2, details={"metric": "ap50", "random": True}),
+        "detection-b": score("detection", "detection", 0.7, details=boxes | {"recipe": {"iterations": 24_000}}),
+        "detection-c": score("detection", "detection", 0.1, details=boxes | {"recipe": {"iterations": 9}}, date="2027"),
         "harm": {"kind": "linear", "results": [], "details": 3, "data": [1], "checkpoint": "x", "protocol": {}},
     }
     for name, record in records.items():
@@ -279,7 +283,8 @@ def test_a_trial_hides_no_score_and_tiles_say_what_they_are_of(report: Run, make
         "11.0 %drop on random crops, k-NN, 1 draw",
         "40.0 ± 4.8 %top-1, fine-tuned with 1 % of the labels, 60 epochs",
         "60.0 ± 4.8 %top-1, fine-tuned with 10 % of the labels, 30 epochs",
-        "55.0 %mean per class, transfer to pets, fine-tuned",
+        "55.0 %mean per class, transfer to pets, fine-tuned, 1,334 epochs",
+        "70.0 %AP50, detection, 24,000 steps",
         "20.0 %AP50, detection, from random weights",
     ):
         assert tile in text, tile

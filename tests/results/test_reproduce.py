@@ -468,7 +468,7 @@ def test_a_method_is_compared_with_its_baseline_seed_by_seed() -> None:
     row, _, metric = column.metric.partition(".")
     results = [
         {"method": method, "pretrain": column.pretrain, "seed": seed, "scale": 0.5, "changes": [],
-         "forward_passes": 5, "seconds": 36, "scores": {column.name: {"results": {row: {metric: value}}}}}
+         "forward_passes": 589_824, "seconds": 36, "scores": {column.name: {"results": {row: {metric: value}}}}}
         for method, values in scores.items() for seed, value in enumerate(values)
     ]  # fmt: skip
     baseline, leoclr = cells(recipe, results)
@@ -478,8 +478,16 @@ def test_a_method_is_compared_with_its_baseline_seed_by_seed() -> None:
     assert "| +2.00 ± 2.48 (SimCLR) |" in as_markdown(recipe, results)
     assert as_json(recipe, results)["cells"][1]["change"]["mean"] == pytest.approx(2)
     grid = as_grid(recipe, results)
-    assert "| LeOCLR, end to end<br>*less SimCLR* | 62.00 ± 27.33<br>*+2.00 ± 2.48* | 0.0 M | 0.01 |" in grid
+    assert "| LeOCLR, end to end<br>*less SimCLR* | 62.00 ± 27.33<br>*+2.00 ± 2.48* | 0.590 M | 0.01 |" in grid
     assert "paper" not in grid.partition("- ")[0]  # a trial
+    assert "different settings" not in grid and "--any-data" not in grid
+    seeds = [result | {"settings": {"train": {"seed": result["seed"]}}} for result in results]
+    assert "different settings" not in as_grid(recipe, seeds)
+    seeds[0]["settings"]["optimizer"] = {"warmup_epochs": 1.0}
+    assert "SimCLR: its seeds were trained with different settings" in as_grid(recipe, seeds)
+    others = [result | {"scale": 1.0, "any_data": True} for result in results]
+    assert "--any-data: perhaps other data than the recipe's, so a trial" in as_markdown(recipe, others)
+    assert "reproduced" not in as_markdown(recipe, others)
     (alone,) = cells(recipe, results[-1:])
     assert alone.change is None  # the baseline has no result yet
 
