@@ -72,7 +72,8 @@ class MethodSettings(Strict):
         ignores: Settings that have no effect under this method, such as `encoder.projector_hidden`.
         offers: What view policies with a wrapper may need (`NEEDS` in this file names them).
         small: Values with which `leoclr method check` trains it in seconds: few units, a short queue. Names with a dot
-            are other settings: `{"encoder.backbone": "timm:vit_tiny_patch16_224", "data.image_size": 32}`.
+            are other settings, of the encoder, the optimizer or the size of images:
+            `{"encoder.backbone": "timm:vit_tiny_patch16_224", "data.image_size": 32}`.
     """
 
     default_views: ClassVar[str] = "pairwise"

@@ -563,7 +563,8 @@ def main() -> None:
     began = time.monotonic()
     device = torch.cuda.get_device_name() if CARD else f"no GPU; {os.cpu_count()} processors"
     report: Row = {"device": device, "torch": torch.__version__, "python": sys.version.split()[0]}
-    report |= {"shared_memory_mib": shutil.disk_usage("/dev/shm").total >> 20, "parts": {}}
+    shared = shutil.disk_usage("/dev/shm").total >> 20 if Path("/dev/shm").is_dir() else None
+    report |= {"shared_memory_mib": shared, "parts": {}}
     print(f"{device}, torch {torch.__version__}", flush=True)
     names = chosen.only or list(PARTS)
     left_out = {name: "there is no GPU" for name in names if PARTS[name].card and not CARD}

@@ -71,7 +71,11 @@ def robustness_score(
             device=device,
             advance=advance,
         )
-        protocol, details, notes = linear_protocol(fitted, seed), linear_details(fitted), fitted.notes
+        protocol, details, notes = (
+            linear_protocol(fitted, seed, solver_of(device)),
+            linear_details(fitted),
+            fitted.notes,
+        )
     else:
         k = min(WEIGHTED_K, len(train.labels))
         protocol = f"k-NN, exact, cosine similarity: k = {k} with votes exp(similarity / {TEMPERATURE}); {TIES}"

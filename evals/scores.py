@@ -162,9 +162,8 @@ def linear_score(
         Row("linear", f"linear probe, C = {probe.c:g}", values),
         Row("holdout", "hold-out of the training data", {metric: probe.holdout[probe.c]}),
     )
-    program = "" if solver == "scikit-learn" else "; computed by torch, in float32"
     predicted = {"linear": Predicted(test.numbers, found)}
-    return Score(rows, (linear_protocol(probe, seed) + program,), linear_details(probe), probe.notes, predicted)
+    return Score(rows, (linear_protocol(probe, seed, solver),), linear_details(probe), probe.notes, predicted)
 
 
 def sgd_score(probe: SgdProbe, test: Features, crops: LabelledCrops, schedule: Schedule) -> Score:
@@ -223,7 +222,7 @@ def linear_predictions(probe: LinearProbe, test: Features) -> Predictions:
     return predictions(torch.from_numpy(probe.scores(test.features)), torch.from_numpy(test.labels))
 
 
-def linear_protocol(probe: LinearProbe, seed: int) -> str:
+def linear_protocol(probe: LinearProbe, seed: int, solver: SolverName) -> str:
     """How the probe was made, in words."""
     features = "standardised" if probe.normalise == "standard" else "L2-normalised (to sqrt of their dimension)"
     grid = ", ".join(f"{c:g}" for c in probe.holdout)
@@ -231,6 +230,7 @@ def linear_protocol(probe: LinearProbe, seed: int) -> str:
     return (
         f"logistic regression (L-BFGS) on {features} features; C out of {grid}, chosen{by} on a stratified "
         f"{HOLDOUT_SHARE:.0%} of the training data (seed {seed}), then fitted to all of it"
+        f"{'' if solver == 'scikit-learn' else '; computed by torch, in float32'}"
     )
 
 

@@ -114,12 +114,11 @@ def _has_kernel(images: Tensor) -> bool:
 
 
 @cache
-def why_no_kernels() -> str | None:
+def why_no_triton() -> str | None:
     """Why Triton does not start on this GPU; None where it does.
 
     It comes with torch's CUDA builds for Linux. At its start it compiles a little C, for which a slim container has
-    neither the compiler nor Python's headers. And one of its versions may not compile a kernel that others do, so they
-    all run once, on a small batch: seconds on a machine where they never ran before.
+    neither the compiler nor Python's headers.
     """
     if torch.cuda.is_available() and torch.cuda.get_device_capability() < _LEAST_CAPABILITY:
         return "the GPU is older than what Triton compiles for"
@@ -127,11 +126,30 @@ def why_no_kernels() -> str | None:
         from triton.runtime import driver
 
         driver.active.utils  # noqa: B018
-        if torch.cuda.is_available():
-            _try_kernels()
     except Exception as error:  # whatever the compiler, the driver or the linker says
-        return " ".join(str(error).split())[:200] or type(error).__name__
+        return in_a_line(error)
     return None
+
+
+@cache
+def why_no_kernels() -> str | None:
+    """Why the kernels do not run on this GPU; None where they do.
+
+    One of Triton's versions may not compile a kernel that others do, so they all run once, on a small batch: seconds
+    on a machine where they never ran before.
+    """
+    if (reason := why_no_triton()) is not None or not torch.cuda.is_available():
+        return reason
+    try:
+        _try_kernels()
+    except Exception as error:
+        return in_a_line(error)
+    return None
+
+
+def in_a_line(error: Exception) -> str:
+    """What an error says, shortened, or its kind."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _try_kernels() -> None:

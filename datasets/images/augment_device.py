@@ -128,7 +128,7 @@ def photometric(pixels: Tensor, parameters: Tensor, blurred: bool = True) -> Ten
         uint8 of the same shape, channels last in memory.
     """
     columns = parameters[:, :, None, None, None]
-    if pixels.device.type == "cuda" and _has_triton():
+    if pixels.device.type == "cuda" and why_no_jitter() is None:
         from leoclr.datasets.images.jitter_triton import jitter
 
         colours = jitter(pixels, parameters)
@@ -162,10 +162,11 @@ def _jitter(pixels: Tensor, columns: Tensor) -> Tensor:
 
 
 @cache
-def _has_triton() -> bool:
-    """Whether Triton's kernels run here: it is not part of every torch, needs a C compiler, and a GPU from Volta on."""
+def why_no_jitter() -> str | None:
+    """Why Triton's kernels do not run on this GPU; None where they do. It is not part of every torch, and needs a C
+    compiler and a GPU from Volta on."""
     if torch.cuda.is_available() and torch.cuda.get_device_capability() < (7, 0):
-        return False
+        return "the GPU is older than what Triton compiles for"
     try:
         from triton.runtime import driver
 
@@ -174,9 +175,9 @@ def _has_triton() -> bool:
             from leoclr.datasets.images.jitter_triton import jitter
 
             jitter(torch.zeros(1, 3, 8, 8, dtype=torch.uint8, device="cuda"), torch.zeros(1, COLUMNS, device="cuda"))
-    except Exception:  # leoclr.backends.networks.batchnorm_groups tells why
-        return False
-    return True
+    except Exception as error:  # whatever the compiler, the driver or the linker says
+        return " ".join(str(error).split())[:200] or type(error).__name__
+    return None
 
 
 def to_bytes(colours: Tensor) -> Tensor:

@@ -16,10 +16,13 @@ from leoclr.datasets.errors import SettingsError
 from leoclr.datasets.shards.locate import absolute
 
 
-def start_from_weights(method: Method, settings: Settings) -> dict[str, Any] | None:
+def start_from_weights(method: Method, settings: Settings, speaks: bool = True) -> dict[str, Any] | None:
     """Load `encoder.weights` into each backbone of the method; heads and queue stay random.
 
     The position embedding of a ViT for images of another size is resized by timm.
+
+    Args:
+        speaks: Whether this process is the one that tells of them.
 
     Returns:
         Where they come from, their SHA-256, how many tensors were loaded and which names were left out, for run.json;
@@ -40,8 +43,9 @@ def start_from_weights(method: Method, settings: Settings) -> dict[str, Any] | N
         _load(loaded, backbone, settings.data.image_size)
     source = weights if is_named(weights) else absolute([weights])[0]
     tensors = len(loaded.backbone.state_dict())
-    say(f"the backbone starts from {weights}: {tensors} tensors loaded, all that it has")
-    _warn_of_other_normalisation(loaded, settings.augmentation)
+    if speaks:
+        say(f"the backbone starts from {weights}: {tensors} tensors loaded, all that it has")
+        _warn_of_other_normalisation(loaded, settings.augmentation)
     return {"source": source, "digest": loaded.digest, "tensors": tensors, "left_out": list(loaded.left_out)}
 
 
@@ -49,7 +53,7 @@ def _warn_of_other_normalisation(loaded: LoadedEncoder, augmentation: Augmentati
     usual = AugmentationSettings()
     of_weights, here = (loaded.mean, loaded.std), (augmentation.mean, augmentation.std)
     if of_weights not in (here, (usual.mean, usual.std)):  # files that do not say are taken to have the usual one
-        mean, std = (",".join(f"{value:g}" for value in values) for values in of_weights)
+        mean, std = (",".join(map(str, values)) for values in of_weights)
         warn(
             "these weights know images of another normalisation; take --set augmentation.mean="
             f"{mean} --set augmentation.std={std}"

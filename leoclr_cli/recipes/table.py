@@ -132,12 +132,8 @@ def deviations(results: Sequence[Mapping[str, Any]]) -> list[str]:
     changes = sorted({change for result in results for change in result["changes"]})
     if changes:
         lines.append(f"settings that are not the recipe's: {', '.join(changes)}")
-    lines += [
-        f"{method}: its seeds were trained with different settings, perhaps by different versions"
-        for (method, _), found in _settings_of(results).items()
-        if len(found) > 1
-    ]
-    return lines
+    mixed = dict.fromkeys(method for (method, _), found in _settings_of(results).items() if len(found) > 1)
+    return [*lines, *(f"{method}: its seeds were trained with different settings" for method in mixed)]
 
 
 def _settings_of(results: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], set[str]]:
@@ -146,7 +142,9 @@ def _settings_of(results: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], 
     for result in results:
         settings = {name: value for name, value in result.get("settings", {}).items() if name != "run"}
         settings["train"] = {name: value for name, value in settings.get("train", {}).items() if name != "seed"}
-        settings["data"] = {n: value for n, value in settings.get("data", {}).items() if n not in ("train", "val")}
+        settings["data"] = {
+            n: value for n, value in settings.get("data", {}).items() if n not in ("train", "val", "resident")
+        }
         key = result["method"], result["pretrain"]
         found.setdefault(key, set()).add(json.dumps(settings, sort_keys=True))
     return found

@@ -17,11 +17,12 @@ from accelerate.utils import ProjectConfiguration, check_cuda_p2p_ib_support
 
 from leoclr.backends.distributed import gather
 from leoclr.backends.networks.backbones import Backbone, narrow_convolution
-from leoclr.backends.networks.batchnorm_groups import why_no_kernels
+from leoclr.backends.networks.batchnorm_groups import why_no_kernels, why_no_triton
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.allocator import keep_freed_memory
 from leoclr.cli.run.variables import CUBLAS, drop_what_changes_results, settle_launch
 from leoclr.datasets.errors import RunError
+from leoclr.datasets.images.augment_device import why_no_jitter
 
 # Tried for each convolution, cuDNN's best guesses first. With torch's ten, the first steps took 20 s on an H100.
 _CUDNN_PLANS = 4
@@ -225,9 +226,9 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 def check_kernels(device: torch.device) -> list[str]:
     """What to say where a GPU does without leoclr's own kernels, which saves it thousands of launches a step."""
-    reason = why_no_kernels() if device.type == "cuda" else None
-    wanted = "Triton needs a C compiler and Python's headers"
-    return [] if reason is None else [f"steps are slower without Triton's kernels; {wanted} ({reason})"]
+    reason = (why_no_kernels() or why_no_jitter()) if device.type == "cuda" else None
+    wanted = "; Triton needs a C compiler and Python's headers" if reason and why_no_triton() else ""
+    return [] if reason is None else [f"steps are slower without Triton's kernels{wanted} ({reason})"]
 
 
 def check_backbone(backbone: Backbone, size: int, precision: str, device: torch.device) -> None:

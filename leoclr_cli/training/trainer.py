@@ -137,7 +137,7 @@ class Trainer:
         if newest is not None:
             self.load(newest)
         else:
-            weights = start_from_weights(self.method, settings)
+            weights = start_from_weights(self.method, settings, self.main)
         if self.main:
             self.remarks += warnings_about(settings, self.index, self.facts)
             for line in (*damaged, *self.remarks, *self.data.val_remarks()):
@@ -273,8 +273,6 @@ class Trainer:
         """k-NN accuracy as `knn`, on the first process while the others wait. A failed score only warns, and one that
         a request to stop comes across is left."""
         assert self.knn is not None
-        if self.ranks > 1 and self.step > self.saver.step:  # one that is told to stop meanwhile ends without the others
-            self.save()
         backbone, epoch = next(iter(self.method.backbones().values())), self.step // self.plan.steps_per_epoch
         found = self.knn.report(epoch, backbone, self.device, stop.now) if self.main else {}
         self.accelerator.wait_for_everyone()

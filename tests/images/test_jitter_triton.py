@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from leoclr.backends.networks.batchnorm_groups import why_no_triton
 from leoclr.datasets.images import augment_device
 from leoclr.datasets.images.augment_device import draw_all
 from leoclr.datasets.images.augmentation import UNIFORMS, AugmentationSpec
@@ -15,9 +16,7 @@ from leoclr.datasets.randomness import uniforms
 
 jitter: Any = pytest.importorskip("leoclr.datasets.images.jitter_triton", exc_type=ImportError).jitter
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-pytestmark = pytest.mark.skipif(
-    DEVICE == "cuda" and not augment_device._has_triton(), reason="Triton does not start here"
-)
+pytestmark = pytest.mark.skipif(DEVICE == "cuda" and why_no_triton() is not None, reason="Triton does not start here")
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from leoclr.datasets.views import POLICIES
 
 kernels: Any = pytest.importorskip("leoclr.backends.networks.batchnorm_triton", exc_type=ImportError)
 pytestmark = pytest.mark.skipif(
-    torch.cuda.is_available() and batchnorm_groups.why_no_kernels() is not None, reason="Triton does not start here"
+    torch.cuda.is_available() and batchnorm_groups.why_no_triton() is not None, reason="Triton does not start here"
 )
 
 CHANNELS_LAST, CONTIGUOUS = torch.channels_last, torch.contiguous_format
