@@ -221,7 +221,7 @@ def test_a_method_may_do_without_pairs(
     with pytest.raises(SettingsError, match="views upright: there are no pairs"):
         resolve(None, None, {}, {"backend": "moco", "views": "upright"})
     with pytest.raises(SystemExit) as exit_code:
-        main(["views", str(make_shards((2,))), "--views", "upright", "-o", str(tmp_path / "views.png")])
+        main(["views", str(make_shards((2,))), "--set", "backend=turned", "-o", str(tmp_path / "views.png")])
     assert not exit_code.value.code and (tmp_path / "views.png").exists()
 
 
