@@ -21,6 +21,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -132,7 +133,7 @@ def tests(folder: Path) -> dict[str, Row]:
 
 def batchnorm(folder: Path) -> dict[str, Row]:
     """Forward and backward of BatchNorm in two and eight groups beside one group by torch's, bf16, in milliseconds."""
-    from leoclr.backends.networks.batchnorm_groups import Running, group_batch_norm, why_no_kernels
+    from leoclr.backends.networks.batchnorm_groups import Running, group_batch_norm
 
     rows: dict[str, Row] = {}
     for shape in ((512, 64, 32, 32), (512, 512, 4, 4), (256, 256, 56, 56), (256, 2048, 7, 7)):
@@ -146,13 +147,30 @@ def batchnorm(folder: Path) -> dict[str, Row]:
             "two_groups": partial(group_batch_norm, pixels, weight, bias, running, 2, 1e-5),
             "plain": partial(F.batch_norm, pixels, mean, var, weight, bias, True, 0.1, 1e-5),
         }
-        row: Row = {"kernels": why_no_kernels() or "Triton's"}
+        row = _kernels_of("bf16")
         for name, forward in forms.items():
             row[f"{name}_forward_ms"] = _milliseconds(forward)
             row[f"{name}_both_ms"] = _milliseconds(partial(_gradients, forward, [pixels, weight, bias], gradient))
         rows["x".join(map(str, shape))] = row | {"ratio": row["groups_both_ms"] / row["plain_both_ms"]}
         _so_far(rows)
     return rows
+
+
+def batchnorm_of_more_programs(folder: Path) -> dict[str, Row]:
+    """`batchnorm` by twice as many programs, each with fewer rows."""
+    from leoclr.backends.networks import batchnorm_triton
+
+    batchnorm_triton._PROGRAMS, batchnorm_triton._LEAST_ROWS = 2048, 64
+    return batchnorm(folder)
+
+
+def _kernels_of(precision: str) -> Row:
+    """Whose kernels BatchNorm's groups have; without Triton's, a row does not show what it is to show."""
+    from leoclr.backends.networks.batchnorm_groups import why_no_kernels
+    from leoclr.cli.run.devices import DTYPES
+
+    reason = why_no_kernels(DTYPES[precision])
+    return {"kernels": "Triton's"} if reason is None else {"kernels": reason, "passed": False}
 
 
 def _gradients(forward: Callable[[], torch.Tensor], of: list[torch.Tensor], gradient: torch.Tensor) -> object:
@@ -181,10 +199,9 @@ def _milliseconds(function: Callable[[], object], times: int = 10) -> float:
 
 def step(folder: Path, data: str = "small/train", preset: str | None = "cifar10", **changes: str) -> dict[str, Row]:
     """Rate of training from data to update, the share of time spent waiting for data, launches, busy share."""
-    from leoclr.backends.networks.batchnorm_groups import why_no_kernels
     from leoclr.cli.config.resolve import resolve
     from leoclr.cli.preflight.checks import facts_of
-    from leoclr.cli.run.devices import accelerated
+    from leoclr.cli.run.devices import accelerated, check_kernels
     from leoclr.cli.training import build
     from leoclr.cli.training.data import TrainingData
     from leoclr.cli.training.graph import use_graph
@@ -198,6 +215,9 @@ def step(folder: Path, data: str = "small/train", preset: str | None = "cifar10"
     with accelerated(settings, folder) as accelerator:
         loaded = TrainingData(settings, accelerator)
         settings, device = loaded.settings, accelerator.device
+        began = time.monotonic()
+        check_kernels(device, settings.train.precision)  # a run does it before its steps, too
+        kernels = time.monotonic() - began
         began = time.monotonic()
         facts = facts_of(settings, len(loaded.index), 1)
         method = build.method(settings, device, len(loaded.index))
@@ -232,13 +252,14 @@ def step(folder: Path, data: str = "small/train", preset: str | None = "cifar10"
             "images_per_second": count * settings.data.batch_size / seconds,
             "step_ms": 1000 * seconds / count,
             "waiting": waited[0] / seconds,
+            "kernels_s": kernels,
             "first_step_s": first,
             f"first_{WARM}_steps_s": ready,
             "loss_first": losses[0],
             "loss_last": losses[1],
         }
         row |= {"graph": notes[0] if notes else "replayed" if take.replay else "no"}
-        row |= {"kernels": why_no_kernels() or "Triton's"} if CARD else {}
+        row |= _kernels_of(settings.train.precision) if CARD else {}
         _so_far({"": row})
         return {"": row | _profiled(partial(one, number), seconds / count) | _memory()}
 
@@ -248,6 +269,14 @@ def step_with_all_plans(folder: Path) -> dict[str, Row]:
     from leoclr.cli.run import devices
 
     devices._CUDNN_PLANS = 10
+    return step(folder)
+
+
+def step_without_search(folder: Path) -> dict[str, Row]:
+    """`step` where cuDNN takes its first guess for each convolution: what the search costs at the start, and gains."""
+    from leoclr.cli.run import devices
+
+    devices._CUDNN_SEARCH = False
     return step(folder)
 
 
@@ -481,7 +510,9 @@ PARTS: dict[str, Part] = {
     "step, float32": Part(partial(step, train__precision="float32"), 60, 20),
     "step, simclr": Part(partial(step, backend="simclr", data__batch_size="512"), 60, 20),
     "step, compiled": Part(partial(step, train__compile="true"), 150, 90),
+    "step, no search": Part(step_without_search, 60, 20),
     "step, all plans": Part(step_with_all_plans, 60, 40),
+    "batchnorm, more programs": Part(batchnorm_of_more_programs, 60, 15),
     "operations": Part(operations, 60, 15, card=False),
     "host": Part(host, 60, 20, card=False),
 }
@@ -564,7 +595,8 @@ def main() -> None:
     device = torch.cuda.get_device_name() if CARD else f"no GPU; {os.cpu_count()} processors"
     report: Row = {"device": device, "torch": torch.__version__, "python": sys.version.split()[0]}
     shared = shutil.disk_usage("/dev/shm").total >> 20 if Path("/dev/shm").is_dir() else None
-    report |= {"shared_memory_mib": shared, "parts": {}}
+    headers = Path(sysconfig.get_paths()["include"], "Python.h").exists()
+    report |= {"shared_memory_mib": shared, "compiler": shutil.which("cc"), "python_headers": headers, "parts": {}}
     print(f"{device}, torch {torch.__version__}", flush=True)
     names = chosen.only or list(PARTS)
     left_out = {name: "there is no GPU" for name in names if PARTS[name].card and not CARD}

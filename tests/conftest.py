@@ -24,6 +24,7 @@ from leoclr.datasets.shards.scan import build_index
 if not torch.cuda.is_available():  # the GPU's kernels run on the processor; to be said before Triton is imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+torch.set_num_threads(1)  # several change sums in their last bits, and keep tests that run side by side waiting
 drop_what_changes_results(os.environ)  # a machine's own variables would add a line to what commands print
 if torch.cuda.is_available():  # torch reads it at the first matrix product, which may come before a deterministic run
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"

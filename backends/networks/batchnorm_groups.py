@@ -110,7 +110,7 @@ def without_kernels() -> Iterator[None]:
 
 def _has_kernel(images: Tensor) -> bool:
     on_gpu = images.device.type == "cuda" and images.dtype in _KERNEL_TYPES
-    return on_gpu and _kernels_allowed and why_no_kernels() is None
+    return on_gpu and _kernels_allowed and why_no_kernels(images.dtype) is None
 
 
 @cache
@@ -132,16 +132,16 @@ def why_no_triton() -> str | None:
 
 
 @cache
-def why_no_kernels() -> str | None:
-    """Why the kernels do not run on this GPU; None where they do.
+def why_no_kernels(dtype: torch.dtype = torch.float32) -> str | None:
+    """Why the kernels do not run on this GPU on images of `dtype`; None where they do.
 
     One of Triton's versions may not compile a kernel that others do, so they all run once, on a small batch: seconds
-    on a machine where they never ran before.
+    on a machine where they never ran before. The steps of a run then find most of them compiled.
     """
     if (reason := why_no_triton()) is not None or not torch.cuda.is_available():
         return reason
     try:
-        _try_kernels()
+        _try_kernels(dtype)
     except Exception as error:
         return in_a_line(error)
     return None
@@ -152,11 +152,12 @@ def in_a_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _try_kernels() -> None:
+def _try_kernels(dtype: torch.dtype) -> None:
     from leoclr.backends.networks import batchnorm_triton
 
-    images = torch.ones(4, 16, 8, 8, device="cuda").contiguous(memory_format=torch.channels_last)
-    weight, bias, mean, var = (torch.ones(16, device="cuda") for _ in range(4))
+    channels = 512  # blocks of channels are then as wide as in most layers
+    images = torch.ones(8, channels, 8, 8, device="cuda", dtype=dtype).contiguous(memory_format=torch.channels_last)
+    weight, bias, mean, var = (torch.ones(channels, device="cuda") for _ in range(4))
     running = Running(mean, var, torch.zeros((), dtype=torch.long, device="cuda"), 0.1)
     output, saved = batchnorm_triton.forward(images, weight, bias, running, 2, 1e-5)
     batchnorm_triton.backward(output, images, weight, saved, 2)

@@ -21,12 +21,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Loads are not pipelined, so that programs hide their latency: a GPU's 132 multiprocessors hold 16 of four warps each.
-_PROGRAMS = 2048
+# Programs hide the latency of each other's loads. With 56 to 80 registers a thread, an H100 holds about a thousand.
+_PROGRAMS = 1024
 _MOST_CHUNKS: tl.constexpr = tl.constexpr(64)
 _CHANNELS = 32  # of a block, so that 64 chunks of them fit into registers
 _LEAST_CHANNELS = 16  # where groups are few: 32 bytes of bfloat16, the least that memory delivers
-_LEAST_ROWS = 64
+_LEAST_ROWS = 256  # with fewer, merging the chunks reads as much as the chunk itself
 _WARPS = 4
 _COUNTS = ("groups", "updates")  # for whose values nothing is compiled again
 
@@ -240,10 +240,10 @@ def _grid(groups: int, row_count: int, channel_count: int, channels_last: bool) 
 
 
 def _shape(images: Tensor, groups: int) -> tuple[int, int, int, bool]:
-    """Rows of a group, channels, pixels of an image, and whether the channels are last in memory."""
+    """Rows of a group, channels, pixels of an image where kernels need them, whether channels are last in memory."""
     count, channel_count, height, width = images.shape
     last = images.is_contiguous(memory_format=torch.channels_last)
-    return count // groups * height * width, channel_count, height * width, last
+    return count // groups * height * width, channel_count, 1 if last else height * width, last
 
 
 def forward(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -19,9 +19,10 @@ def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     return torch.addcmul(shift, pixels.float(), scale)
 
 
-@lru_cache(maxsize=8)
+@cache
 def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Kept on the device: to send them there with every batch, the host would wait for the GPU each time."""
+    """Kept on the device: to send them there with every batch, the host would wait for the GPU each time. None is ever
+    dropped: a CUDA graph reads them where they were."""
     with torch.inference_mode(False):
         scale = torch.tensor([1 / (255 * deviation) for deviation in std], device=device)
         shift = torch.tensor([-m / deviation for m, deviation in zip(mean, std, strict=True)], device=device)

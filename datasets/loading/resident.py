@@ -31,6 +31,7 @@ from leoclr.datasets.threads import ordered_map
 from leoclr.datasets.views import ViewPolicy
 
 _CHUNK = 256
+_CHUNKS_OF_A_WORKER = 4  # for fewer, starting a process takes longer than it saves
 _STEPS_AHEAD = 2
 
 
@@ -77,7 +78,7 @@ def load_resident(
     pixels = torch.zeros(len(index), 3, *size, dtype=torch.uint8, device=device)
     bad: dict[int, str] = {}
     chunks = _Chunks(index, size)
-    for chunk in load_batches(chunks, range(len(chunks)), workers):
+    for chunk in load_batches(chunks, range(len(chunks)), min(workers, len(chunks) // _CHUNKS_OF_A_WORKER)):
         if chunk.other_size:
             return None
         stop = chunk.start + len(chunk.pixels)

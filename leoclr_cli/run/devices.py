@@ -25,10 +25,11 @@ from leoclr.datasets.errors import RunError
 from leoclr.datasets.images.augment_device import why_no_jitter
 
 # Tried for each convolution, cuDNN's best guesses first. With torch's ten, the first steps took 20 s on an H100.
-_CUDNN_PLANS = 4
+_CUDNN_SEARCH, _CUDNN_PLANS = True, 4
 _AGREE_STEPS_CUDA = 10  # asking all GPUs whether to stop waits for them; every step would cost speed
 # The host's allocator, CUDA and Triton, and cuDNN, which tries again with less and then finds no algorithm.
 _NO_MEMORY = ("allocate memory", "out of memory", "_STATUS_ALLOC_FAILED", "unable to find an engine")
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PRECISION: dict[str, Literal["no", "bf16", "fp16"]] = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -52,7 +53,7 @@ def make_accelerator(settings: Settings, output: Path) -> Accelerator:
     else:
         gc.collect()  # of a run before this one in the process: its step and the graph of it refer to each other
         torch.cuda.empty_cache()
-        torch.backends.cudnn.benchmark = not settings.run.deterministic
+        torch.backends.cudnn.benchmark = _CUDNN_SEARCH and not settings.run.deterministic
         torch.backends.cudnn.benchmark_limit = _CUDNN_PLANS
         if not check_cuda_p2p_ib_support():  # Accelerate refuses such GPUs unless NCCL is told
             os.environ.update(NCCL_P2P_DISABLE="1", NCCL_IB_DISABLE="1")
@@ -82,6 +83,7 @@ def accelerated(settings: Settings, output: Path) -> Iterator[Accelerator]:
             torch.distributed.destroy_process_group()
     finally:
         torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.benchmark = False
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
@@ -224,9 +226,9 @@ def check_precision(precision: str, device: torch.device) -> None:
         raise RunError("this processor does not compute in bf16; take --precision float32")
 
 
-def check_kernels(device: torch.device) -> list[str]:
+def check_kernels(device: torch.device, precision: str) -> list[str]:
     """What to say where a GPU does without leoclr's own kernels, which saves it thousands of launches a step."""
-    reason = (why_no_kernels() or why_no_jitter()) if device.type == "cuda" else None
+    reason = (why_no_kernels(DTYPES[precision]) or why_no_jitter()) if device.type == "cuda" else None
     wanted = "; Triton needs a C compiler and Python's headers" if reason and why_no_triton() else ""
     return [] if reason is None else [f"steps are slower without Triton's kernels{wanted} ({reason})"]
 

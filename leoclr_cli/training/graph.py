@@ -91,8 +91,6 @@ def cuda_capture(body: Callable[[], StepResult]) -> Callable[[], StepResult]:
         torch.cuda.set_stream(before)
         _after_failed_capture(before.device_index, pool)
         raise
-    finally:
-        torch.cuda.set_stream(before)
 
     def replay() -> StepResult:
         graph.replay()

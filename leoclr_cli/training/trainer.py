@@ -108,7 +108,7 @@ class Trainer:
         self.steps = settings.train.epochs * self.plan.steps_per_epoch
         self.method = build.method(settings, self.device, len(self.index), self.ranks)
         self.remarks = check_memory(self.method, settings, self.facts.micro, self.data.workers, self.device)
-        self.remarks += check_kernels(self.device)
+        self.remarks += check_kernels(self.device, settings.train.precision)
         per_epoch = self.plan.steps_per_epoch
         length = RunLength(self.steps, per_epoch, round(settings.optimizer.warmup_epochs * per_epoch))
         self.take_step = TrainStep(

@@ -43,10 +43,10 @@ def test_only_bf16_on_a_cpu_is_refused() -> None:
 
 
 def test_a_gpu_without_a_compiler_is_told_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "why_no_kernels", lambda: "Failed to find C compiler")
-    (line,) = check_kernels(torch.device("cuda"))
+    monkeypatch.setattr(devices, "why_no_kernels", lambda dtype: "Failed to find C compiler")
+    (line,) = check_kernels(torch.device("cuda"), "bf16")
     assert "needs a C compiler" in line and "(Failed to find C compiler)" in line
-    assert not check_kernels(CPU)
+    assert not check_kernels(CPU, "bf16")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="Triton starts on a GPU")

@@ -110,6 +110,7 @@ class KnnMonitor:
                     backbone,
                     index,
                     self.preprocessing,
+                    batch_size=1024 if self.resident and device.type == "cuda" else 256,  # less leaves a GPU idle
                     device=device,
                     workers=self.workers,
                     max_bad_share=1.0,  # the run has its own limit for images that cannot be decoded
