@@ -137,7 +137,7 @@ def choices(key: str) -> tuple[str, ...]:
     """The words that a setting takes; none where it takes more than a list of words."""
     if key in _CHOSEN_FROM:
         return tuple(plugins(_CHOSEN_FROM[key]))
-    return tuple(choice for choice in get_args(all_fields()[key].annotation) if isinstance(choice, str))
+    return tuple(choice for choice in get_args(_field(key).annotation) if isinstance(choice, str))
 
 
 def nested(values: dict[str, Any]) -> dict[str, Any]:
@@ -245,7 +245,7 @@ def unknown(key: str) -> str:
 
 @cache
 def _adapter(key: str) -> TypeAdapter[Any]:
-    field = all_fields()[key]
+    field = _field(key)
     annotated: Any = Annotated[field.annotation, field]
     return TypeAdapter(annotated, config=ConfigDict(allow_inf_nan=False))
 
