@@ -130,7 +130,7 @@ def _loaded(found: Sound | Path, backbone: str | None) -> LoadedEncoder:
     if isinstance(found, Sound):
         return _from_checkpoint(found)
     if is_named(str(found)):
-        fetched = fetch(str(found), backbone)
+        fetched = fetch(str(found))
         return _of(fetched) if isinstance(fetched, Found) else replace(_loaded(fetched, backbone), source=str(found))
     return _from_folder(found, backbone) if found.is_dir() else _from_file(found, backbone)
 

@@ -18,11 +18,8 @@ from leoclr.datasets.json_text import parse_json_text
 _MAX_CONFIG_BYTES = 1 << 20
 
 
-def fetch(text: str, backbone: str | None) -> Path | Found:
+def fetch(text: str) -> Path | Found:
     """The folder that a name means, on the disk; or the weights themselves, where they are no folder's.
-
-    Args:
-        backbone: What the user calls the architecture, if he says.
 
     Raises:
         CheckpointError: There is nothing of this name, or it cannot be fetched.
@@ -31,7 +28,7 @@ def fetch(text: str, backbone: str | None) -> Path | Found:
     scheme, _, name = text.partition(":")
     if scheme == "torchvision":
         return _torchvision(name)
-    folder = {"local-dir": _local, "hf-hub": _hub, "timm": _timm}[scheme](name)
+    folder = {"local-dir": Path, "hf-hub": _hub, "timm": _timm}[scheme](name)
     if not is_model_folder(folder):
         raise CheckpointError(f"{text}: {folder} does not hold {CONFIG} and {' or '.join(WEIGHTS)}")
     return folder
@@ -84,10 +81,6 @@ def described(config: dict[str, Any], folder: Path, backbone: str | None) -> tup
         raise CheckpointError(f"{folder / CONFIG}: pretrained_cfg is not timm's: {error}") from None
     architecture = Architecture(name if backbone == name else f"timm:{name}")
     return architecture, Input(size, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
-
-
-def _local(name: str) -> Path:
-    return Path(name)
 
 
 def _hub(name: str) -> Path:
