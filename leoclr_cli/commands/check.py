@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from leoclr.cli.config.resolve import resolve
+from leoclr.cli.config.sections import DataSettings
 from leoclr.cli.terminal import print_json, progress, say, warn
 from leoclr.datasets.wording import counted
 
@@ -62,7 +62,7 @@ def check(
                     if len(faults) < MOST_FAULTS:
                         faults.append(fault)
         shards, samples = shards + len(index.shards), samples + len(index)
-    share = resolve(None, None, {}, {}).settings.data.max_bad_samples
+    share = DataSettings().max_bad_samples
     if json_output:
         report = {"shards": shards, "samples": samples, "decoded": decode, "data": found, "faults_in_all": found_faults}
         print_json(report | {"faults": [asdict(fault) for fault in faults], "warnings": [asdict(w) for w in warnings]})
