@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,7 +167,8 @@ def deduce(tensors: Mapping[str, Tensor], path: Path, name: str | None) -> Archi
         return Architecture(name, resnet.stem, resnet.width) if resnet and resnet.name == name else Architecture(name)
     if resnet is None:
         raise CheckpointError(
-            f"{path} does not tell its architecture; name it with --backbone (it holds {listing(sorted(tensors))})"
+            f"{path} does not tell its architecture; name it with --backbone "
+            f"(it holds {first_of(sorted(tensors), _MOST)})"
         )
     return resnet
 
@@ -227,15 +228,10 @@ def fitting_tensors(
         "unexpected": sorted(given.keys() - expected.keys()),
         "of another shape": shapes,
     }
-    found = [f"{len(names)} {problem}: {listing(names)}" for problem, names in problems.items() if names]
+    found = [f"{len(names)} {problem}: {first_of(names, _MOST)}" for problem, names in problems.items() if names]
     if found:
         raise CheckpointError(f"{path} does not fit {architecture}; {'; '.join(found)}")
     return given, left_out
-
-
-def listing(names: Iterable[str]) -> str:
-    """The first few names, and how many more there are."""
-    return first_of(list(names), _MOST)
 
 
 def _shape(tensor: Tensor) -> str:
