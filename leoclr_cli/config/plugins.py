@@ -90,30 +90,13 @@ class Plugin:
             ) from error
 
 
+@cache
 def plugins(group: str) -> Mapping[str, Plugin]:
     """What is installed of a group (`METHODS` or `VIEWS`), by name: the built-in ones, then others by package.
 
     Raises:
-        SettingsError: Two packages offer the same name.
+        SettingsError: Two packages offer the same name, or leoclr itself is not installed.
     """
-    return _installed(group)
-
-
-def plugin(group: str, name: str) -> Plugin:
-    """The plugin of a name.
-
-    Raises:
-        SettingsError: None is installed under it.
-    """
-    try:
-        return plugins(group)[name]
-    except KeyError:
-        what = "backend" if group == METHODS else "view policy"
-        raise SettingsError(f"no {what} {name!r} is installed; there are {', '.join(plugins(group))}") from None
-
-
-@cache
-def _installed(group: str) -> Mapping[str, Plugin]:
     found = [
         Plugin(entry.name, entry.dist.name, entry.dist.version, entry)
         for entry in entry_points(group=group)
@@ -130,6 +113,19 @@ def _installed(group: str) -> Mapping[str, Plugin]:
                 f"{one.package} {one.version}; uninstall one of them"
             )
     return by_name
+
+
+def plugin(group: str, name: str) -> Plugin:
+    """The plugin of a name.
+
+    Raises:
+        SettingsError: None is installed under it.
+    """
+    try:
+        return plugins(group)[name]
+    except KeyError:
+        what = "backend" if group == METHODS else "view policy"
+        raise SettingsError(f"no {what} {name!r} is installed; there are {', '.join(plugins(group))}") from None
 
 
 @cache
