@@ -27,6 +27,11 @@ def first_of(names: Sequence[str], most: int, count: int | None = None) -> str:
     return ", ".join(names[:most]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def in_bytes(number: float) -> str:
     """`12 kB`, `1.5 GB`: powers of 1000, two digits or more."""
     for unit in ("B", "kB", "MB", "GB"):

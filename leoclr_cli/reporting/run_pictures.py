@@ -27,6 +27,7 @@ from leoclr.datasets.randomness import Permutation
 from leoclr.datasets.shards.index import NO_LABEL, Index
 from leoclr.datasets.shards.locate import open_data
 from leoclr.datasets.shards.reader import SampleReader
+from leoclr.datasets.wording import first_line
 from leoclr.evals.features.cache import FeatureCache, feature_key
 from leoclr.evals.features.extract import Features, check_features, extract_features
 from leoclr.evals.features.preprocessing import Preprocessing, standard_view
@@ -120,7 +121,7 @@ def _views(run: ReportedRun, index: Index, named: bool = True) -> Image.Image | 
         spec = augmentation_spec(settings)
         return views_picture(images, names, spec, settings.view_policy, settings.train.seed, size=160)
     except (LeoclrError, ValidationError) as error:
-        run.problems.append(f"The views cannot be drawn: {str(error).splitlines()[0]}")
+        run.problems.append(f"The views cannot be drawn: {first_line(error)}")
         return None
 
 
