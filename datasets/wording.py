@@ -32,6 +32,11 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+def in_a_line(error: Exception, most: int = 300) -> str:
+    """All that an error says, on one line of at most so many characters, or its kind where it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 def in_bytes(number: float) -> str:
     """`12 kB`, `1.5 GB`: powers of 1000, two digits or more."""
     for unit in ("B", "kB", "MB", "GB"):
