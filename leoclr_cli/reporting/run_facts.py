@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from leoclr.cli.run.folder import RunFolder
-from leoclr.cli.run.json_file import number
+from leoclr.cli.run.json_file import number, part
 from leoclr.datasets.json_text import parse_json_text
 
 BAD_IMAGES = "bad-images.txt"
@@ -64,10 +64,7 @@ class ReportedRun:
 
     def part(self, *keys: str) -> Mapping[str, Any]:
         """An object inside run.json; empty where there is none."""
-        found: Any = self.content
-        for key in keys:
-            found = found.get(key) if isinstance(found, Mapping) else None
-        return found if isinstance(found, Mapping) else {}
+        return part(self.content, *keys)
 
 
 def read_run(path: Path) -> ReportedRun:
@@ -140,9 +137,7 @@ def _curves_of(run: ReportedRun, record: dict[str, Any]) -> list[dict[str, Any]]
 
 def _run_of(record: Mapping[str, Any]) -> str:
     """The name of the run folder that the scored checkpoint lies in: RUN/checkpoints/STEP."""
-    checkpoint = record.get("checkpoint")
-    place = Path(str(checkpoint.get("path"))) if isinstance(checkpoint, Mapping) else Path()
-    return place.parent.parent.name
+    return Path(str(part(record, "checkpoint").get("path"))).parent.parent.name
 
 
 def _read_bad_images(run: ReportedRun) -> None:

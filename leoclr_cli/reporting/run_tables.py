@@ -8,7 +8,7 @@ from typing import Any
 from leoclr.cli.config.fields import plugin_sections
 from leoclr.cli.reporting.markup import Html, element, join, table
 from leoclr.cli.reporting.run_facts import ReportedRun, flat
-from leoclr.cli.run.json_file import number
+from leoclr.cli.run.json_file import lines_of, number, part
 from leoclr.evals.tables import METRICS
 
 _HALF_WIDTHS = {"_half_width": "draws", "_image_half_width": "images"}
@@ -112,8 +112,7 @@ def _scores(found: Sequence[tuple[int, ReportedRun, dict[str, Any]]]) -> Html:
 
 def _label(record: Mapping[str, Any], key: str) -> str:
     """What the table of the score calls a row; older records have its key alone."""
-    labels = record.get("rows")
-    return str(labels[key]) if isinstance(labels, dict) and key in labels else key.replace("_", " ")
+    return str(part(record, "rows").get(key, key.replace("_", " ")))
 
 
 def _weights(run: ReportedRun, record: Mapping[str, Any]) -> str:
@@ -123,15 +122,13 @@ def _weights(run: ReportedRun, record: Mapping[str, Any]) -> str:
 
 
 def _digest(record: Mapping[str, Any]) -> str:
-    checkpoint = record.get("checkpoint")
-    return _text(checkpoint.get("digest"))[:8] if isinstance(checkpoint, dict) else "-"
+    return _text(part(record, "checkpoint").get("digest"))[:8]
 
 
 def _results(record: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    results = record.get("results")
     return {
         key: {name: found for name, value in values.items() if (found := number(value)) is not None}
-        for key, values in (results.items() if isinstance(results, dict) else ())
+        for key, values in part(record, "results").items()
         if isinstance(values, dict)
     }
 
@@ -154,7 +151,7 @@ def _protocols(found: Sequence[tuple[int, ReportedRun, dict[str, Any]]]) -> Html
     notes = []
     for colour, run, record in found:
         protocols.setdefault(_protocol(run, record), []).append(chip(colour, run.name))
-        notes += [element("p", f"{run.name}: {line}", class_="notice") for line in _lines(record.get("notes"))]
+        notes += [element("p", f"{run.name}: {line}", class_="notice") for line in lines_of(record.get("notes"))]
     if len(protocols) > 1:
         notes.append(
             element(
@@ -176,21 +173,15 @@ def _protocols(found: Sequence[tuple[int, ReportedRun, dict[str, Any]]]) -> Html
 
 
 def _protocol(run: ReportedRun, record: Mapping[str, Any]) -> tuple[str, ...]:
-    data = record.get("data")
-    test = data.get("test") if isinstance(data, dict) else None
-    digest = _text(test.get("digest"))[:12] if isinstance(test, dict) else "-"
+    digest = _text(part(record, "data", "test").get("digest"))[:12]
     seed = f"seed {_text(record.get('seed'))}, test data {digest}{_weights(run, record)}"
-    return (*_lines(record.get("protocol")), seed)
+    return (*lines_of(record.get("protocol")), seed)
 
 
 def _numbered(found: Sequence[tuple[int, ReportedRun, dict[str, Any]]]) -> dict[tuple[str, ...], int]:
     """The protocols of a kind of score, from 1, so that each figure can say which is its own."""
     protocols = dict.fromkeys(_protocol(run, record) for _, run, record in found)
     return {lines: place for place, lines in enumerate(protocols, start=1)}
-
-
-def _lines(value: object) -> list[str]:
-    return [str(line) for line in value] if isinstance(value, list) else []
 
 
 def _text(value: object) -> str:
