@@ -14,7 +14,6 @@ from leoclr.cli.run.folder import RunFolder
 from leoclr.cli.run.json_file import number, part
 from leoclr.datasets.json_text import parse_json_text
 
-BAD_IMAGES = "bad-images.txt"
 _MAX_RECORD_BYTES = 16 * 2**20
 _SHOWN_BAD_IMAGES = 20
 
@@ -143,7 +142,7 @@ def _run_of(record: Mapping[str, Any]) -> str:
 def _read_bad_images(run: ReportedRun) -> None:
     count, shown = 0, []
     try:
-        with (run.folder.path / BAD_IMAGES).open(encoding="utf-8", errors="replace") as lines:
+        with run.folder.bad_images.open(encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 count += 1
                 if count <= _SHOWN_BAD_IMAGES:

@@ -9,9 +9,8 @@ from leoclr.cli.config.fields import plugin_sections
 from leoclr.cli.reporting.markup import Html, element, join, table
 from leoclr.cli.reporting.run_facts import ReportedRun, flat
 from leoclr.cli.run.json_file import lines_of, number, part
-from leoclr.evals.tables import METRICS
+from leoclr.evals.tables import HALF_WIDTHS, METRICS
 
-_HALF_WIDTHS = {"_half_width": "draws", "_image_half_width": "images"}
 _METRICS = METRICS | {"ap50": "AP50 %", "ap": "AP %", "ap75": "AP75 %"}
 
 
@@ -94,7 +93,7 @@ def _scores(found: Sequence[tuple[int, ReportedRun, dict[str, Any]]]) -> Html:
             for _, _, record in found
             for values in _results(record).values()
             for metric in values
-            if not metric.endswith(tuple(_HALF_WIDTHS))
+            if not metric.endswith(tuple(HALF_WIDTHS))
         )
     )
     keys = dict.fromkeys(key for _, _, record in found for key in _results(record))
@@ -140,7 +139,7 @@ def percent(values: Mapping[str, Any], metric: str) -> str:
         return ""
     if not -1 <= value <= 1:
         return f"{value:g}"
-    halves = {over: number(values.get(f"{metric}{name}")) for name, over in _HALF_WIDTHS.items()}
+    halves = {over: number(values.get(f"{metric}_{name}")) for name, over in HALF_WIDTHS.items()}
     intervals = [f"± {100 * half:.2f} ({over})" for over, half in halves.items() if half is not None]
     return " ".join([f"{100 * value:.2f}", *intervals])
 

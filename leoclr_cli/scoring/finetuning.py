@@ -13,8 +13,8 @@ from leoclr.cli.run.devices import check_backbone
 from leoclr.cli.scoring.evaluation import Evaluation
 from leoclr.cli.terminal import progress
 from leoclr.datasets.shards.index import Index
-from leoclr.evals.accuracy import Predictions
-from leoclr.evals.classes import IntArray, Numbering, match_classes, own_classes
+from leoclr.evals.accuracy import IntArray, Predictions
+from leoclr.evals.classes import Numbering, match_classes, own_classes
 from leoclr.evals.features.preprocessing import standard_view
 from leoclr.evals.finetuning.finetune import Diverged, FinetuningRecipe, finetune, network_predictions
 from leoclr.evals.finetuning.supervised import Schedule
