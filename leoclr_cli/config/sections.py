@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, FiniteFloat
 
 from leoclr.backends.settings import (
+    STANDARD_WIDTH,
     Count,
     Fraction,
     NonNegative,
@@ -148,7 +149,7 @@ class EncoderSettings(Strict):
         "hf-hub:OWNER/NAME, timm:NAME or torchvision:NAME; empty for random weights.",
     )
     width: Annotated[int, Field(ge=8, multiple_of=8)] = Field(
-        default=64,
+        default=STANDARD_WIDTH,
         description="ResNet-18/34: channels of the first stage, a multiple of 8, at least 16; 64 is the standard.",
     )
     drop_path: Annotated[FiniteFloat, Field(ge=0, lt=1)] = Field(

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from leoclr.backends.settings import STANDARD_WIDTH
 from leoclr.cli.run.layouts import backbone_tensors
 from leoclr.datasets.errors import CheckpointError
 from leoclr.datasets.wording import first_of
@@ -68,7 +69,7 @@ class Architecture:
 
     name: str
     stem: str = "imagenet"
-    width: int = 64
+    width: int = STANDARD_WIDTH
 
     def __str__(self) -> str:
         return f"{self.name} ({self.stem} stem, width {self.width})"

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 
+from leoclr.backends.settings import STANDARD_WIDTH
 from leoclr.cli.run.devices import choose_device
 from leoclr.cli.run.encoders import LoadedEncoder, fresh_encoder, load_encoder
 from leoclr.cli.run.folder import RunFolder
@@ -172,7 +173,7 @@ def _record(
         for name, split in zip(names, splits, strict=True)
         if split.left_out
     ]
-    if (encoder.name, encoder.width) != ("resnet50", 64):
+    if (encoder.name, encoder.width) != ("resnet50", STANDARD_WIDTH):
         notes.append(f"the body is {encoder.name} of width {encoder.width}, not the paper's ResNet-50")
     content = {
         "results": {"detection": {metric: found[metric] for metric in _METRICS}},
