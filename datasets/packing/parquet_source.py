@@ -121,7 +121,7 @@ class ParquetSource(PlacesSource):
         nested = [
             field.name for field in schema if types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
         ]
-        image = _only(path, "--image-member", columns.image, binary + nested)
+        image = _only(path, columns.image, binary + nested)
         named = _class_names(schema.metadata)
         candidates = [name for name in schema.names if name in named] or [
             name for name in schema.names if name in _LABEL_NAMES
@@ -230,13 +230,13 @@ def _splits(files: Sequence[Path]) -> dict[Path, str]:
     return {}
 
 
-def _only(path: Path, option: str, asked: str | None, candidates: Sequence[str]) -> str:
+def _only(path: Path, asked: str | None, candidates: Sequence[str]) -> str:
     if asked is not None and asked in candidates:
         return asked
     if asked is None and len(candidates) == 1:
         return candidates[0]
     found = f"{', '.join(candidates)} may hold images" if candidates else "no column holds encoded images"
-    raise DataError(f"{path}: {found}; {option} takes the name of such a column")
+    raise DataError(f"{path}: {found}; --image-member takes the name of such a column")
 
 
 def _class_names(metadata: dict[bytes, bytes] | None) -> dict[str, tuple[str, ...]]:
