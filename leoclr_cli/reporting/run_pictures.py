@@ -19,7 +19,7 @@ from leoclr.cli.config.settings import Settings
 from leoclr.cli.image_folders import as_shards
 from leoclr.cli.plotting.drawing import fit_image
 from leoclr.cli.plotting.pictures import neighbours_picture, views_picture
-from leoclr.cli.reporting.feature_map import FeatureMap, MapKind, places
+from leoclr.cli.reporting.embedding_plot import EmbeddingPlot, MapKind, places
 from leoclr.cli.reporting.run_facts import ReportedRun
 from leoclr.cli.run.encoders import LoadedEncoder, load_encoder
 from leoclr.datasets.errors import LeoclrError
@@ -46,7 +46,7 @@ class Pictures:
 
     views: Image.Image | None = None
     neighbours: Image.Image | None = None
-    map: FeatureMap | None = None
+    map: EmbeddingPlot | None = None
     thumbnails: Image.Image | None = None
     encoder: LoadedEncoder | None = None
     from_data: str = ""
@@ -90,7 +90,9 @@ def _draw_features(
         pictures.neighbours = _neighbours(features, reader, classes)
     if kind != "none" and len(features.features) > 2:
         found, method = places(features.features, kind)
-        pictures.map = FeatureMap(found, [index.key(number) for number in features.numbers.tolist()], classes, method)
+        pictures.map = EmbeddingPlot(
+            found, [index.key(number) for number in features.numbers.tolist()], classes, method
+        )
         pictures.thumbnails = thumbnails(found, lambda row: reader.image(int(features.numbers[row])))
 
 

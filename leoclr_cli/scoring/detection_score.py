@@ -33,7 +33,7 @@ from leoclr.evals.detection.detector import (
     train_detector,
 )
 from leoclr.evals.detection.model import build_detector
-from leoclr.evals.job_cache import Work
+from leoclr.evals.work import Work
 
 _METRICS = {"ap50": "AP50", "ap": "AP", "ap75": "AP75"}
 _STATES = 20  # in a training

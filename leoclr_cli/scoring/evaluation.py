@@ -30,8 +30,8 @@ from leoclr.evals.features.cache import FeatureCache, feature_key
 from leoclr.evals.features.extract import Features, check_features, extract_features
 from leoclr.evals.features.preprocessing import Preprocessing, TestView
 from leoclr.evals.finetuning.labelled_crops import LabelledCrops
-from leoclr.evals.job_cache import Work
 from leoclr.evals.scores import Score
+from leoclr.evals.work import Work
 
 POOLED = "pooled features of {}, before the projector"  # what of the encoder was scored, most often
 _HOLDOUT_SHARE = 0.2
