@@ -16,6 +16,7 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 PositiveCount = Annotated[int, Field(ge=1, lt=2**63)]
 
 Pairs = tuple[tuple[str, str], ...]
+STANDARD_WIDTH = 64  # channels of the first stage of a ResNet, as the libraries have them
 PROJECTOR = ("encoder.projector_layers", "encoder.projector_hidden", "encoder.projector_dim")
 
 # What a wrapper may need of the method it wraps, by the word in `MethodSettings.offers`.

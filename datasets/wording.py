@@ -27,6 +27,16 @@ def first_of(names: Sequence[str], most: int, count: int | None = None) -> str:
     return ", ".join(names[:most]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def in_a_line(error: Exception, most: int = 300) -> str:
+    """All that an error says, on one line of at most so many characters, or its kind where it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 def in_bytes(number: float) -> str:
     """`12 kB`, `1.5 GB`: powers of 1000, two digits or more."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -41,10 +51,10 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
-def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Cells in columns as wide as their widest, the first to the left and the others to the right."""
-    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]).rstrip()
-        for line in lines
-    )
+def aligned(lines: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Cells in columns as wide as their widest, the first `left` columns to the left and the others to the right."""
+    columns = []
+    for number, column in enumerate(zip(*lines, strict=True)):
+        width = max(map(len, column))
+        columns.append([cell.ljust(width) if number < left else cell.rjust(width) for cell in column])
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))

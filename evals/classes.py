@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from leoclr.datasets.errors import EvaluationError
 from leoclr.datasets.randomness import stream, uniforms
 from leoclr.datasets.shards.index import NO_LABEL, Index
 from leoclr.datasets.wording import first_of
-
-IntArray = NDArray[np.int64]
+from leoclr.evals.accuracy import IntArray
 
 _SHOWN = 5
 

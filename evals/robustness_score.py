@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from leoclr.datasets.files import ignore
+from leoclr.evals.accuracy import Predictions
 from leoclr.evals.features.extract import Features
 from leoclr.evals.probes.knn import DEFAULT_CHUNK, TEMPERATURE, WEIGHTED_K
 from leoclr.evals.probes.linear import Normalisation, fit_probe, solver_of
@@ -62,50 +65,69 @@ def robustness_score(
         probe: "linear", or "knn" (k = 200, weighted).
     """
     if probe == "linear":
-        fitted = fit_probe(
-            train.features,
-            train.labels,
-            normalise=normalise,
-            seed=seed,
-            solver=solver_of(device),
-            device=device,
-            advance=advance,
-        )
-        protocol, details, notes = (
-            linear_protocol(fitted, seed, solver_of(device)),
-            linear_details(fitted),
-            fitted.notes,
-        )
+        classifier = _by_linear_probe(train, normalise, seed, device, advance)
     else:
-        k = min(WEIGHTED_K, len(train.labels))
-        protocol = f"k-NN, exact, cosine similarity: k = {k} with votes exp(similarity / {TEMPERATURE}); {TIES}"
-        details, notes = {"k": k, "temperature": TEMPERATURE}, ()
-
-    def classified(test: Features) -> Predicted:
-        if probe == "linear":
-            return Predicted(test.numbers, linear_predictions(fitted, test))
-        (found,) = knn_predictions(train, test, ((k, TEMPERATURE),), device, chunk)
-        return Predicted(test.numbers, found)
-
-    reference, drawn = classified(centre), [classified(test) for test in crops]
+        classifier = _by_knn(train, device, chunk)
+    reference, drawn = classifier(centre), [classifier(test) for test in crops]
     drops = _drops(reference, drawn)
     rows = list(_drop_rows(drops))
     for part in curve:
-        found = _drops(reference, [classified(test) for test in part.features])
+        found = _drops(reference, [classifier(test) for test in part.features])
         values = {metric: drop.mean for metric, drop in found.items()}
         over_images = {metric: drop.mean_over_images for metric, drop in found.items()}
         label = f"square part, {100 * part.cut:.1f}% of the area"
         rows.append(Row(f"part_{part.share:g}", label, values, _over_draws(found), over_images))
-    details |= {"random": {metric: list(drop.random) for metric, drop in drops.items()}}
+    details = classifier.details | {"random": {metric: list(drop.random) for metric, drop in drops.items()}}
     details |= {"parts": {f"part_{part.share:g}": part.cut for part in curve}} if curve else {}
     intervals = (
         "95 % intervals over the test images (normal approximation; that of the drop by the differences within an "
         f"image), and over {len(crops)} draws of the crops (Student's t)"
     )
+    notes = classifier.notes
     if len(crops) <= FEW_DRAWS:
         notes = (*notes, _few_draws(len(crops)))
     predicted = {"centre": reference} | {f"random, draw {number}": one for number, one in enumerate(drawn)}
-    return Score(tuple(rows), (f"{protocol}; {intervals}",), details, notes, predicted)
+    return Score(tuple(rows), (f"{classifier.protocol}; {intervals}",), details, notes, predicted)
+
+
+@dataclass(frozen=True)
+class _Classifier:
+    """What was trained on the centre crops; a call predicts the classes of other images.
+
+    Attributes:
+        protocol: How it was made, in words.
+        details: The same for JSON.
+    """
+
+    predict: Callable[[Features], Predictions]
+    protocol: str
+    details: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+    def __call__(self, test: Features) -> Predicted:
+        return Predicted(test.numbers, self.predict(test))
+
+
+def _by_linear_probe(
+    train: Features, normalise: Normalisation, seed: int, device: torch.device | str, advance: Callable[[int], None]
+) -> _Classifier:
+    solver = solver_of(device)
+    fitted = fit_probe(
+        train.features, train.labels, normalise=normalise, seed=seed, solver=solver, device=device, advance=advance
+    )
+    protocol = linear_protocol(fitted, seed, solver)
+    return _Classifier(partial(linear_predictions, fitted), protocol, linear_details(fitted), fitted.notes)
+
+
+def _by_knn(train: Features, device: torch.device | str, chunk: int) -> _Classifier:
+    k = min(WEIGHTED_K, len(train.labels))
+
+    def predict(test: Features) -> Predictions:
+        (found,) = knn_predictions(train, test, ((k, TEMPERATURE),), device, chunk)
+        return found
+
+    protocol = f"k-NN, exact, cosine similarity: k = {k} with votes exp(similarity / {TEMPERATURE}); {TIES}"
+    return _Classifier(predict, protocol, {"k": k, "temperature": TEMPERATURE})
 
 
 def _few_draws(draws: int) -> str:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 
 from leoclr.datasets.files import ignore
-from leoclr.evals.accuracy import Predictions, predictions
-from leoclr.evals.features.extract import Features, IntArray
+from leoclr.evals.accuracy import IntArray, Predictions, predictions
+from leoclr.evals.features.extract import Features
 from leoclr.evals.finetuning.labelled_crops import LabelledCrops
 from leoclr.evals.finetuning.supervised import Schedule
 from leoclr.evals.probes.knn import DEFAULT_CHUNK, MAJORITY_K, TEMPERATURE, WEIGHTED_K, classify, nearest_neighbours

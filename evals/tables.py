@@ -8,7 +8,7 @@ from typing import Any
 from leoclr.datasets.wording import aligned
 
 METRICS = {"top1": "top-1 %", "top5": "top-5 %", "mean_per_class": "per class %"}
-_HALF_WIDTHS = {"half_width": "draws", "image_half_width": "images"}
+HALF_WIDTHS = {"half_width": "draws", "image_half_width": "images"}
 
 
 def results_table(records: Mapping[str, Mapping[str, Any]]) -> str:
@@ -32,6 +32,6 @@ def cell(values: Mapping[str, float], metric: str) -> str:
     """A metric in per cent with its intervals; nothing where it is missing."""
     if metric not in values:
         return ""
-    halves = {over: values.get(f"{metric}_{name}") for name, over in _HALF_WIDTHS.items()}
+    halves = {over: values.get(f"{metric}_{name}") for name, over in HALF_WIDTHS.items()}
     intervals = [f"+/- {100 * half:.2f} ({over})" for over, half in halves.items() if half is not None]
     return " ".join([f"{100 * values[metric]:.2f}", *intervals])

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.resnet import BasicBlock, ResNet
 
-_STANDARD_WIDTH = 64
+from leoclr.backends.settings import STANDARD_WIDTH
+
 _USUAL_SIZE = 224
 _WITHOUT_AUXILIARY = {"aux_logits": False, "init_weights": True}
 
@@ -36,7 +37,7 @@ class Backbone(nn.Module):
 def build_backbone(
     name: str,
     stem: str = "imagenet",
-    width: int = _STANDARD_WIDTH,
+    width: int = STANDARD_WIDTH,
     *,
     image_size: int | None = None,
     any_size: bool = False,
@@ -137,7 +138,7 @@ def _with_dimension(network: nn.Module, dimension: int) -> Backbone:
 
 
 def _reshape_resnet(network: ResNet, name: str, stem: str, width: int) -> None:
-    if width != _STANDARD_WIDTH:
+    if width != STANDARD_WIDTH:
         if not isinstance(network.layer1[0], BasicBlock):
             raise ValueError(f"only resnet18 and resnet34 come in other widths, not {name}")
         depths = [len(layer) for layer in (network.layer1, network.layer2, network.layer3, network.layer4)]
@@ -224,5 +225,5 @@ def _meant(name: str, known: Sequence[str], prefix: str = "") -> str:
 
 
 def _only_standard(name: str, stem: str, width: int) -> None:
-    if stem != "imagenet" or width != _STANDARD_WIDTH:
+    if stem != "imagenet" or width != STANDARD_WIDTH:
         raise ValueError(f"stem and width apply to ResNets; {name} has its own")

@@ -39,6 +39,7 @@ from leoclr.datasets.images.augmentation import (
 )
 from leoclr.datasets.images.strong import draw_strong
 from leoclr.datasets.images.strong_device import grey, strong
+from leoclr.datasets.wording import in_a_line
 
 _BLENDS = 6
 _HUE, _GRAYSCALE, _RADIUS, _FLIP = range(3 * _BLENDS, 3 * _BLENDS + 4)  # columns, after three for each blend
@@ -176,7 +177,7 @@ def why_no_jitter() -> str | None:
 
             jitter(torch.zeros(1, 3, 8, 8, dtype=torch.uint8, device="cuda"), torch.zeros(1, COLUMNS, device="cuda"))
     except Exception as error:  # whatever the compiler, the driver or the linker says
-        return " ".join(str(error).split())[:200] or type(error).__name__
+        return in_a_line(error, 200)
     return None
 
 

@@ -28,6 +28,7 @@ from leoclr.datasets.images.not_images import refusal
 from leoclr.datasets.images.pillow_messages import silence
 from leoclr.datasets.images.png_chunks import without_texts
 from leoclr.datasets.images.samples import Levels, eight_bits, has_levels, stored
+from leoclr.datasets.wording import first_line
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")  # Pillow opens MPO as JPEG
 silence()
@@ -216,7 +217,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _reason(error: Exception, data: bytes) -> str:
     if isinstance(error, UnidentifiedImageError):
         return refusal(data, FORMATS[:4])
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    text = first_line(error)
     if text.startswith(_DAMAGED):
         return "its compressed data are damaged or truncated"
     return text[:120]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from leoclr.datasets.errors import BadImage, DataError
-from leoclr.datasets.files import ignore
+from leoclr.datasets.files import CHUNK_BYTES, ignore
 from leoclr.datasets.images.decode import MAX_BYTES
 from leoclr.datasets.images.file_names import is_image
 from leoclr.datasets.notes import Notes
@@ -27,7 +27,6 @@ from leoclr.datasets.packing.file_names import is_text, recoded, zip_name
 from leoclr.datasets.packing.layouts import Reading
 from leoclr.datasets.shards.tar import members
 
-_CHUNK = 1 << 20
 _TWICE = "names that stand twice in the archive, of which the last counts"
 _READ = (
     zipfile.ZIP_STORED,
@@ -124,7 +123,7 @@ def spooled_tar(
     position = 0
     try:
         with path.open("rb") as raw, gzip.GzipFile(fileobj=raw) as stream:
-            while chunk := stream.read(_CHUNK):  # to the end: only there does gzip compare the checksum
+            while chunk := stream.read(CHUNK_BYTES):  # to the end: only there does gzip compare the checksum
                 spool.write(chunk)
                 advance(raw.tell() - position)
                 position = raw.tell()

@@ -115,49 +115,65 @@ def pack(
     """
     packed: list[PackedSplit] = []
     skipped: list[str] = []
-    for split, pictures in collection.splits.items():
-        target = folder / split
-        target.mkdir(exist_ok=True)
-        skipped_before = len(skipped)
-        earlier = journal.finished(split) if journal else []
-        done, noted, notes = 0, skipped_before, Notes()
-
-        def finished(path: Path, sha256: str) -> None:
-            nonlocal noted
-            if journal is not None:
-                journal.add(Finished(split, path.name, sha256, done, skipped[noted:], notes.found()))  # noqa: B023
-                noted = len(skipped)  # noqa: B023
-
-        with ShardFiles(target, recipe.name, recipe.shard_bytes, finished) as shards:
-            for entry in earlier:
-                shards.take(target / entry.shard, entry.sha256)
-            if earlier:
-                done = earlier[-1].pictures
-                skipped += [line for entry in earlier for line in entry.skipped]
-                noted = len(skipped)
-                for reason, (count, first) in earlier[-1].notes.items():
-                    notes.add(reason, first, count)
-            with closing(_samples(source, collection.sidecars, pictures, recipe, done)) as samples:
-                for sample in samples:
-                    if isinstance(sample, _Sample):
-                        shards.write(sample.key, sample.members)
-                        if sample.misnamed:
-                            notes.add("stored under the suffix of what their bytes are", sample.misnamed)
-                        for remark in sample.remarks:
-                            notes.add(remark, sample.path)
-                    else:
-                        skipped.append(sample)
-                    done += 1
-                    _check_limit(skipped, recipe.max_bad)
-                    advance(1)
-        collection.notes.update(notes)
-        if not shards.digests:
-            first = skipped[skipped_before]
-            raise DataError(f"{source.name}: none of the {len(pictures)} images can be read; the first: {first}")
-        labelled = any(picture.label != NO_LABEL for picture in pictures)
-        index = shards.index(collection.classes if labelled else (), recipe.made)
-        packed.append(PackedSplit(split, index, tuple(skipped[skipped_before:]), shards.contents))
+    for split in collection.splits:
+        packed.append(_pack_split(source, collection, split, folder / split, recipe, advance, journal, skipped))
     return packed
+
+
+def _pack_split(
+    source: Source,
+    collection: Collection,
+    split: str,
+    target: Path,
+    recipe: PackingRecipe,
+    advance: Callable[[int], None],
+    journal: Journal | None,
+    skipped: list[str],
+) -> PackedSplit:
+    """Write one split into `target`.
+
+    Args:
+        skipped: `path: reason` for each image of the splits before that was left out; those of this one are added.
+    """
+    pictures = collection.splits[split]
+    target.mkdir(exist_ok=True)
+    earlier = journal.finished(split) if journal else []
+    done = earlier[-1].pictures if earlier else 0
+    skipped_before = len(skipped)
+    skipped += [line for entry in earlier for line in entry.skipped]
+    noted, notes = len(skipped), Notes()
+    for reason, (count, first) in earlier[-1].notes.items() if earlier else ():
+        notes.add(reason, first, count)
+
+    def finished(path: Path, sha256: str) -> None:
+        nonlocal noted
+        if journal is not None:
+            journal.add(Finished(split, path.name, sha256, done, skipped[noted:], notes.found()))
+            noted = len(skipped)
+
+    with ShardFiles(target, recipe.name, recipe.shard_bytes, finished) as shards:
+        for entry in earlier:
+            shards.take(target / entry.shard, entry.sha256)
+        with closing(_samples(source, collection.sidecars, pictures, recipe, done)) as samples:
+            for sample in samples:
+                if isinstance(sample, _Sample):
+                    shards.write(sample.key, sample.members)
+                    if sample.misnamed:
+                        notes.add("stored under the suffix of what their bytes are", sample.misnamed)
+                    for remark in sample.remarks:
+                        notes.add(remark, sample.path)
+                else:
+                    skipped.append(sample)
+                done += 1
+                _check_limit(skipped, recipe.max_bad)
+                advance(1)
+    collection.notes.update(notes)
+    if not shards.digests:
+        first_skipped = skipped[skipped_before]
+        raise DataError(f"{source.name}: none of the {len(pictures)} images can be read; the first: {first_skipped}")
+    labelled = any(picture.label != NO_LABEL for picture in pictures)
+    index = shards.index(collection.classes if labelled else (), recipe.made)
+    return PackedSplit(split, index, tuple(skipped[skipped_before:]), shards.contents)
 
 
 def _check_limit(skipped: list[str], limit: int) -> None:

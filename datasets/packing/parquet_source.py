@@ -22,6 +22,7 @@ from leoclr.datasets.packing.archives import PlacesSource
 from leoclr.datasets.packing.layouts import NO_SPLIT, LayoutKind, Named, Reading
 from leoclr.datasets.packing.split_names import SPLITS, splits_of
 from leoclr.datasets.shards.labels import parse_text, truth
+from leoclr.datasets.wording import first_line
 
 PARQUET = ".parquet"
 _WITHOUT_BYTES = "left out, rows without the bytes of an image (a path is not followed)"
@@ -115,12 +116,12 @@ class ParquetSource(PlacesSource):
         try:
             schema = parquet.read_schema(path)
         except (pyarrow.ArrowException, OSError) as error:
-            raise DataError(f"{path}: no Parquet file, or damaged ({_line(error)})") from error
+            raise DataError(f"{path}: no Parquet file, or damaged ({first_line(error)[:200]})") from error
         binary = [field.name for field in schema if _is_binary(types, field.type)]
         nested = [
             field.name for field in schema if types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
         ]
-        image = _only(path, "--image-member", columns.image, binary + nested)
+        image = _only(path, columns.image, binary + nested)
         named = _class_names(schema.metadata)
         candidates = [name for name in schema.names if name in named] or [
             name for name in schema.names if name in _LABEL_NAMES
@@ -158,7 +159,7 @@ class ParquetSource(PlacesSource):
                         else:
                             yield data, self._label(row[schema.label], schema.names, place)
         except (pyarrow.ArrowException, OSError) as error:
-            raise DataError(f"{path}: damaged ({_line(error)})") from error
+            raise DataError(f"{path}: damaged ({first_line(error)[:200]})") from error
 
     def _label(self, value: Any, names: Sequence[str], place: str) -> str | int | None:
         found: int | str | None = value if isinstance(value, int) else None
@@ -229,13 +230,13 @@ def _splits(files: Sequence[Path]) -> dict[Path, str]:
     return {}
 
 
-def _only(path: Path, option: str, asked: str | None, candidates: Sequence[str]) -> str:
+def _only(path: Path, asked: str | None, candidates: Sequence[str]) -> str:
     if asked is not None and asked in candidates:
         return asked
     if asked is None and len(candidates) == 1:
         return candidates[0]
     found = f"{', '.join(candidates)} may hold images" if candidates else "no column holds encoded images"
-    raise DataError(f"{path}: {found}; {option} takes the name of such a column")
+    raise DataError(f"{path}: {found}; --image-member takes the name of such a column")
 
 
 def _class_names(metadata: dict[bytes, bytes] | None) -> dict[str, tuple[str, ...]]:
@@ -259,7 +260,3 @@ def _is_binary(types: Any, kind: Any) -> bool:
 
 def _suffix(data: bytes) -> str:
     return next((suffix for start, suffix in _BEGINNINGS.items() if data.startswith(start)), "jpg")
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

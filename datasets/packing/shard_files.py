@@ -22,8 +22,7 @@ from leoclr.datasets.packing.contents import content_digest
 from leoclr.datasets.shards.checksums import checksum
 from leoclr.datasets.shards.index import SUFFIX, Index
 from leoclr.datasets.shards.scan import build_index
-
-_BLOCK = 512
+from leoclr.datasets.shards.tar import BLOCK, padded
 
 
 class ShardFiles:
@@ -68,7 +67,7 @@ class ShardFiles:
 
     def write(self, key: str, members: Mapping[str, bytes]) -> None:
         """Add a sample: the bytes of its members by suffix."""
-        size = sum(_BLOCK + -(-len(data) // _BLOCK) * _BLOCK for data in members.values())
+        size = sum(BLOCK + padded(len(data)) for data in members.values())
         if self._open is not None and self._open.size + size > self._shard_bytes:
             self._finish(self._open)
         if self._open is None:

@@ -12,11 +12,10 @@ from pathlib import Path
 from leoclr.datasets.errors import DataError, RunError
 from leoclr.datasets.files import fsync_folder
 from leoclr.datasets.packing.journal import JOURNAL_NAME, kept_shards
-from leoclr.datasets.shards.index import SUFFIX
+from leoclr.datasets.shards.index import COLUMNS_SUFFIX, SUFFIX
 from leoclr.datasets.wording import counted
 
 STAGING_NAME = ".packing"
-_COLUMNS_SUFFIX = SUFFIX.replace(".json", ".safetensors")
 
 
 @contextmanager
@@ -55,7 +54,7 @@ def staged(out: Path, name: str, splits: tuple[str, ...], overwrite: bool) -> It
 
 def _files_in_the_way(folders: list[Path], out: Path, name: str, overwrite: bool) -> list[Path]:
     """Files to be replaced, an index before the shards it describes; DataError for those that must stay."""
-    suffixes = (SUFFIX, _COLUMNS_SUFFIX, ".tar")
+    suffixes = (SUFFIX, COLUMNS_SUFFIX, ".tar")
     found = [path for folder in folders for suffix in suffixes for path in sorted(folder.glob(f"*{suffix}"))]
     replaceable = {path for path in found if overwrite and _is_called(path, name)}
     if kept := [path for path in found if path not in replaceable]:
@@ -68,7 +67,7 @@ def _files_in_the_way(folders: list[Path], out: Path, name: str, overwrite: bool
 def _is_called(path: Path, name: str) -> bool:
     rest = path.name.removeprefix(name)
     number = rest.removeprefix("-").removesuffix(".tar")
-    return rest != path.name and (rest in (SUFFIX, _COLUMNS_SUFFIX) or (len(number) == 6 and number.isdigit()))
+    return rest != path.name and (rest in (SUFFIX, COLUMNS_SUFFIX) or (len(number) == 6 and number.isdigit()))
 
 
 @contextmanager

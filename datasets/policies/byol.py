@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from pydantic import Field
 
+from leoclr.datasets.policies.values import Probability
 from leoclr.datasets.views import PolicySettings, View, ViewPolicy
-
-Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class BYOLViews(PolicySettings):

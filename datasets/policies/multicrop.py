@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pydantic import Field
 
-from pydantic import AfterValidator, Field
-
+from leoclr.datasets.policies.values import Number, Probability, Range, Share
 from leoclr.datasets.views import PolicySettings, View, ViewPolicy
 
-Probability = Annotated[float, Field(ge=0, le=1)]
-Share = Annotated[float, Field(gt=0, le=1)]
-_MOST = 32  # small crops; more would not fit any machine
-
-
-def _going_up(pair: tuple[float, float]) -> tuple[float, float]:
-    if pair[0] > pair[1]:
-        raise ValueError("must be two numbers, low then high")
-    return pair
-
-
-Range = Annotated[tuple[Share, Share], AfterValidator(_going_up)]
 EachKind = tuple[Probability, Probability, Probability]
 
 
 class MulticropViews(PolicySettings):
     """Multi-crop: large crops x1 and x2, small crops s1, s2, ...; all are pulled to each large crop."""
 
-    small: Annotated[int, Field(ge=0, le=_MOST)] = Field(
-        default=6, description="Number of small crops: 6 in SwAV, 8 in DINO."
-    )
+    small: Number = Field(default=6, description="Number of small crops: 6 in SwAV, 8 in DINO.")
     small_size: Share = Field(
         default=96 / 224,
         description="Side of small crops as a share of data.image_size: 96 of 224 px in SwAV and DINO.",

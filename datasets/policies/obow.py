@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from pydantic import Field
 
-from leoclr.datasets.policies.multicrop import Range, Share
+from leoclr.datasets.policies.values import Number, PositiveNumber, Range, Share
 from leoclr.datasets.views import PolicySettings, View, ViewPolicy
-
-Number = Annotated[int, Field(ge=0, le=32)]
 
 
 class OBoWViews(PolicySettings):
     """The whole image, only flipped; crops and small patches, each pulled to it and never to each other (OBoW)."""
 
-    crops: Annotated[int, Field(ge=1, le=32)] = Field(default=2, description="Number of crops.")
+    crops: PositiveNumber = Field(default=2, description="Number of crops.")
     crop_size: Share = Field(
         default=160 / 224, description="Side of crops as a share of data.image_size: 160 of 224 px in OBoW."
     )

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from leoclr.datasets.policies.multicrop import Range, Share
+from leoclr.datasets.policies.values import Number, PositiveNumber, Range, Share
 from leoclr.datasets.views import PolicySettings, View, ViewPolicy
-
-Number = Annotated[int, Field(ge=0, le=32)]
 
 
 class OriginalViews(PolicySettings):
     """The uncropped original and crops of it, which are pulled to it, or it to them, and never to each other."""
 
-    crops: Annotated[int, Field(ge=1, le=32)] = Field(default=2, description="Number of large crops x1, x2, ...")
+    crops: PositiveNumber = Field(default=2, description="Number of large crops x1, x2, ...")
     anchors: Literal["original", "crops", "both"] = Field(
         default="both",
         description="Which views are anchors: the original, as in LeOCLR, the large crops, or both in turn.",

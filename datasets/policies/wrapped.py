@@ -9,11 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat
 
+from leoclr.datasets.policies.values import Probability, Share
 from leoclr.datasets.views import POLICIES, PolicySettings, View, ViewPolicy
 
 Positive = Annotated[FiniteFloat, Field(gt=0)]
-Fraction = Annotated[FiniteFloat, Field(ge=0, le=1)]
-Share = Annotated[FiniteFloat, Field(gt=0, le=1)]
 Shares = tuple[Share, Share]
 Base = Literal["pairwise", "pairwise-symmetric", "leoclr"]
 
@@ -57,7 +56,7 @@ class UnMix(PolicySettings):
 
     base: Base = Field(default="pairwise", description="Views and pairs whose anchors are mixed.")
     alpha: Positive = Field(default=1.0, description="The share of a mixture is drawn from Beta(alpha, alpha).")
-    cutmix: Fraction = Field(default=0.5, description="Probability of CutMix; otherwise mixup.")
+    cutmix: Probability = Field(default=0.5, description="Probability of CutMix; otherwise mixup.")
 
     def policy(self) -> ViewPolicy:
         base = POLICIES[self.base]

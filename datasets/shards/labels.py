@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from leoclr.datasets.shards.tar import REFUSED_IN_NAMES
+
 NO_LABEL = -1
 MAX_LABEL = 2**63 - 1
 MAX_LABEL_BYTES = 1024
@@ -24,7 +26,6 @@ _MAX_NAME = 256
 _WHOLE = re.compile(r"[+]?[0-9]{1,40}", re.ASCII)
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(nan|inf(inity)?)", re.ASCII | re.IGNORECASE)
 _NONE = ("none", "null", "n/a", "unknown", "unlabeled", "unlabelled")
-_NOT_IN_NAMES = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 def parse_text(data: bytes) -> int | str | None:
@@ -62,7 +63,7 @@ def _value(text: str) -> int | str | None:
     if _WHOLE.fullmatch(text):
         number = int(text)
         return number if number <= MAX_LABEL else None
-    if len(text) > _MAX_NAME or _NUMBER.fullmatch(text) or _NOT_IN_NAMES.search(text):
+    if len(text) > _MAX_NAME or _NUMBER.fullmatch(text) or REFUSED_IN_NAMES.search(text):
         return None
     if not any(character.isalpha() for character in text):  # "1 2", "0,1", "-"
         return None

@@ -59,14 +59,14 @@ def open_data(specs: Sequence[str], advance: Callable[[int], None] = ignore, cac
     return index
 
 
-def indexed_data(specs: Sequence[str], advance: Callable[[int], None] = ignore) -> list[Index]:
+def indexed_data(specs: Sequence[str]) -> list[Index]:
     """The indexes of the data as they are, one for each folder or index file, without a look at the shards."""
     paths = [path for spec in specs if not is_remote(spec) for path in shard_paths(spec)]
-    indexes = [open_group(list(group), advance) for _, group in itertools.groupby(paths, key=_index_or_folder)]
+    indexes = [open_group(list(group), ignore) for _, group in itertools.groupby(paths, key=_index_or_folder)]
     if addresses := [address for spec in specs if is_remote(spec) for address in shard_addresses(spec)]:
         from leoclr.datasets.shards.remote import remote_indexes
 
-        indexes += remote_indexes(addresses, BlockCache(), advance)
+        indexes += remote_indexes(addresses, BlockCache(), ignore)
     return indexes
 
 

@@ -28,6 +28,7 @@ from leoclr.datasets.storage.addresses import folder_of, name_of
 from leoclr.datasets.storage.block_cache import BlockCache, CachedStorage
 from leoclr.datasets.storage.opening import as_file, open_storage
 from leoclr.datasets.storage.retries import Patience
+from leoclr.datasets.wording import first_of
 
 AT_THE_START = Patience(attempts=4)  # a wrong host name should not take minutes to be told
 MAX_JSON_BYTES = 1 << 28
@@ -198,8 +199,7 @@ def _find(addresses: Sequence[str]) -> list[_Found]:
     answers = list(_in_parallel(ask, addresses, _REQUESTS))
     missing = [address for address, found in zip(addresses, answers, strict=True) if found is None]
     if missing:
-        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
-        raise DataError(f"{len(missing)} of {len(addresses)} shards are missing: {', '.join(missing[:_NAMED])}{more}")
+        raise DataError(f"{len(missing)} of {len(addresses)} shards are missing: {first_of(missing, _NAMED)}")
     return [found for found in answers if found is not None]
 
 

@@ -66,7 +66,7 @@ def members(file: BinaryIO, path: Path | str) -> Iterator[Member]:
             data = position + BLOCK
             if header.kind in (*_PAX, _GLOBAL_PAX, _LONG_NAME, _LONG_LINK):
                 extended |= _read_extended(file, header, data)
-                position = data + _padded(header.size)
+                position = data + padded(header.size)
                 continue
             member = _member(header, extended, data)
         except ValueError as error:
@@ -77,7 +77,7 @@ def members(file: BinaryIO, path: Path | str) -> Iterator[Member]:
             raise DataError(f"{path}: truncated: {member.name!r} declares {stored:,} bytes, {there}")
         yield member
         extended = {}
-        position = data + _padded(stored)
+        position = data + padded(stored)
     _check_end(file, path, position)
 
 
@@ -86,7 +86,8 @@ def _read_at(file: BinaryIO, position: int, count: int) -> bytes:
     return file.read(count)
 
 
-def _padded(size: int) -> int:
+def padded(size: int) -> int:
+    """Bytes that so many bytes of a member take, in whole blocks."""
     return -(-size // BLOCK) * BLOCK
 
 

@@ -14,7 +14,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -25,10 +24,9 @@ from leoclr.datasets.loading.resident import ResidentImages
 from leoclr.datasets.loading.workers import load_batches
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.reader import SampleReader
+from leoclr.evals.accuracy import FloatArray, IntArray
 from leoclr.evals.features.preprocessing import Preprocessing, TestView, WholeImage
 
-FloatArray = NDArray[np.float32]
-IntArray = NDArray[np.int64]
 Precision = Literal["float32", "bf16"]
 
 MAX_BAD_SHARE = 0.001

@@ -16,7 +16,7 @@ from leoclr.datasets.errors import EvaluationError
 from leoclr.datasets.files import LINE_END
 from leoclr.datasets.randomness import stream, uniforms
 from leoclr.datasets.shards.index import Index
-from leoclr.evals.classes import IntArray
+from leoclr.evals.accuracy import IntArray
 
 _SHOWN = 3
 _MAX_LIST_BYTES = 1 << 30

@@ -17,9 +17,8 @@ from sklearn.preprocessing import StandardScaler
 
 from leoclr.datasets.errors import EvaluationError
 from leoclr.datasets.files import ignore
-from leoclr.evals.accuracy import predictions
-from leoclr.evals.classes import IntArray, stratified_holdout
-from leoclr.evals.features.extract import FloatArray
+from leoclr.evals.accuracy import FloatArray, IntArray, predictions
+from leoclr.evals.classes import stratified_holdout
 from leoclr.evals.probes.logistic import MAX_ITERATIONS, DeviceSolver, ScikitLearnSolver, Solver, SolverName
 
 Normalisation = Literal["standard", "l2"]

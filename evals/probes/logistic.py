@@ -19,8 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from leoclr.datasets.errors import EvaluationError
-from leoclr.evals.classes import IntArray
-from leoclr.evals.features.extract import FloatArray
+from leoclr.evals.accuracy import FloatArray, IntArray
 
 SolverName = Literal["scikit-learn", "device"]
 MAX_ITERATIONS = 1000

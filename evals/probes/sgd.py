@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from leoclr.backends.weights import weights_digest
 from leoclr.datasets.errors import EvaluationError
 from leoclr.datasets.files import ignore
-from leoclr.evals.accuracy import predictions
+from leoclr.evals.accuracy import FloatArray, predictions
 from leoclr.evals.classes import own_classes
-from leoclr.evals.features.extract import Features, FloatArray, Precision
+from leoclr.evals.features.extract import Features, Precision
 from leoclr.evals.finetuning.labelled_crops import LabelledCrops
 from leoclr.evals.finetuning.supervised import Schedule, linear_layer, train_classifier
 

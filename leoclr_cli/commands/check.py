@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Annotated
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from leoclr.cli.config.resolve import resolve
+from leoclr.cli.config.sections import DataSettings
 from leoclr.cli.terminal import print_json, progress, say, warn
 from leoclr.datasets.wording import counted
+
+if TYPE_CHECKING:
+    from leoclr.datasets.shards.check import Fault
 
 _FAULTY = 1
 _SHOWN = 10  # shards whose warnings are printed; --json has all
@@ -32,16 +35,13 @@ def check(
       leoclr check shards/
       leoclr check 'shards/imagenet-{000..999}.tar' --no-decode
     """
-    from leoclr.datasets.shards.check import SKIPPED, USED, Fault, check_shard
+    from leoclr.datasets.shards.check import check_shard
     from leoclr.datasets.shards.description import as_json as described
     from leoclr.datasets.shards.description import class_line, contents, hint, remarks
     from leoclr.datasets.shards.locate import indexed_data, with_all_splits
 
-    faults: list[Fault] = []
-    warnings: list[Fault] = []
-    shards = samples = found_faults = skipped = 0
-    found = []
-    for index in indexed_data(with_all_splits(data)):
+    indexes, tally, found = indexed_data(with_all_splits(data)), _Tally(), []
+    for index in indexes:
         place = index.shards[0].path.rpartition("/")[0] if index.shards else ""
         found.append({"folder": place} | described(index))
         for line in remarks(index):
@@ -55,30 +55,59 @@ def check(
         with progress("checking", len(index), "images") as advance:
             for number in range(len(index.shards)):
                 for fault in check_shard(index, number, decode, advance):
-                    if fault.consequence == USED:
-                        warnings.append(fault)
-                        continue
-                    found_faults, skipped = found_faults + 1, skipped + (fault.consequence == SKIPPED)
-                    if len(faults) < MOST_FAULTS:
-                        faults.append(fault)
-        shards, samples = shards + len(index.shards), samples + len(index)
-    share = resolve(None, None, {}, {}).settings.data.max_bad_samples
+                    tally.add(fault)
+    shards, samples = sum(len(index.shards) for index in indexes), sum(map(len, indexes))
     if json_output:
-        report = {"shards": shards, "samples": samples, "decoded": decode, "data": found, "faults_in_all": found_faults}
-        print_json(report | {"faults": [asdict(fault) for fault in faults], "warnings": [asdict(w) for w in warnings]})
+        report = {"shards": shards, "samples": samples, "decoded": decode, "data": found, "faults_in_all": tally.found}
+        faults, warnings = ([asdict(fault) for fault in part] for part in (tally.faults, tally.warnings))
+        print_json(report | {"faults": faults, "warnings": warnings})
     else:
-        for fault in faults:
-            print(f"{fault.shard}: {fault.what}\n    -> {fault.consequence}")
-        if found_faults > len(faults):
-            print(f"and {found_faults - len(faults):,} more faults")
-        for fault in warnings[:_SHOWN]:
-            print(f"warning: {fault.shard}: {fault.what}")
-        if warnings:
-            more = f" ({counted(len(warnings), 'shard')} in all)" if len(warnings) > _SHOWN else ""
-            print(f"    -> {USED}{more}")
-        if skipped:
-            print(f"{counted(skipped, 'image')} cannot be used: {skipped / samples:.2%}; train stops above {share:.2%}")
-        decoded = ", every image decoded" if decode and not faults else ""
-        print(f"{counted(shards, 'shard')}, {counted(samples, 'sample')}{decoded}: {counted(found_faults, 'fault')}")
-    if faults:
+        _print(tally, shards, samples, decode)
+    if tally.faults:
         raise typer.Exit(_FAULTY)
+
+
+@dataclass
+class _Tally:
+    """What was found.
+
+    Attributes:
+        faults: The first `MOST_FAULTS`.
+        found: How many faults there are.
+        skipped: How many of them are images that cannot be used.
+    """
+
+    faults: list[Fault] = field(default_factory=list)
+    warnings: list[Fault] = field(default_factory=list)
+    found: int = 0
+    skipped: int = 0
+
+    def add(self, fault: Fault) -> None:
+        from leoclr.datasets.shards.check import SKIPPED, USED
+
+        if fault.consequence == USED:
+            self.warnings.append(fault)
+            return
+        self.found += 1
+        self.skipped += fault.consequence == SKIPPED
+        if len(self.faults) < MOST_FAULTS:
+            self.faults.append(fault)
+
+
+def _print(tally: _Tally, shards: int, samples: int, decode: bool) -> None:
+    from leoclr.datasets.shards.check import USED
+
+    for fault in tally.faults:
+        print(f"{fault.shard}: {fault.what}\n    -> {fault.consequence}")
+    if tally.found > len(tally.faults):
+        print(f"and {tally.found - len(tally.faults):,} more faults")
+    for fault in tally.warnings[:_SHOWN]:
+        print(f"warning: {fault.shard}: {fault.what}")
+    if tally.warnings:
+        count = len(tally.warnings)
+        print(f"    -> {USED}" + (f" ({counted(count, 'shard')} in all)" if count > _SHOWN else ""))
+    if tally.skipped:
+        share = f"{tally.skipped / samples:.2%}; train stops above {DataSettings().max_bad_samples:.2%}"
+        print(f"{counted(tally.skipped, 'image')} cannot be used: {share}")
+    decoded = ", every image decoded" if decode and not tally.faults else ""
+    print(f"{counted(shards, 'shard')}, {counted(samples, 'sample')}{decoded}: {counted(tally.found, 'fault')}")

@@ -11,7 +11,7 @@ import typer
 
 from leoclr.cli import terminal as console
 from leoclr.cli.exporting.formats import ExportFormat
-from leoclr.cli.run.folder import existing_weights
+from leoclr.cli.run.folder import RunFolder, existing_weights
 from leoclr.datasets.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def export(
 def default_path(backbone: str, run: Path | None, format: ExportFormat, takes_pixels: bool = False) -> Path:
     """Where the file goes when the user does not say: in the run, or in the working directory where there is none."""
     name = backbone.removeprefix("timm:").replace("/", "_")
-    return (run or Path(".")) / "export" / f"{name}{'.pixels' if takes_pixels else ''}{format.suffix}"
+    return RunFolder(run or Path(".")).exports / f"{name}{'.pixels' if takes_pixels else ''}{format.suffix}"
 
 
 def _as_json(encoder: LoadedEncoder, report: ExportReport) -> dict[str, object]:

@@ -10,6 +10,7 @@ import typer
 
 from leoclr.cli.commands.base.lazy import Entry, group_of
 from leoclr.cli.terminal import print_json, say
+from leoclr.datasets.wording import aligned
 
 _HELP = """List, create and check methods (--backend); list view policies (--views).
 
@@ -49,12 +50,7 @@ def list_methods(
     if json_output:
         print_json(rows)
         return
-    widths = [max(len(row[column]) for row in rows) for column in ("kind", "name", "package")]
-    for row in rows:
-        start = "  ".join(
-            row[column].ljust(width) for column, width in zip(("kind", "name", "package"), widths, strict=True)
-        )
-        print(f"{start}  {row['summary']}")
+    print(aligned([list(row.values()) for row in rows], left=4))
 
 
 def new(

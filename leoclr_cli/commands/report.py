@@ -41,7 +41,7 @@ def report(
       leoclr report runs/leoclr runs/baseline -o comparison.html
       leoclr report runs/first --samples 0
     """
-    from leoclr.cli.config.resolve import resolve
+    from leoclr.cli.config.settings import Settings
     from leoclr.cli.reporting.page import report_page
     from leoclr.cli.reporting.run_facts import flat, read_run
     from leoclr.cli.reporting.run_pictures import draw_pictures
@@ -56,7 +56,7 @@ def report(
     told = [read_run(folder) for folder in folders]
     with progress("features", len(told) * samples, "images") as advance:
         pictures = [draw_pictures(run, samples, map_kind, advance) for run in told]
-    defaults = dict(flat(resolve(None, None, {}, {}).settings.model_dump(mode="json")))
+    defaults = dict(flat(Settings().model_dump(mode="json")))
     page = report_page(told, pictures, defaults).encode(errors="replace")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
@@ -82,21 +83,14 @@ _LINUX = hasattr(os, "sched_getaffinity")
 def _packages() -> dict[str, str]:
     """The version of every package that leoclr can use, those of its extras included."""
     names = {
-        line.split(";")[0].split("[")[0]
+        re.split(r"[^\w.-]", line, maxsplit=1)[0]
         for line in requires(_PACKAGE) or ()
         if "extra == 'dev'" not in line.replace('"', "'")
     }
     found = {}
-    for name in sorted({_bare(name) for name in names}):
+    for name in sorted(names):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
-
-
-def _bare(requirement: str) -> str:
-    """`torch` of `torch>=2.6`."""
-    return "".join(
-        character if character.isalnum() or character in "-_." else " " for character in requirement
-    ).split()[0]

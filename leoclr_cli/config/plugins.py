@@ -21,6 +21,7 @@ from leoclr.backends.settings import MethodSettings
 from leoclr.cli.config.light_import import imports_torch, python_file, read_name
 from leoclr.datasets.errors import SettingsError
 from leoclr.datasets.views import PolicySettings, ViewPolicy
+from leoclr.datasets.wording import first_line
 
 METHODS, VIEWS, WRAPPERS = "leoclr.methods", "leoclr.views", "leoclr.wrappers"
 OWN_PACKAGE = "leoclr-cli"
@@ -86,34 +87,17 @@ class Plugin:
             return self.entry.load()
         except Exception as error:  # whatever another package raises as it is imported
             raise SettingsError(
-                f"{self.name} of {self.package} {self.version} cannot be imported: {_first_line(error)}"
+                f"{self.name} of {self.package} {self.version} cannot be imported: {first_line(error)}"
             ) from error
 
 
+@cache
 def plugins(group: str) -> Mapping[str, Plugin]:
     """What is installed of a group (`METHODS` or `VIEWS`), by name: the built-in ones, then others by package.
 
     Raises:
-        SettingsError: Two packages offer the same name.
+        SettingsError: Two packages offer the same name, or leoclr itself is not installed.
     """
-    return _installed(group)
-
-
-def plugin(group: str, name: str) -> Plugin:
-    """The plugin of a name.
-
-    Raises:
-        SettingsError: None is installed under it.
-    """
-    try:
-        return plugins(group)[name]
-    except KeyError:
-        what = "backend" if group == METHODS else "view policy"
-        raise SettingsError(f"no {what} {name!r} is installed; there are {', '.join(plugins(group))}") from None
-
-
-@cache
-def _installed(group: str) -> Mapping[str, Plugin]:
     found = [
         Plugin(entry.name, entry.dist.name, entry.dist.version, entry)
         for entry in entry_points(group=group)
@@ -132,6 +116,19 @@ def _installed(group: str) -> Mapping[str, Plugin]:
     return by_name
 
 
+def plugin(group: str, name: str) -> Plugin:
+    """The plugin of a name.
+
+    Raises:
+        SettingsError: None is installed under it.
+    """
+    try:
+        return plugins(group)[name]
+    except KeyError:
+        what = "backend" if group == METHODS else "view policy"
+        raise SettingsError(f"no {what} {name!r} is installed; there are {', '.join(plugins(group))}") from None
+
+
 @cache
 def method_settings(name: str) -> type[MethodSettings]:
     """The settings class of a method, without what else its file needs.
@@ -145,7 +142,7 @@ def method_settings(name: str) -> type[MethodSettings]:
     except SettingsError:
         raise
     except Exception as error:  # whatever another package's file does
-        raise SettingsError(f"the settings of {found} are broken: {_first_line(error)}") from error
+        raise SettingsError(f"the settings of {found} are broken: {first_line(error)}") from error
     if not (isinstance(settings, type) and issubclass(settings, MethodSettings)):
         raise SettingsError(f"{found}: Settings must be a subclass of MethodSettings")
     _refuse_defaults(found, settings)
@@ -179,7 +176,7 @@ def _policy(name: str) -> type[PolicySettings] | ViewPolicy:
     except SettingsError:
         raise
     except Exception as error:  # whatever another package's file does
-        raise SettingsError(f"the view policy {found} is broken: {_first_line(error)}") from error
+        raise SettingsError(f"the view policy {found} is broken: {first_line(error)}") from error
     if isinstance(loaded, ViewPolicy):
         return loaded
     if isinstance(loaded, type) and issubclass(loaded, PolicySettings):
@@ -205,10 +202,6 @@ def _refuse_defaults(found: Plugin, settings: type[BaseModel]) -> None:
                 f"the settings of {found} are broken: {key}: its default must be a number, text, true, false or "
                 f"a tuple of these, as a settings file can say it, got {value!r}"
             )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def import_method(name: str, views: str) -> Any:

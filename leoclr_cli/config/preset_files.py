@@ -41,11 +41,6 @@ def recipe_path(preset: str, backend: str) -> Path | None:
     return path if backend in plugins(METHODS) and path.is_file() else None
 
 
-def recipe_names(preset: str) -> tuple[str, ...]:
-    """The methods with a recipe of their own in a preset."""
-    return tuple(sorted(path.stem for path in (PRESETS / preset).glob("*.toml")))
-
-
 def summary(path: Path) -> str:
     """The comment on the first line of a preset or recipe."""
     return path.read_text("utf-8").partition("\n")[0].lstrip("# ")

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, FiniteFloat
 
 from leoclr.backends.settings import (
+    STANDARD_WIDTH,
     Count,
     Fraction,
     NonNegative,
@@ -20,6 +21,7 @@ from leoclr.backends.settings import (
     PositiveFraction,
     Strict,
 )
+from leoclr.datasets.policies.values import going_up
 from leoclr.datasets.storage.addresses import WITHOUT_CREDENTIAL, carries_credential
 
 # A gradient of torch's channels-last convolutions on a CPU is written past its end where there are fewer channels than
@@ -50,19 +52,12 @@ def _device(text: str) -> str:
     return text
 
 
-def _going_up(pair: tuple[float, float]) -> tuple[float, float]:
-    low, high = pair
-    if low > high:
-        raise ValueError("must be two numbers, low then high")
-    return pair
-
-
 Text = Annotated[str, AfterValidator(_plain)]
 TextOrEmpty = Annotated[str, AfterValidator(lambda text: _plain(text) if text else text)]
 Source = Annotated[Text, AfterValidator(_without_credential)]
 Sigma = Annotated[float, Field(gt=0, le=20, allow_inf_nan=False)]  # beyond, the fast blur's weights of 8 bits fail
-PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(_going_up)]
-FractionRange = Annotated[tuple[PositiveFraction, PositiveFraction], AfterValidator(_going_up)]
+PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(going_up)]
+FractionRange = Annotated[tuple[PositiveFraction, PositiveFraction], AfterValidator(going_up)]
 
 
 class DataSettings(Strict):
@@ -123,7 +118,7 @@ class AugmentationSettings(Strict):
     grayscale: Fraction = Field(default=0.2, description="Probability of grayscale.")
     blur: Fraction = Field(default=0.5, description="Probability of Gaussian blur.")
     solarize: Fraction = Field(default=0.0, description="Probability of solarisation: levels >= 128 are inverted.")
-    blur_sigma: Annotated[tuple[Sigma, Sigma], AfterValidator(_going_up)] = Field(
+    blur_sigma: Annotated[tuple[Sigma, Sigma], AfterValidator(going_up)] = Field(
         default=(0.1, 2.0), description="Range of the blur's standard deviation, in pixels."
     )
     mean: tuple[Fraction, Fraction, Fraction] = Field(default=(0.485, 0.456, 0.406), description="Channel means.")
@@ -148,7 +143,7 @@ class EncoderSettings(Strict):
         "hf-hub:OWNER/NAME, timm:NAME or torchvision:NAME; empty for random weights.",
     )
     width: Annotated[int, Field(ge=8, multiple_of=8)] = Field(
-        default=64,
+        default=STANDARD_WIDTH,
         description="ResNet-18/34: channels of the first stage, a multiple of 8, at least 16; 64 is the standard.",
     )
     drop_path: Annotated[FiniteFloat, Field(ge=0, lt=1)] = Field(

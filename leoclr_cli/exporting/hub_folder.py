@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from leoclr.backends.settings import STANDARD_WIDTH
 from leoclr.cli.exporting.model_card import CURVE, VIEWS, write_card
 from leoclr.cli.exporting.target import Network, Target, Transform
 from leoclr.cli.exporting.timm_models import arguments, pretrained_cfg, require_timm, timm_name
@@ -17,7 +18,6 @@ from leoclr.cli.run.encoders import header_of, plain_tensors
 from leoclr.datasets.errors import CheckpointError
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-_STANDARD_WIDTH = 64
 
 
 class HubFolder(Target):
@@ -27,9 +27,9 @@ class HubFolder(Target):
     def check(self) -> None:
         require_timm("hf")
         name, encoder = timm_name(self.encoder), self.encoder
-        if encoder.stem != "imagenet" or encoder.width != _STANDARD_WIDTH:
+        if encoder.stem != "imagenet" or encoder.width != STANDARD_WIDTH:
             what = "the CIFAR stem" if encoder.stem != "imagenet" else f"width {encoder.width}"
-            others = "safetensors or onnx" if encoder.width != _STANDARD_WIDTH else "safetensors, torchvision or onnx"
+            others = "safetensors or onnx" if encoder.width != STANDARD_WIDTH else "safetensors, torchvision or onnx"
             raise CheckpointError(f"timm builds no {name} with {what} from a config.json; export --format {others}")
 
     def write(self, path: Path) -> None:

@@ -19,7 +19,7 @@ from leoclr.cli.reporting.run_facts import ReportedRun, read_run
 from leoclr.cli.reporting.run_pictures import anonymous_views
 from leoclr.cli.reporting.run_tables import has_effect, percent
 from leoclr.cli.run.encoders import LoadedEncoder
-from leoclr.cli.run.json_file import number
+from leoclr.cli.run.json_file import lines_of, number, part
 from leoclr.cli.terminal import warn
 from leoclr.evals.tables import METRICS
 
@@ -142,13 +142,13 @@ def _training(encoder: LoadedEncoder, run: ReportedRun) -> Iterator[str]:
 
 def _scores(encoder: LoadedEncoder, run: ReportedRun) -> Iterator[str]:
     """Of these weights alone: another checkpoint's figures would say nothing about them."""
-    own = [record for record in run.records.values() if _part(record, "checkpoint").get("digest") == encoder.digest]
+    own = [record for record in run.records.values() if part(record, "checkpoint").get("digest") == encoder.digest]
     for record in own:
-        results = {key: value for key, value in _part(record, "results").items() if isinstance(value, Mapping)}
+        results = {key: value for key, value in part(record, "results").items() if isinstance(value, Mapping)}
         metrics = dict.fromkeys(name for values in results.values() for name in values if _HALF_WIDTH not in name)
         rows = [
             (
-                _cell(_part(record, "rows").get(key, key.replace("_", " "))),
+                _cell(part(record, "rows").get(key, key.replace("_", " "))),
                 *(percent(values, metric) for metric in metrics),
             )
             for key, values in results.items()
@@ -165,11 +165,11 @@ def _scores(encoder: LoadedEncoder, run: ReportedRun) -> Iterator[str]:
 
 
 def _protocol(record: Mapping[str, Any]) -> Iterator[str]:
-    for line in (*_lines(record.get("protocol")), *_lines(record.get("notes"))):
+    for line in (*lines_of(record.get("protocol")), *lines_of(record.get("notes"))):
         yield _cell(without_paths(line))
-    data, counts = _part(record, "data"), []
+    data, counts = part(record, "data"), []
     for split in ("train", "test"):
-        about = _part(data, split)
+        about = part(data, split)
         if (samples := number(about.get("samples"))) is not None:
             counts.append(f"{samples:,.0f} {split} images (digest `{_cell(str(about.get('digest'))[:12])}`)")
     counts.append(f"{_cell(data.get('classes', '?'))} classes")
@@ -212,15 +212,6 @@ def _limitations(run: ReportedRun | None) -> Iterator[str]:
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (headings, ["---"] * len(headings), *rows))
-
-
-def _part(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found = record.get(key)
-    return found if isinstance(found, Mapping) else {}
-
-
-def _lines(value: object) -> list[str]:
-    return [str(line) for line in value] if isinstance(value, list) else []
 
 
 def _cell(value: object) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from leoclr.datasets.errors import RunError, SettingsError
+from leoclr.datasets.wording import in_a_line
 
 
 def require_hub() -> None:
@@ -43,5 +44,4 @@ def push_folder(folder: Path, files: Sequence[Path], repository: str, public: bo
         )
         return str(commit.commit_url)
     except Exception as error:  # its versions bring HTTP clients of their own, whose errors have no root in common
-        reason = " ".join(str(error).split())[:300]
-        raise RunError(f"{folder} is written, but not uploaded to {repository}: {reason}") from error
+        raise RunError(f"{folder} is written, but not uploaded to {repository}: {in_a_line(error)}") from error

@@ -11,12 +11,11 @@ import torch
 from torch import nn
 from torchvision import models
 
+from leoclr.backends.settings import STANDARD_WIDTH
 from leoclr.cli.exporting.target import Network, Target
 from leoclr.cli.exporting.timm_models import arguments, require_timm, timm_name
 from leoclr.cli.run.encoders import read_encoder, write_encoder
 from leoclr.datasets.errors import CheckpointError
-
-_STANDARD_WIDTH = 64
 
 
 class Safetensors(Target):
@@ -52,21 +51,21 @@ class StateDict(Target):
 
     def refuse_width(self) -> None:
         name, width = self.encoder.name, self.encoder.width
-        if width != _STANDARD_WIDTH:
+        if width != STANDARD_WIDTH:
             raise CheckpointError(
                 f"{self.package}'s {name} has no width {width}; export --format safetensors or onnx instead"
             )
 
     def adapt_stem(self, network: Any) -> None:
         if self.encoder.stem == "cifar":
-            network.conv1 = nn.Conv2d(3, _STANDARD_WIDTH, 3, padding=1, bias=False)
+            network.conv1 = nn.Conv2d(3, STANDARD_WIDTH, 3, padding=1, bias=False)
             network.maxpool = nn.Identity()
 
     def stem_usage(self) -> tuple[str, ...]:
         if self.encoder.stem != "cifar":
             return ()
         return (
-            f"model.conv1 = torch.nn.Conv2d(3, {_STANDARD_WIDTH}, 3, padding=1, bias=False)  # the CIFAR stem",
+            f"model.conv1 = torch.nn.Conv2d(3, {STANDARD_WIDTH}, 3, padding=1, bias=False)  # the CIFAR stem",
             "model.maxpool = torch.nn.Identity()",
         )
 

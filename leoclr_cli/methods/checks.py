@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from leoclr.backends.method import Method, Progress
+from leoclr.backends.settings import STANDARD_WIDTH
 from leoclr.cli.config.fields import replaced
 from leoclr.cli.config.plugins import METHODS, VIEWS, method_settings, plugin, plugins
 from leoclr.cli.config.settings import Settings
@@ -94,7 +95,7 @@ def small_settings(name: str) -> Settings:
             plugin(METHODS, name).section: small,
         }
     )
-    standard = {"encoder.stem": "imagenet", "encoder.width": 64} if "encoder.backbone" in others else {}
+    standard = {"encoder.stem": "imagenet", "encoder.width": STANDARD_WIDTH} if "encoder.backbone" in others else {}
     try:
         return replaced(usual, standard | others)
     except ValidationError as error:

@@ -11,6 +11,7 @@ from typing import Any
 from leoclr.cli.config.plugin_errors import told_with_place
 from leoclr.cli.run.devices import changed_in_place
 from leoclr.datasets.errors import LeoclrError
+from leoclr.datasets.wording import first_of
 
 
 @dataclass(frozen=True)
@@ -63,4 +64,4 @@ def collected(results: Iterable[Result], show: bool) -> list[Result]:
 
 def some(names: list[str]) -> str:
     """The first of some names, and how many more there are."""
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+    return first_of(names, 1)

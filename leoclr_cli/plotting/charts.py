@@ -22,6 +22,7 @@ PALETTE: tuple[Colour, ...] = (
 _TEXT = 26
 _LINE = 40
 _MARGIN = 48
+_WIDTH = 1600
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,12 @@ class Line:
     half_widths: tuple[float, ...] = ()
 
 
-def dot_chart(title: str, subtitle: str, panels: Sequence[Panel], width: int = 1600) -> Image.Image:
+def dot_chart(title: str, subtitle: str, panels: Sequence[Panel]) -> Image.Image:
     """Panels below each other, each with a scale of its own, a dot for each row and its value beside it."""
     rows = sum(len(panel.dots) + 3 for panel in panels)
-    canvas, pen = _canvas(title, subtitle, width, _MARGIN * 2 + 3 * _LINE + rows * _LINE)
+    canvas, pen = _canvas(title, subtitle, _MARGIN * 2 + 3 * _LINE + rows * _LINE)
     names = max((font(_TEXT).getlength(dot.label) for panel in panels for dot in panel.dots), default=0)
-    left, right = _MARGIN + round(names) + 40, width - _MARGIN - 200
+    left, right = _MARGIN + round(names) + 40, _WIDTH - _MARGIN - 200
     top = _MARGIN + 3 * _LINE
     colours: dict[str, Colour] = {}
     for panel in panels:
@@ -90,10 +91,10 @@ def line_chart(
     Args:
         logarithmic: Whether the horizontal scale is; its ticks are then the values themselves.
     """
-    width, height = 1600, 1000
-    canvas, pen = _canvas(title, subtitle, width, height)
+    height = 1000
+    canvas, pen = _canvas(title, subtitle, height)
     legend = max(round(font(_TEXT).getlength(line.label)) for line in lines) + 90
-    left, right = _MARGIN + 110, width - _MARGIN - legend
+    left, right = _MARGIN + 110, _WIDTH - _MARGIN - legend
     top, bottom = _MARGIN + 4 * _LINE, height - _MARGIN - 2 * _LINE
     points = [math.log10(x) if logarithmic else x for line in lines for x in line.x]
     values = [
@@ -156,11 +157,11 @@ class _Scale:
         return self.start + (value - self.low) / (self.high - self.low) * (self.stop - self.start)
 
 
-def _canvas(title: str, subtitle: str, width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    canvas = Image.new("RGB", (width, height), GROUND)
+def _canvas(title: str, subtitle: str, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    canvas = Image.new("RGB", (_WIDTH, height), GROUND)
     pen = ImageDraw.Draw(canvas)
     title, subtitle = (
-        shorten(text, font(size), width - 2 * _MARGIN) for text, size in ((title, 36), (subtitle, _TEXT))
+        shorten(text, font(size), _WIDTH - 2 * _MARGIN) for text, size in ((title, 36), (subtitle, _TEXT))
     )
     pen.text((_MARGIN, _MARGIN + _LINE // 2), title, INK, font(36), anchor="ls")
     pen.text((_MARGIN, _MARGIN + _LINE * 3 // 2), subtitle, QUIET, font(_TEXT), anchor="ls")

@@ -22,6 +22,7 @@ _CROP_COLOURS: tuple[Colour, ...] = (  # of Okabe and Ito: apart for the colour-
     (230, 159, 0),  # orange
     (86, 180, 233),  # sky blue
 )
+_SQUARE = 112  # side in pixels
 _WHOLE = {"squash": "squashed to a square", "pad": "padded to a square", "center": "centre square"}
 
 
@@ -72,8 +73,8 @@ def neighbours_picture(
     query_labels: Sequence[str] | None,
     neighbour_labels: Sequence[Sequence[str]] | None,
     similarities: Sequence[Sequence[float]],
-    title: str = "Nearest neighbours",
-    size: int = 112,
+    title: str,
+    size: int = _SQUARE,
 ) -> Image.Image:
     """Each query with the images whose features are nearest to its own, best first. Of each the central square.
 
@@ -112,19 +113,16 @@ def neighbours_picture(
     return sheet(title, subtitle, headings, rows, text_size=max(12, size // 9))
 
 
-def copies_picture(
-    groups: Sequence[Sequence[tuple[Image.Image, str, str]]], subtitle: str, size: int = 112
-) -> Image.Image:
+def copies_picture(groups: Sequence[Sequence[tuple[Image.Image, str, str]]], subtitle: str) -> Image.Image:
     """A row for each group of near copies: the image that is kept, and its copies. Of each the central square.
 
     Args:
         groups: Image, name and remark of each; the kept one first.
         subtitle: The second line.
-        size: Side of the square that each image is fitted into, in pixels.
     """
-    rows = [[Tile(_square(image, size), (remark, name)) for image, name, remark in group] for group in groups]
+    rows = [[Tile(_square(image, _SQUARE), (remark, name)) for image, name, remark in group] for group in groups]
     headings = ["kept", *(f"copy {number}" for number in range(1, max(map(len, rows))))]
-    return sheet("Near copies", subtitle, headings, rows, text_size=max(12, size // 9))
+    return sheet("Near copies", subtitle, headings, rows, text_size=max(12, _SQUARE // 9))
 
 
 def _views_row(

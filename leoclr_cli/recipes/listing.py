@@ -8,6 +8,7 @@ from typing import Any
 from leoclr.cli.config.flags import parse_flags
 from leoclr.cli.recipes.definition import Recipe, load_recipe, selected
 from leoclr.cli.terminal import print_json, say
+from leoclr.datasets.wording import aligned
 
 
 def print_rows(name: str, methods: Sequence[str], with_leoclr: bool, as_json: bool) -> None:
@@ -52,7 +53,4 @@ def _as_text(recipe: Recipe) -> str:
     for row in _rows(recipe):
         figures = ("" if figure is None else f"{figure:.2f}" for figure in row["paper"].values())
         lines.append((row["method"], row["backend"] or "-", row["views"] or "-", *figures, row["published"]))
-    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    return aligned(lines, left=len(lines[0]))

@@ -12,7 +12,7 @@ from PIL import Image
 from leoclr.cli.plotting.charts import Dot, Line, Panel, dot_chart, line_chart
 from leoclr.cli.recipes.definition import Recipe
 from leoclr.cli.recipes.results import Cell, Change, cells
-from leoclr.datasets.wording import counted
+from leoclr.datasets.wording import aligned, counted
 
 _HEADINGS = (
     *("figure", "method", "paper", "ours", "95 % interval", "difference"),
@@ -74,13 +74,8 @@ def as_grid(recipe: Recipe, results: Sequence[Mapping[str, Any]]) -> str:
 def as_text(recipe: Recipe, results: Sequence[Mapping[str, Any]]) -> str:
     """The same for a terminal."""
     rows = [_HEADINGS, *(_row(recipe, cell, results) for cell in cells(recipe, results))]
-    widths = [max(len(row[place]) for row in rows) for place in range(len(_HEADINGS))]
-    lines = [
-        "  ".join(text.ljust(width) if place < 2 else text.rjust(width) for place, (text, width) in enumerate(zipped))
-        for zipped in (list(zip(row, widths, strict=True)) for row in rows)
-    ]
     notes = [f"note: {note}" for note in (*_notes(recipe), *deviations(results))]
-    return "\n".join([f"{recipe.title} ({recipe.source})", "", *lines, "", *notes])
+    return "\n".join([f"{recipe.title} ({recipe.source})", "", aligned(rows, left=2), "", *notes])
 
 
 def as_picture(recipe: Recipe, results: Sequence[Mapping[str, Any]]) -> Image.Image:

@@ -9,7 +9,7 @@ from leoclr.cli.reporting.line_charts import Axis, Series, svg_line_chart
 from leoclr.cli.reporting.markup import Html, element
 from leoclr.cli.reporting.run_facts import ReportedRun
 from leoclr.cli.reporting.score_tiles import checkpoint_name
-from leoclr.cli.run.json_file import number
+from leoclr.cli.run.json_file import number, part
 from leoclr.datasets.views import POLICIES
 
 PERCENT: Callable[[float], str] = lambda value: f"{100 * value:.3g} %"  # noqa: E731
@@ -108,19 +108,16 @@ def _loss_charts(runs: Sequence[ReportedRun]) -> list[Html]:
 
 def _label_points(record: dict[str, object]) -> list[tuple[float, float]]:
     """Share of the labels in per cent, and top-1; older records tell the share that was asked for alone."""
-    results, details = record.get("results"), record.get("details")
-    if record.get("kind") != "label-curve" or not isinstance(results, dict):
+    if record.get("kind") != "label-curve":
         return []
-    shares = details.get("shares") if isinstance(details, dict) else None
     points = []
-    for key, values in results.items():
-        told = shares.get(key) if isinstance(shares, dict) else None
-        share = number(told.get("labelled")) if isinstance(told, dict) else None
+    for key in part(record, "results"):
+        share = number(part(record, "details", "shares", key).get("labelled"))
         try:
-            percent = 100 * share if share is not None else float(str(key).removesuffix("%"))
+            percent = 100 * share if share is not None else float(key.removesuffix("%"))
         except ValueError:
             continue
-        top1 = number(values.get("top1")) if isinstance(values, dict) else None
+        top1 = number(part(record, "results", key).get("top1"))
         if top1 is not None and percent > 0:
             points.append((percent, top1))
     return sorted(points)

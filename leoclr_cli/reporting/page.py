@@ -12,7 +12,7 @@ from PIL import Image
 
 from leoclr.cli.reporting.charts import PERCENT, PLAIN, label_chart, loss_kind, training_charts
 from leoclr.cli.reporting.document import document
-from leoclr.cli.reporting.feature_map import scatter
+from leoclr.cli.reporting.embedding_plot import scatter
 from leoclr.cli.reporting.markup import Html, element, join
 from leoclr.cli.reporting.run_facts import ReportedRun
 from leoclr.cli.reporting.run_pictures import Pictures

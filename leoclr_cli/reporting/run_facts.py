@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from leoclr.cli.run.folder import RunFolder
-from leoclr.cli.run.json_file import number
+from leoclr.cli.run.json_file import number, part
 from leoclr.datasets.json_text import parse_json_text
 
-BAD_IMAGES = "bad-images.txt"
 _MAX_RECORD_BYTES = 16 * 2**20
 _SHOWN_BAD_IMAGES = 20
 
@@ -64,10 +63,7 @@ class ReportedRun:
 
     def part(self, *keys: str) -> Mapping[str, Any]:
         """An object inside run.json; empty where there is none."""
-        found: Any = self.content
-        for key in keys:
-            found = found.get(key) if isinstance(found, Mapping) else None
-        return found if isinstance(found, Mapping) else {}
+        return part(self.content, *keys)
 
 
 def read_run(path: Path) -> ReportedRun:
@@ -140,15 +136,13 @@ def _curves_of(run: ReportedRun, record: dict[str, Any]) -> list[dict[str, Any]]
 
 def _run_of(record: Mapping[str, Any]) -> str:
     """The name of the run folder that the scored checkpoint lies in: RUN/checkpoints/STEP."""
-    checkpoint = record.get("checkpoint")
-    place = Path(str(checkpoint.get("path"))) if isinstance(checkpoint, Mapping) else Path()
-    return place.parent.parent.name
+    return Path(str(part(record, "checkpoint").get("path"))).parent.parent.name
 
 
 def _read_bad_images(run: ReportedRun) -> None:
     count, shown = 0, []
     try:
-        with (run.folder.path / BAD_IMAGES).open(encoding="utf-8", errors="replace") as lines:
+        with run.folder.bad_images.open(encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 count += 1
                 if count <= _SHOWN_BAD_IMAGES:

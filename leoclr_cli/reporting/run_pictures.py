@@ -19,7 +19,7 @@ from leoclr.cli.config.settings import Settings
 from leoclr.cli.image_folders import as_shards
 from leoclr.cli.plotting.drawing import fit_image
 from leoclr.cli.plotting.pictures import neighbours_picture, views_picture
-from leoclr.cli.reporting.feature_map import FeatureMap, MapKind, places
+from leoclr.cli.reporting.embedding_plot import EmbeddingPlot, MapKind, places
 from leoclr.cli.reporting.run_facts import ReportedRun
 from leoclr.cli.run.encoders import LoadedEncoder, load_encoder
 from leoclr.datasets.errors import LeoclrError
@@ -27,6 +27,7 @@ from leoclr.datasets.randomness import Permutation
 from leoclr.datasets.shards.index import NO_LABEL, Index
 from leoclr.datasets.shards.locate import open_data
 from leoclr.datasets.shards.reader import SampleReader
+from leoclr.datasets.wording import first_line
 from leoclr.evals.features.cache import FeatureCache, feature_key
 from leoclr.evals.features.extract import Features, check_features, extract_features
 from leoclr.evals.features.preprocessing import Preprocessing, standard_view
@@ -45,7 +46,7 @@ class Pictures:
 
     views: Image.Image | None = None
     neighbours: Image.Image | None = None
-    map: FeatureMap | None = None
+    map: EmbeddingPlot | None = None
     thumbnails: Image.Image | None = None
     encoder: LoadedEncoder | None = None
     from_data: str = ""
@@ -89,7 +90,9 @@ def _draw_features(
         pictures.neighbours = _neighbours(features, reader, classes)
     if kind != "none" and len(features.features) > 2:
         found, method = places(features.features, kind)
-        pictures.map = FeatureMap(found, [index.key(number) for number in features.numbers.tolist()], classes, method)
+        pictures.map = EmbeddingPlot(
+            found, [index.key(number) for number in features.numbers.tolist()], classes, method
+        )
         pictures.thumbnails = thumbnails(found, lambda row: reader.image(int(features.numbers[row])))
 
 
@@ -120,7 +123,7 @@ def _views(run: ReportedRun, index: Index, named: bool = True) -> Image.Image | 
         spec = augmentation_spec(settings)
         return views_picture(images, names, spec, settings.view_policy, settings.train.seed, size=160)
     except (LeoclrError, ValidationError) as error:
-        run.problems.append(f"The views cannot be drawn: {str(error).splitlines()[0]}")
+        run.problems.append(f"The views cannot be drawn: {first_line(error)}")
         return None
 
 

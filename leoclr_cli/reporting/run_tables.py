@@ -8,10 +8,9 @@ from typing import Any
 from leoclr.cli.config.fields import plugin_sections
 from leoclr.cli.reporting.markup import Html, element, join, table
 from leoclr.cli.reporting.run_facts import ReportedRun, flat
-from leoclr.cli.run.json_file import number
-from leoclr.evals.tables import METRICS
+from leoclr.cli.run.json_file import lines_of, number, part
+from leoclr.evals.tables import HALF_WIDTHS, METRICS
 
-_HALF_WIDTHS = {"_half_width": "draws", "_image_half_width": "images"}
 _METRICS = METRICS | {"ap50": "AP50 %", "ap": "AP %", "ap75": "AP75 %"}
 
 
@@ -94,7 +93,7 @@ def _scores(found: Sequence[tuple[int, ReportedRun, dict[str, Any]]]) -> Html:
             for _, _, record in found
             for values in _results(record).values()
             for metric in values
-            if not metric.endswith(tuple(_HALF_WIDTHS))
+            if not metric.endswith(tuple(HALF_WIDTHS))
         )
     )
     keys = dict.fromkeys(key for _, _, record in found for key in _results(record))
@@ -112,8 +111,7 @@ def _scores(found: Sequence[tuple[int, ReportedRun, dict[str, Any]]]) -> Html:
 
 def _label(record: Mapping[str, Any], key: str) -> str:
     """What the table of the score calls a row; older records have its key alone."""
-    labels = record.get("rows")
-    return str(labels[key]) if isinstance(labels, dict) and key in labels else key.replace("_", " ")
+    return str(part(record, "rows").get(key, key.replace("_", " ")))
 
 
 def _weights(run: ReportedRun, record: Mapping[str, Any]) -> str:
@@ -123,15 +121,13 @@ def _weights(run: ReportedRun, record: Mapping[str, Any]) -> str:
 
 
 def _digest(record: Mapping[str, Any]) -> str:
-    checkpoint = record.get("checkpoint")
-    return _text(checkpoint.get("digest"))[:8] if isinstance(checkpoint, dict) else "-"
+    return _text(part(record, "checkpoint").get("digest"))[:8]
 
 
 def _results(record: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    results = record.get("results")
     return {
         key: {name: found for name, value in values.items() if (found := number(value)) is not None}
-        for key, values in (results.items() if isinstance(results, dict) else ())
+        for key, values in part(record, "results").items()
         if isinstance(values, dict)
     }
 
@@ -143,7 +139,7 @@ def percent(values: Mapping[str, Any], metric: str) -> str:
         return ""
     if not -1 <= value <= 1:
         return f"{value:g}"
-    halves = {over: number(values.get(f"{metric}{name}")) for name, over in _HALF_WIDTHS.items()}
+    halves = {over: number(values.get(f"{metric}_{name}")) for name, over in HALF_WIDTHS.items()}
     intervals = [f"± {100 * half:.2f} ({over})" for over, half in halves.items() if half is not None]
     return " ".join([f"{100 * value:.2f}", *intervals])
 
@@ -154,7 +150,7 @@ def _protocols(found: Sequence[tuple[int, ReportedRun, dict[str, Any]]]) -> Html
     notes = []
     for colour, run, record in found:
         protocols.setdefault(_protocol(run, record), []).append(chip(colour, run.name))
-        notes += [element("p", f"{run.name}: {line}", class_="notice") for line in _lines(record.get("notes"))]
+        notes += [element("p", f"{run.name}: {line}", class_="notice") for line in lines_of(record.get("notes"))]
     if len(protocols) > 1:
         notes.append(
             element(
@@ -176,21 +172,15 @@ def _protocols(found: Sequence[tuple[int, ReportedRun, dict[str, Any]]]) -> Html
 
 
 def _protocol(run: ReportedRun, record: Mapping[str, Any]) -> tuple[str, ...]:
-    data = record.get("data")
-    test = data.get("test") if isinstance(data, dict) else None
-    digest = _text(test.get("digest"))[:12] if isinstance(test, dict) else "-"
+    digest = _text(part(record, "data", "test").get("digest"))[:12]
     seed = f"seed {_text(record.get('seed'))}, test data {digest}{_weights(run, record)}"
-    return (*_lines(record.get("protocol")), seed)
+    return (*lines_of(record.get("protocol")), seed)
 
 
 def _numbered(found: Sequence[tuple[int, ReportedRun, dict[str, Any]]]) -> dict[tuple[str, ...], int]:
     """The protocols of a kind of score, from 1, so that each figure can say which is its own."""
     protocols = dict.fromkeys(_protocol(run, record) for _, run, record in found)
     return {lines: place for place, lines in enumerate(protocols, start=1)}
-
-
-def _lines(value: object) -> list[str]:
-    return [str(line) for line in value] if isinstance(value, list) else []
 
 
 def _text(value: object) -> str:

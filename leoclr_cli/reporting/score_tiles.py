@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from leoclr.cli.reporting.run_facts import ReportedRun
-from leoclr.cli.run.json_file import number
+from leoclr.cli.run.json_file import lines_of, number, part
 from leoclr.datasets.wording import counted
 
 _METRICS = {"top1": "top-1", "mean_per_class": "mean per class", "ap50": "AP50"}
@@ -76,7 +76,7 @@ def _tile(scored: _Scored, record: Mapping[str, Any], splits: list[str]) -> Scor
 
 
 def _scored(record: Mapping[str, Any]) -> _Scored:
-    details, kind = _mapping(record.get("details")), str(record.get("kind"))
+    details, kind = part(record, "details"), str(record.get("kind"))
     epochs = number(details.get("epochs")) or _epochs(record)
     trained = counted(round(epochs), "epoch") if epochs else ""
     probe = "linear probe" if "c" in details or "learning_rate" in details else "k-NN"
@@ -92,7 +92,7 @@ def _scored(record: Mapping[str, Any]) -> _Scored:
         case "linear":
             return _Scored(probe, "linear")
         case "robustness":
-            draws = _mapping(details.get("random")).get("top1")
+            draws = part(details, "random").get("top1")
             count = len(draws) if isinstance(draws, list) else 0
             scale = _crops(record)
             score = f"drop on random crops{'' if scale == _USUAL_CROPS else f' of {scale} of the area'}, {probe}"
@@ -107,14 +107,14 @@ def _scored(record: Mapping[str, Any]) -> _Scored:
             effort = (epochs, trained) if kind == "transfer" else (0.0, "")
             return _Scored(f"transfer to {details.get('data_set', '?')}, {score}", row, metric, *effort)
         case "detection":
-            steps = number(_mapping(details.get("recipe")).get("iterations")) or 0.0
+            steps = number(part(details, "recipe").get("iterations")) or 0.0
             trained = counted(round(steps), "step") if steps else ""
             from_random = details.get("random") is True or "from random weights" in " ".join(_protocol(record))
             score = f"detection{', from random weights' if from_random else ''}"
             return _Scored(score, "detection", "ap50", effort=steps, effort_label=trained)
         case "label-curve":
             return _Scored("", "")  # a chart of its own
-    results = _mapping(record.get("results"))
+    results = part(record, "results")
     return _Scored(kind, next(iter(results), ""))
 
 
@@ -133,22 +133,22 @@ def _interval(figures: Mapping[str, Any], scored: _Scored) -> tuple[float | None
 
 
 def _figures(record: Mapping[str, Any], row: str) -> Mapping[str, Any]:
-    return _mapping(_mapping(record.get("results")).get(row))
+    return part(record, "results", row)
 
 
 def _digest(record: Mapping[str, Any], split: str) -> str:
-    return str(_mapping(_mapping(record.get("data")).get(split)).get("digest"))
+    return str(part(record, "data", split).get("digest"))
 
 
 def _source(record: Mapping[str, Any], split: str) -> str:
-    source = _mapping(_mapping(record.get("data")).get(split)).get("source")
+    source = part(record, "data", split).get("source")
     first = str(source[0]) if isinstance(source, list) and source else "?"
     return "/".join(PurePosixPath(first).parts[-2:])
 
 
 def checkpoint_name(record: Mapping[str, Any]) -> str:
     """Such as step-000001000, which sorts by age."""
-    return PurePosixPath(str(_mapping(record.get("checkpoint")).get("path"))).name
+    return PurePosixPath(str(part(record, "checkpoint").get("path"))).name
 
 
 def _epochs(record: Mapping[str, Any]) -> float:
@@ -163,9 +163,4 @@ def _crops(record: Mapping[str, Any]) -> str:
 
 
 def _protocol(record: Mapping[str, Any]) -> list[str]:
-    lines = record.get("protocol")
-    return [str(line) for line in lines] if isinstance(lines, list) else []
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+    return lines_of(record.get("protocol"))

@@ -130,7 +130,7 @@ def _loaded(found: Sound | Path, backbone: str | None) -> LoadedEncoder:
     if isinstance(found, Sound):
         return _from_checkpoint(found)
     if is_named(str(found)):
-        fetched = fetch(str(found), backbone)
+        fetched = fetch(str(found))
         return _of(fetched) if isinstance(fetched, Found) else replace(_loaded(fetched, backbone), source=str(found))
     return _from_folder(found, backbone) if found.is_dir() else _from_file(found, backbone)
 
@@ -138,10 +138,8 @@ def _loaded(found: Sound | Path, backbone: str | None) -> LoadedEncoder:
 def fresh_encoder(like: LoadedEncoder, seed: int) -> LoadedEncoder:
     """The untrained counterpart of an encoder: same architecture and preprocessing, random weights from `seed`."""
     architecture = Architecture(like.name, like.stem, like.width)
-    preprocessing = Input(like.image_size, like.mean, like.std)
-    return _finished(
-        _build(architecture, seed, like.image_size), architecture, preprocessing, f"untrained, seed {seed}", None
-    )
+    input = Input(like.image_size, like.mean, like.std)
+    return _finished(_build(architecture, seed, like.image_size), architecture, input, f"untrained, seed {seed}", None)
 
 
 def header_of(encoder: LoadedEncoder) -> Header:
@@ -194,10 +192,10 @@ def _from_checkpoint(sound: Sound) -> LoadedEncoder:
     prefix = f"{checkpoint.state.get('encoder', USUAL_PLACE)}."
     tensors = {name.removeprefix(prefix): model[name] for name in model if name.startswith(prefix)}
     architecture = Architecture(encoder.backbone, encoder.stem, encoder.width)
-    preprocessing = Input(data.image_size, augmentation.mean, augmentation.std)
+    input = Input(data.image_size, augmentation.mean, augmentation.std)
     run = path.resolve().parent.parent
     is_in_run = RunFolder(run).settings_file.exists()
-    return _filled(architecture, preprocessing, tensors, path, run if is_in_run else None)
+    return _filled(architecture, input, tensors, path, run if is_in_run else None)
 
 
 def _from_folder(folder: Path, backbone: str | None) -> LoadedEncoder:
@@ -235,8 +233,8 @@ def _from_exported(path: Path, tensors: dict[str, Tensor], metadata: dict[str, s
     except (KeyError, ValidationError) as error:
         raise CheckpointError(f"{path} has no readable leoclr header: {_reason(error)}") from error
     architecture = Architecture(header.backbone, header.stem, header.width)
-    preprocessing = Input(header.image_size, header.mean, header.std)
-    loaded = _filled(architecture, preprocessing, tensors, path, None)
+    input = Input(header.image_size, header.mean, header.std)
+    loaded = _filled(architecture, input, tensors, path, None)
     if loaded.digest != header.digest:
         raise CheckpointError(f"{path} has changed since it was exported (the SHA-256 of its weights differs)")
     return loaded
@@ -244,21 +242,21 @@ def _from_exported(path: Path, tensors: dict[str, Tensor], metadata: dict[str, s
 
 def _filled(
     architecture: Architecture,
-    preprocessing: Input,
+    input: Input,
     tensors: dict[str, Tensor],
     path: Path,
     run: Path | None,
     left_out: Sequence[str] = (),
 ) -> LoadedEncoder:
-    backbone = _build(architecture, 0, preprocessing.image_size)
+    backbone = _build(architecture, 0, input.image_size)
     fitting, classifier = fitting_tensors(tensors, backbone.state_dict(), path, architecture)
     backbone.load_state_dict(fitting)
-    finished = _finished(backbone, architecture, preprocessing, str(path), run)
+    finished = _finished(backbone, architecture, input, str(path), run)
     return replace(finished, left_out=(*classifier, *left_out))
 
 
 def _finished(
-    backbone: Backbone, architecture: Architecture, preprocessing: Input, source: str, run: Path | None
+    backbone: Backbone, architecture: Architecture, input: Input, source: str, run: Path | None
 ) -> LoadedEncoder:
     backbone.eval().requires_grad_(False)
     return LoadedEncoder(
@@ -266,9 +264,9 @@ def _finished(
         name=architecture.name,
         stem=architecture.stem,
         width=architecture.width,
-        image_size=preprocessing.image_size,
-        mean=preprocessing.mean,
-        std=preprocessing.std,
+        image_size=input.image_size,
+        mean=input.mean,
+        std=input.std,
         digest=weights_digest(backbone.state_dict()),
         source=source,
         run=run,

@@ -49,6 +49,11 @@ class RunFolder:
         return self.path / "failed-step.json"
 
     @property
+    def bad_images(self) -> Path:
+        """One line for each image that cannot be read; missing where all can."""
+        return self.path / "bad-images.txt"
+
+    @property
     def evals(self) -> Path:
         return self.path / "evals"
 

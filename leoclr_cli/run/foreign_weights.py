@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from leoclr.backends.settings import STANDARD_WIDTH
 from leoclr.cli.run.layouts import backbone_tensors
 from leoclr.datasets.errors import CheckpointError
 from leoclr.datasets.wording import first_of
@@ -68,7 +69,7 @@ class Architecture:
 
     name: str
     stem: str = "imagenet"
-    width: int = 64
+    width: int = STANDARD_WIDTH
 
     def __str__(self) -> str:
         return f"{self.name} ({self.stem} stem, width {self.width})"
@@ -167,7 +168,8 @@ def deduce(tensors: Mapping[str, Tensor], path: Path, name: str | None) -> Archi
         return Architecture(name, resnet.stem, resnet.width) if resnet and resnet.name == name else Architecture(name)
     if resnet is None:
         raise CheckpointError(
-            f"{path} does not tell its architecture; name it with --backbone (it holds {listing(sorted(tensors))})"
+            f"{path} does not tell its architecture; name it with --backbone "
+            f"(it holds {first_of(sorted(tensors), _MOST)})"
         )
     return resnet
 
@@ -227,15 +229,10 @@ def fitting_tensors(
         "unexpected": sorted(given.keys() - expected.keys()),
         "of another shape": shapes,
     }
-    found = [f"{len(names)} {problem}: {listing(names)}" for problem, names in problems.items() if names]
+    found = [f"{len(names)} {problem}: {first_of(names, _MOST)}" for problem, names in problems.items() if names]
     if found:
         raise CheckpointError(f"{path} does not fit {architecture}; {'; '.join(found)}")
     return given, left_out
-
-
-def listing(names: Iterable[str]) -> str:
-    """The first few names, and how many more there are."""
-    return first_of(list(names), _MOST)
 
 
 def _shape(tensor: Tensor) -> str:

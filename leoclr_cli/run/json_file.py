@@ -1,9 +1,10 @@
-"""Read JSON objects and numbers from untrusted files."""
+"""Read JSON from untrusted files: whole objects, and parts of them that may be missing or of another kind."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,18 @@ def number(value: object) -> float | None:
         return float(value) if math.isfinite(value) else None
     except OverflowError:
         return None
+
+
+def part(value: object, *keys: str) -> Mapping[str, Any]:
+    """The object that keys lead to, one inside the other; empty where there is none."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value if isinstance(value, Mapping) else {}
+
+
+def lines_of(value: object) -> list[str]:
+    """The items of a list as text; none where it is no list."""
+    return [str(line) for line in value] if isinstance(value, list) else []
 
 
 def _refuse_constant(name: str) -> float:

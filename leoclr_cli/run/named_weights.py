@@ -14,15 +14,13 @@ from leoclr.cli.run.foreign_weights import Architecture, Found, Input, read_safe
 from leoclr.cli.run.model_names import CONFIG, WEIGHTS, is_model_folder
 from leoclr.datasets.errors import CheckpointError, SettingsError
 from leoclr.datasets.json_text import parse_json_text
+from leoclr.datasets.wording import in_a_line
 
 _MAX_CONFIG_BYTES = 1 << 20
 
 
-def fetch(text: str, backbone: str | None) -> Path | Found:
+def fetch(text: str) -> Path | Found:
     """The folder that a name means, on the disk; or the weights themselves, where they are no folder's.
-
-    Args:
-        backbone: What the user calls the architecture, if he says.
 
     Raises:
         CheckpointError: There is nothing of this name, or it cannot be fetched.
@@ -31,7 +29,7 @@ def fetch(text: str, backbone: str | None) -> Path | Found:
     scheme, _, name = text.partition(":")
     if scheme == "torchvision":
         return _torchvision(name)
-    folder = {"local-dir": _local, "hf-hub": _hub, "timm": _timm}[scheme](name)
+    folder = {"local-dir": Path, "hf-hub": _hub, "timm": _timm}[scheme](name)
     if not is_model_folder(folder):
         raise CheckpointError(f"{text}: {folder} does not hold {CONFIG} and {' or '.join(WEIGHTS)}")
     return folder
@@ -86,10 +84,6 @@ def described(config: dict[str, Any], folder: Path, backbone: str | None) -> tup
     return architecture, Input(size, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
 
 
-def _local(name: str) -> Path:
-    return Path(name)
-
-
 def _hub(name: str) -> Path:
     try:
         from huggingface_hub import hf_hub_download
@@ -100,14 +94,14 @@ def _hub(name: str) -> Path:
     try:
         folder = Path(hf_hub_download(repository, CONFIG, revision=revision or None)).parent
     except Exception as error:  # its versions bring HTTP clients of their own, whose errors have no root in common
-        raise CheckpointError(f"hf-hub:{name} cannot be fetched: {_one_line(error)}") from error
+        raise CheckpointError(f"hf-hub:{name} cannot be fetched: {in_a_line(error)}") from error
     for weights in WEIGHTS:
         try:
             return Path(hf_hub_download(repository, weights, revision=revision or None)).parent
         except Exception as error:
             problem = problem or error
     assert problem is not None
-    raise CheckpointError(f"hf-hub:{name}: {folder.name} has no readable {' or '.join(WEIGHTS)}: {_one_line(problem)}")
+    raise CheckpointError(f"hf-hub:{name}: {folder.name} has no readable {' or '.join(WEIGHTS)}: {in_a_line(problem)}")
 
 
 def _timm(name: str) -> Path:
@@ -141,12 +135,8 @@ def _torchvision(name: str) -> Found:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(weights.url, str(path), file.stem.rpartition("-")[2], progress=False)
         except (OSError, RuntimeError) as error:
-            raise CheckpointError(f"torchvision:{name} cannot be fetched: {_one_line(error)}") from error
+            raise CheckpointError(f"torchvision:{name} cannot be fetched: {in_a_line(error)}") from error
     about = weights.transforms()
     tensors, left_out = read_torch_file(path)
     size = Input(int(about.crop_size[0]), tuple(about.mean), tuple(about.std))
     return Found(tensors, left_out, Architecture(model), size, f"torchvision:{model}.{weights.name}")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -15,6 +15,7 @@ from leoclr.cli.image_folders import as_shards
 from leoclr.cli.run.folder import RunFolder
 from leoclr.datasets.errors import DataError, RunError
 from leoclr.datasets.shards.locate import check_specs, sibling_split
+from leoclr.datasets.wording import first_line
 
 
 def recorded_settings(run: Path, moved: str | Sequence[str] | None = None) -> Settings:
@@ -34,8 +35,7 @@ def recorded_settings(run: Path, moved: str | Sequence[str] | None = None) -> Se
         return replaced(settings, {f"data.{key}": tuple(description["data"][key]) for key in ("train", "val")})
     except (ValidationError, KeyError, TypeError) as error:
         _refuse_missing_method(run, description)
-        first = str(error).splitlines()[0]
-        raise RunError(f"{run}/run.json does not hold settings that this version reads: {first}") from None
+        raise RunError(f"{run}/run.json does not hold settings that this version reads: {first_line(error)}") from None
 
 
 def _beside(moved: str | Sequence[str], val: list[str]) -> list[str]:

@@ -6,12 +6,13 @@ import hashlib
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from leoclr.backends.settings import STANDARD_WIDTH
 from leoclr.cli.run.devices import choose_device
 from leoclr.cli.run.encoders import LoadedEncoder, fresh_encoder, load_encoder
 from leoclr.cli.run.folder import RunFolder
@@ -32,7 +33,7 @@ from leoclr.evals.detection.detector import (
     train_detector,
 )
 from leoclr.evals.detection.model import build_detector
-from leoclr.evals.job_cache import Work
+from leoclr.evals.work import Work
 
 _METRICS = {"ap50": "AP50", "ap": "AP", "ap75": "AP75"}
 _STATES = 20  # in a training
@@ -90,7 +91,7 @@ def score_detection(
         "normalisation": [encoder.mean, encoder.std],
         "train": train.digest,
         "test": test.digest,
-        "recipe": wanted.recipe.identity(),
+        "recipe": asdict(wanted.recipe),
         "seed": wanted.seed,
         "device": device.type,
     }
@@ -172,14 +173,14 @@ def _record(
         for name, split in zip(names, splits, strict=True)
         if split.left_out
     ]
-    if (encoder.name, encoder.width) != ("resnet50", 64):
+    if (encoder.name, encoder.width) != ("resnet50", STANDARD_WIDTH):
         notes.append(f"the body is {encoder.name} of width {encoder.width}, not the paper's ResNet-50")
     content = {
         "results": {"detection": {metric: found[metric] for metric in _METRICS}},
         "rows": {"detection": "all classes"},
         "details": {
             "ap50_of_classes": found["classes"],
-            "recipe": wanted.recipe.identity(),
+            "recipe": asdict(wanted.recipe),
             "random": wanted.random,
         },
         "protocol": [

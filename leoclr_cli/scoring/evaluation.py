@@ -30,8 +30,8 @@ from leoclr.evals.features.cache import FeatureCache, feature_key
 from leoclr.evals.features.extract import Features, check_features, extract_features
 from leoclr.evals.features.preprocessing import Preprocessing, TestView
 from leoclr.evals.finetuning.labelled_crops import LabelledCrops
-from leoclr.evals.job_cache import Work
 from leoclr.evals.scores import Score
+from leoclr.evals.work import Work
 
 POOLED = "pooled features of {}, before the projector"  # what of the encoder was scored, most often
 _HOLDOUT_SHARE = 0.2
@@ -141,9 +141,9 @@ class Evaluation:
             note = f"{name}: {len(skipped):,} of {images:,} images left out, {skipped[0]}"
             self.notes += [] if note in self.notes else [note]
 
-    def part_features(self, index: Index, numbers: NDArray[np.int64], view: TestView, name: str) -> Features:
-        """Features of some samples of `index`, numbered as there."""
-        features = self.features(index.subset(numbers), view, name)
+    def holdout_features(self, index: Index, numbers: NDArray[np.int64], view: TestView) -> Features:
+        """Features of the samples of `index` that are held out of the training, numbered as there."""
+        features = self.features(index.subset(numbers), view, "hold-out of the training data")
         return replace(features, numbers=numbers[features.numbers])
 
     def crops(self, train: Index, batch_size: int) -> LabelledCrops:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +13,8 @@ from leoclr.cli.run.devices import check_backbone
 from leoclr.cli.scoring.evaluation import Evaluation
 from leoclr.cli.terminal import progress
 from leoclr.datasets.shards.index import Index
-from leoclr.evals.accuracy import Predictions
-from leoclr.evals.classes import IntArray, Numbering, match_classes, own_classes
+from leoclr.evals.accuracy import IntArray, Predictions
+from leoclr.evals.classes import Numbering, match_classes, own_classes
 from leoclr.evals.features.preprocessing import standard_view
 from leoclr.evals.finetuning.finetune import Diverged, FinetuningRecipe, finetune, network_predictions
 from leoclr.evals.finetuning.supervised import Schedule
@@ -82,7 +83,7 @@ def finetuned(
     numbers = match_classes(train, test)
     view = standard_view(evaluation.encoder.image_size)
     work = evaluation.work(
-        train, test, kind="finetune", recipe=recipe.identity(), view=view.protocol, batches="all images"
+        train, test, kind="finetune", recipe=asdict(recipe), view=view.protocol, batches="all images"
     )
     done = work.result()
     if done is not None and "diverged" in done:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -55,25 +56,11 @@ def method(settings: Settings, device: torch.device, images: int, ranks: int = 1
         RunError: The backbone cannot be trained on such images on this device.
         SettingsError: There is no such backbone or method.
     """
-
-    def new_backbone() -> Backbone:
-        whole = settings.data.image_size
-        of_size = {view.side(whole): name for name, view in policy.views.items()}
-        network = backbone(settings.encoder, whole, any_size=of_size.keys() != {whole})
-        for size, name in sorted(of_size.items(), reverse=True):
-            try:
-                check_backbone(network, size, settings.train.precision, device)
-            except RunError as error:
-                share = policy.views[name].size
-                where = f"; it is the size of {name} in {policy.name} views, {share:.3g} of data.image_size {whole}"
-                raise RunError(f"{error}{where if size != whole else ''}") from None
-        return network
-
-    policy, encoder, train = settings.view_policy, settings.encoder, settings.train
+    encoder, train = settings.encoder, settings.train
     facts = Facts(
-        new_backbone=new_backbone,
+        new_backbone=partial(_checked_backbone, settings, device),
         projector=(encoder.projector_layers, encoder.projector_hidden, encoder.projector_dim),
-        pairs=policy.pairs,
+        pairs=settings.view_policy.pairs,
         batch_size=settings.data.batch_size,
         images=images,
         image_size=settings.data.image_size,
@@ -82,21 +69,7 @@ def method(settings: Settings, device: torch.device, images: int, ranks: int = 1
         device_type=device.type,
         policy={} if settings.policy is None else settings.policy.model_dump(),
     )
-    made: Method
-    kind = import_method(settings.backend, settings.views)
-    if not issubclass(kind, Method):
-        raise SettingsError(
-            f"backend {settings.backend}: {kind.__name__} must be a subclass of leoclr.backends.method.Method"
-        )
-    if not _takes(kind, settings.method, facts):
-        raise SettingsError(f"backend {settings.backend}: {kind.__name__}.__init__ must take (settings, facts)")
-    torch.manual_seed(train.seed)
-    try:
-        made = kind(settings.method, facts)
-    except ValueError as error:
-        place = place_in_plugin(error)
-        raise SettingsError(f"{error} ({place})" if place else str(error)) from None
-    _refuse_backbones(settings.backend, made)
+    made = _made(settings, facts)
     memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
     made.to(device, memory_format=memory_format)  # type: ignore[call-overload]
     if train.channels_last and train.precision == "bf16" and device.type == "cpu":
@@ -106,6 +79,41 @@ def method(settings: Settings, device: torch.device, images: int, ranks: int = 1
         for part in made.modules():
             if isinstance(part, Encoder):
                 part.compile()  # and not torch.compile, whose wrapper would rename the weights
+    return made
+
+
+def _checked_backbone(settings: Settings, device: torch.device) -> Backbone:
+    """The backbone, which takes views of every size of the policy on the device; RunError where it does not."""
+    whole, policy = settings.data.image_size, settings.view_policy
+    of_size = {view.side(whole): name for name, view in policy.views.items()}
+    network = backbone(settings.encoder, whole, any_size=of_size.keys() != {whole})
+    for size, name in sorted(of_size.items(), reverse=True):
+        try:
+            check_backbone(network, size, settings.train.precision, device)
+        except RunError as error:
+            share = policy.views[name].size
+            where = f"; it is the size of {name} in {policy.name} views, {share:.3g} of data.image_size {whole}"
+            raise RunError(f"{error}{where if size != whole else ''}") from None
+    return network
+
+
+def _made(settings: Settings, facts: Facts) -> Method:
+    """The method with weights from `train.seed`; SettingsError where its class is none or refuses its settings."""
+    kind = import_method(settings.backend, settings.views)
+    if not issubclass(kind, Method):
+        raise SettingsError(
+            f"backend {settings.backend}: {kind.__name__} must be a subclass of leoclr.backends.method.Method"
+        )
+    if not _takes(kind, settings.method, facts):
+        raise SettingsError(f"backend {settings.backend}: {kind.__name__}.__init__ must take (settings, facts)")
+    torch.manual_seed(settings.train.seed)
+    made: Method
+    try:
+        made = kind(settings.method, facts)
+    except ValueError as error:
+        place = place_in_plugin(error)
+        raise SettingsError(f"{error} ({place})" if place else str(error)) from None
+    _refuse_backbones(settings.backend, made)
     return made
 
 

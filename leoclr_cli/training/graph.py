@@ -28,6 +28,7 @@ from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.devices import out_of_memory, without_algorithm_search
 from leoclr.cli.training.step import StepResult, TrainStep
 from leoclr.datasets.errors import LeoclrError
+from leoclr.datasets.wording import in_a_line
 
 _STEPS_BEFORE = 3  # in which algorithms are chosen and the optimizer's state comes to be
 _CHECKED = 2  # the second has other inputs than the capture
@@ -166,7 +167,7 @@ class StepGraph:
             replay = self._replay or self._captured(now)
         except (RuntimeError, LeoclrError) as error:
             self._restore(after)
-            return self._refuse(f"it cannot be captured ({' '.join(str(error).split())[:200]})", expected)
+            return self._refuse(f"it cannot be captured ({in_a_line(error, 200)})", expected)
         found = replay().clone()
         if self._check and not self._alike(before, after):
             self._restore(after)

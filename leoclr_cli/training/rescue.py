@@ -15,6 +15,7 @@ from leoclr.cli.run.folder import RunFolder
 from leoclr.cli.run.lock import RunLock
 from leoclr.cli.terminal import say, warn
 from leoclr.datasets.errors import CheckpointError, LeoclrError, RunError
+from leoclr.datasets.wording import in_a_line
 
 
 class Unsound(RunError):
@@ -57,7 +58,7 @@ def saved_on_failure(
             try:
                 saved = worth_it() and save()
             except (LeoclrError, RuntimeError) as second:  # a GPU that has failed answers nothing more
-                warn(f"the newest step cannot be saved: {' '.join(str(second).split())[:300]}")
+                warn(f"the newest step cannot be saved: {in_a_line(second)}")
         if not isinstance(error, Unsound) and (main or saved):
             _say_how_it_goes_on(run, saved)
         raise

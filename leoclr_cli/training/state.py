@@ -23,6 +23,7 @@ from leoclr.cli.run.versions import environment, versions
 from leoclr.cli.training.optimizers import load_optimizer_tensors, optimizer_tensors
 from leoclr.datasets.errors import CheckpointError, RunError, first_fault
 from leoclr.datasets.shards.index import Index
+from leoclr.datasets.wording import in_a_line
 
 
 class SavedValues(BaseModel):
@@ -107,8 +108,7 @@ class RunState:
             if scaler is not None and saved.scaler is not None:
                 scaler.load_state_dict(saved.scaler)
         except (RuntimeError, ValueError, KeyError, IndexError) as error:
-            detail = " ".join(str(error).split())
-            raise CheckpointError(f"{checkpoint.path} does not fit the settings: {detail[:600]}") from None
+            raise CheckpointError(f"{checkpoint.path} does not fit the settings: {in_a_line(error, 600)}") from None
         before, now = saved.environment, self._environment()
         facts = facts_of(self._settings, len(index), ranks())
         return list(resume_remarks(self._settings, before, now, facts, has_batch_norm(self._method)))

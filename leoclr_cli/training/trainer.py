@@ -283,7 +283,7 @@ class Trainer:
         return self.knn is not None and not rest and (self.step == self.steps or self.knn.due(epoch))
 
     def _bad_images(self, known: tuple[str, ...] | list[str]) -> BadImages:
-        path, most = self.run.path / "bad-images.txt", self.settings.data.max_bad_samples
+        path, most = self.run.bad_images, self.settings.data.max_bad_samples
         return BadImages(path, len(self.index), most, known, self.main)
 
     def _log(self, on_metrics: Listener | None) -> MetricsLog:

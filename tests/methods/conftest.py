@@ -65,7 +65,7 @@ def staged_facts() -> Facts:
 def forget() -> None:
     """What was read of the installed packages."""
     for cached in (
-        plugins._installed,
+        plugins.plugins,
         plugins.method_settings,
         plugins.policy_settings,
         plugins._policy,

@@ -149,7 +149,7 @@ def test_images_of_extreme_shape_are_drawn(size: tuple[int, int], original: Lite
 def neighbours(own: str, labels: list[str] | None) -> Image.Image:
     images = [noise(seed=number) for number in range(4)]
     neighbour_labels = None if labels is None else [labels]
-    return neighbours_picture(images[:1], [images[1:]], [own], neighbour_labels, [[0.9, 0.8, -0.1]])
+    return neighbours_picture(images[:1], [images[1:]], [own], neighbour_labels, [[0.9, 0.8, -0.1]], "Neighbours")
 
 
 def test_neighbours_are_framed_by_class() -> None:
@@ -176,4 +176,4 @@ def test_neighbours_differ_in_number_and_size() -> None:
     queries = [noise(8, 8), noise(300, 200)]
     picture = neighbours_picture(queries, [queries, queries[:1]], None, None, [[1.0, 0.5], [0.9]], title="Two queries")
 
-    assert picture.size == neighbours_picture(queries, [queries, queries], None, None, [[1.0, 0.5]] * 2).size
+    assert picture.size == neighbours_picture(queries, [queries, queries], None, None, [[1.0, 0.5]] * 2, "Both").size

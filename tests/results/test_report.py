@@ -20,7 +20,7 @@ from PIL import Image
 from leoclr.backends.networks.backbones import build_backbone
 from leoclr.cli.commands.app import main
 from leoclr.cli.config.settings import Settings
-from leoclr.cli.reporting.feature_map import FeatureMap, places, scatter
+from leoclr.cli.reporting.embedding_plot import EmbeddingPlot, places, scatter
 from leoclr.cli.reporting.line_charts import thin, ticks
 from leoclr.cli.reporting.markup import Html, element
 from leoclr.cli.reporting.run_pictures import thumbnails
@@ -394,6 +394,6 @@ def test_thumbnails_lie_where_the_features_do() -> None:
 def test_names_in_the_map_do_not_cover_each_other() -> None:
     """Three classes whose dots lie in one place."""
     middle, classes = np.full((9, 2), 0.5), ("cat", "dog", "owl") * 3
-    drawn = str(scatter(FeatureMap(middle, [str(number) for number in range(9)], classes, "")))
+    drawn = str(scatter(EmbeddingPlot(middle, [str(number) for number in range(9)], classes, "")))
     heights = sorted(float(y) for y in re.findall(r'<text x="[\d.]+" y="([\d.]+)"', drawn))
     assert len(heights) == 3 and min(np.diff(heights)) >= 15

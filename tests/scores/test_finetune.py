@@ -23,7 +23,7 @@ from leoclr.evals.finetuning.finetune import Diverged, FinetuningRecipe, finetun
 from leoclr.evals.finetuning.label_subsets import balanced_subset, label_subset, parse_percent
 from leoclr.evals.finetuning.labelled_crops import LabelledCrops
 from leoclr.evals.finetuning.supervised import Schedule
-from leoclr.evals.job_cache import Work
+from leoclr.evals.work import Work
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 RECIPE = FinetuningRecipe(Schedule(2, "cosine"), backbone_lr=0.01, head_lr=0.3, weight_decay=1e-4, batch_size=16)

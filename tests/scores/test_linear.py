@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from leoclr.datasets.errors import EvaluationError
+from leoclr.evals.accuracy import FloatArray, IntArray
 from leoclr.evals.classes import stratified_holdout
-from leoclr.evals.features.extract import Features, FloatArray, IntArray
+from leoclr.evals.features.extract import Features
 from leoclr.evals.probes.linear import GRID, LinearProbe, Normalisation, fit_probe
 from leoclr.evals.scores import linear_score
 

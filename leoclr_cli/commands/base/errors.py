@@ -17,7 +17,7 @@ import typer
 from leoclr.cli.terminal import print_json, say
 from leoclr.datasets.errors import LeoclrError, NotKept, RunError
 from leoclr.datasets.storage.addresses import redacted
-from leoclr.datasets.wording import in_bytes
+from leoclr.datasets.wording import first_line, in_bytes
 
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT
@@ -67,11 +67,11 @@ def exit_code(command: Callable[[], Any], as_json: bool) -> int:
             raise
         return _failed(f"{_TOO_FEW_THREADS}{_limit_of_memory()}", USER_ERROR, as_json)
     except MemoryError as error:
-        return _failed(f"there is not enough memory{_limit_of_memory()} ({_first_line(error)})", USER_ERROR, as_json)
+        return _failed(f"there is not enough memory{_limit_of_memory()} ({first_line(error)})", USER_ERROR, as_json)
     except ImportError as error:
         if ".so" not in str(error):  # a module that is missing is a bug, or tells what to install
             raise
-        message = f"a library cannot be loaded{_limit_of_memory()} ({_first_line(error)})"
+        message = f"a library cannot be loaded{_limit_of_memory()} ({first_line(error)})"
         return _failed(message, USER_ERROR, as_json)
     except _ClickException as error:
         return _failed(usage(error), error.exit_code, as_json)
@@ -97,10 +97,6 @@ def _told(command: Callable[[], Any]) -> Any:
 def _limit_of_memory() -> str:
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     return "" if limit == resource.RLIM_INFINITY else f" within the limit of {in_bytes(limit)} (`ulimit -v`)"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _with_limit(message: str) -> str:

@@ -126,7 +126,7 @@ def _by_sgd(evaluation: Evaluation, view: TestView, rates: list[float], epochs: 
     held = None
     if len(rates) > 1:
         _, numbers = stratified_holdout(crops.index.label, HOLDOUT_SHARE, request.seed)
-        held = evaluation.part_features(crops.index, numbers, view, "hold-out of the training data")
+        held = evaluation.holdout_features(crops.index, numbers, view)
     test = evaluation.test_features(view)
     work = evaluation.work(
         crops.index,

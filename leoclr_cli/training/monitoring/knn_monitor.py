@@ -124,7 +124,7 @@ class KnnMonitor:
         (bank, bank_labels), (queries, labels) = (
             (torch.from_numpy(one.features).to(device), torch.from_numpy(one.labels).to(device)) for one in found
         )
-        return knn_accuracy(bank, bank_labels, queries, labels, WEIGHTED_K, TEMPERATURE)["top1"]
+        return knn_accuracy(bank, bank_labels, queries, labels)["top1"]
 
     def _resident(self, index: Index, device: torch.device) -> ResidentImages | None:
         """The images of an index on the device, decoded the first time; None where the encoder sees them resized."""

@@ -30,7 +30,7 @@ class Work:
 
     @property
     def state(self) -> Path | None:
-        """File for the state while the job runs."""
+        """File for the state while the computation runs."""
         return None if self._stem is None else self._stem.with_suffix(".safetensors")
 
     def result(self) -> dict[str, Any] | None:

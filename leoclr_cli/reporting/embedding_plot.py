@@ -1,4 +1,4 @@
-"""Map of features in two dimensions: SVG dots, coloured and labelled by class."""
+"""Plot of features in two dimensions: SVG dots, coloured and labelled by class."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LINE, _WORD = 15, 90  # room for a name
 
 
 @dataclass(frozen=True)
-class FeatureMap:
+class EmbeddingPlot:
     """Places of images.
 
     Attributes:
@@ -69,13 +69,13 @@ def colour_numbers(classes: Sequence[str]) -> dict[str, int]:
     return {name: number for number, name in enumerate(sorted(name for name, _ in frequent))}
 
 
-def scatter(feature_map: FeatureMap) -> Html:
-    """The map as SVG. A dot under the pointer tells its key and class."""
-    xy = np.round(_MARGIN + feature_map.places * (_SIDE - 2 * _MARGIN), 1).tolist()
-    classes = feature_map.classes
+def scatter(plot: EmbeddingPlot) -> Html:
+    """The plot as SVG. A dot under the pointer tells its key and class."""
+    xy = np.round(_MARGIN + plot.places * (_SIDE - 2 * _MARGIN), 1).tolist()
+    classes = plot.classes
     colours = colour_numbers(classes) if classes is not None else {}
     dots = []
-    for number, ((x, y), key) in enumerate(zip(xy, feature_map.keys, strict=True)):
+    for number, ((x, y), key) in enumerate(zip(xy, plot.keys, strict=True)):
         name = classes[number] if classes is not None else ""
         colour = f"dot class{colours[name]}" if name in colours else "dot"
         dots.append(element("circle", element("title", f"{key}  {name}"), cx=x, cy=y, r=3.4, class_=colour))
