@@ -11,7 +11,7 @@ import ast
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import Distribution, EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,12 @@ class Plugin:
 
 
 @cache
+def _name_and_version(package: Distribution) -> tuple[str, str]:
+    """Read once for all that a package offers: its metadata are parsed each time."""
+    return package.name, package.version
+
+
+@cache
 def plugins(group: str) -> Mapping[str, Plugin]:
     """What is installed of a group (`METHODS` or `VIEWS`), by name: the built-in ones, then others by package.
 
@@ -99,7 +105,7 @@ def plugins(group: str) -> Mapping[str, Plugin]:
         SettingsError: Two packages offer the same name, or leoclr itself is not installed.
     """
     found = [
-        Plugin(entry.name, entry.dist.name, entry.dist.version, entry)
+        Plugin(entry.name, *_name_and_version(entry.dist), entry)
         for entry in entry_points(group=group)
         if entry.dist is not None
     ]
