@@ -17,6 +17,7 @@ from torch import Tensor
 from leoclr.backends.method import Progress, Schedule
 
 Make = Callable[[Progress], Tensor]
+_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: keys lie far apart
 
 
 class WatchedProgress(Progress):
@@ -93,13 +94,15 @@ def step_number(schedule: Schedule, now: Progress, device: torch.device) -> floa
     return step_input(lambda now: torch.tensor(schedule(now), dtype=torch.float64), now, device)
 
 
-def step_generator(seed: int, now: Progress) -> torch.Generator:
-    """A generator on the CPU for what is drawn for the whole batch of a step: the same in every process.
+def step_generator(seed: int, now: Progress, key: int = 0) -> torch.Generator:
+    """A generator on the CPU for what is drawn for the whole batch of a step: the same in every process, and at its
+    beginning with every call.
 
     Args:
         seed: `facts.seed`.
+        key: Another number gives other numbers. Built-in methods draw with 0.
     """
-    return torch.Generator().manual_seed((seed * 1_000_003 + now.step) % 2**64)
+    return torch.Generator().manual_seed((seed * 1_000_003 + now.step + key * _GOLDEN) % 2**64)
 
 
 def _plain(now: Progress) -> Progress:

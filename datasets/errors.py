@@ -61,4 +61,5 @@ class NotKept(RunError):
 def first_fault(error: ValidationError) -> str:
     """The first value of a file that does not fit, as "its.key: what is wrong", for the message of one of these."""
     first = error.errors(include_url=False)[0]
-    return ": ".join((*([".".join(map(str, first["loc"]))] if first["loc"] else []), first["msg"]))
+    message = first["msg"].removeprefix("Value error, ")
+    return ": ".join((*([".".join(map(str, first["loc"]))] if first["loc"] else []), message))

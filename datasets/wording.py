@@ -29,6 +29,8 @@ def first_of(names: Sequence[str], most: int, count: int | None = None) -> str:
 
 def first_line(error: Exception) -> str:
     """The first line of what an error says, or its kind where it says nothing."""
+    if isinstance(error, KeyError):  # whose text is the key alone
+        return f"{type(error).__name__}: {error}"
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 

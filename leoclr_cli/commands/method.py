@@ -40,10 +40,17 @@ def list_methods(
       leoclr method list
       leoclr method list --json
     """
-    from leoclr.cli.config.plugins import METHODS, VIEWS, plugins
+    from leoclr.cli.config.plugins import METHODS, VIEWS, Plugin, plugins
+    from leoclr.datasets.errors import SettingsError
+
+    def summary(one: Plugin) -> str:
+        try:
+            return one.summary()
+        except SettingsError as error:
+            return str(error)
 
     rows = [
-        {"kind": kind, "name": one.name, "package": f"{one.package} {one.version}", "summary": one.summary()}
+        {"kind": kind, "name": one.name, "package": f"{one.package} {one.version}", "summary": summary(one)}
         for kind, group in (("method", METHODS), ("views", VIEWS))
         for one in plugins(group).values()
     ]
@@ -81,6 +88,12 @@ def new(
 
 def check(
     name: Annotated[str, typer.Argument(help="The method.", show_default=False)],
+    views: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="View policy to check it with; default: its own, and a loss with each other one."
+        ),
+    ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Check that a method works with every part of leoclr; exit code 1 on a failure.
@@ -91,22 +104,27 @@ def check(
     \b
     Examples:
       leoclr method check moco
+      leoclr method check moco --views weak-strong
       leoclr method check byol --json
     """
     import tempfile
 
-    from leoclr.cli.config.plugins import METHODS, plugin
+    from leoclr.cli.config.plugins import METHODS, VIEWS, plugin
 
     plugin(METHODS, name)  # an unknown name is answered before torch is loaded
+    if views is not None:
+        plugin(VIEWS, views)
     say(f"checking {name}: small networks on the CPU, about a minute")
 
     from leoclr.cli.methods.checks import check_method
     from leoclr.cli.methods.outcome import collected
 
     with tempfile.TemporaryDirectory() as folder:
-        results = collected(check_method(name, Path(folder)), show=not json_output)
+        results = collected(check_method(name, Path(folder), views=views), show=not json_output)
     failed = [result for result in results if not result.passed]
     if json_output:
-        print_json({"method": name, "passed": not failed, "checks": [result.as_json() for result in results]})
+        print_json(
+            {"method": name, "views": views, "passed": not failed, "checks": [result.as_json() for result in results]}
+        )
     if failed:
         raise typer.Exit(1)

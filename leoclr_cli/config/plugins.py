@@ -64,7 +64,7 @@ class Plugin:
         return python_file(self.entry.module)
 
     def summary(self) -> str:
-        """What it is, in a line: a policy's own words, or the first line of the method's file."""
+        """What it is, in a line: a policy's own words, or the first line of the method's file. Raises SettingsError."""
         if self.entry.group == VIEWS:
             loaded = _policy(self.name)
             return loaded.summary if isinstance(loaded, ViewPolicy) else str(loaded.__doc__).partition("\n")[0]

@@ -21,7 +21,7 @@ def wrong_changes(policy: ViewPolicy, augmentation: AugmentationSettings) -> Ite
             continue
         where = f"views {policy.name}: changes of {name}"
         unknown = [key for key in view.changes if key not in (*possible, _STRONG)]
-        yield from (f"{where}: {key!r} is none; there are {', '.join(possible)}" for key in unknown)
+        yield from (f"{where}: {key!r} is none; there are {', '.join((*possible, _STRONG))}" for key in unknown)
         known = {key: value for key, value in view.changes.items() if key in possible}
         try:
             AugmentationSettings.model_validate(augmentation.model_dump() | known)

@@ -1,7 +1,6 @@
 """Checks of a method's interface: `leoclr method check`.
 
-Every check runs on any installed method, at a size of seconds: a small ResNet, images of 16 px, eight to a batch, and
-the method's own `small` settings.
+Every check runs on any installed method, at a size of seconds (`small_settings`).
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from leoclr.backends.method import Method, Progress
-from leoclr.backends.settings import STANDARD_WIDTH
 from leoclr.cli.config.fields import replaced
-from leoclr.cli.config.plugins import METHODS, VIEWS, method_settings, plugin, plugins
+from leoclr.cli.config.plugins import VIEWS, plugins
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.methods.gpu_checks import one_device, replay
 from leoclr.cli.methods.outcome import Failure, Result, result_of, some
 from leoclr.cli.methods.processes import refuse_failed, run_processes
 from leoclr.cli.methods.ranks import two_steps
+from leoclr.cli.methods.small_settings import BATCH, small_settings
 from leoclr.cli.preflight.checks import facts_of, problems
 from leoclr.cli.preflight.memory import first_samples
 from leoclr.cli.run.checkpoint import load_checkpoint, save_checkpoint
@@ -37,8 +36,7 @@ from leoclr.datasets.errors import RunError, SettingsError, first_fault
 from leoclr.datasets.photo_like import photo_like
 
 _CPU = torch.device("cpu")
-_BATCH, _SIDE, _WIDTH = 8, 16, 16
-_STEPS_PER_EPOCH, _STOP = 3, 4
+_STEPS_PER_EPOCH, _STOP = 3, 4  # stopped within an epoch that another follows, which may begin with state
 _COMMAND = ["leoclr method check"]
 _TOLERANCE = 1e-7  # of numbers in float64 that two processes add in another order
 _FLOAT32 = 1e-5  # what float32 would add to that
@@ -46,16 +44,26 @@ _EXPORT_TOLERANCE = 1e-5
 _Check = Callable[[Settings, Path], str]
 
 
-def check_method(name: str, folder: Path, only: Container[str] | None = None) -> Iterator[Result]:
+def check_method(
+    name: str, folder: Path, only: Container[str] | None = None, views: str | None = None
+) -> Iterator[Result]:
     """Run the checks of a method, in an empty folder, one result after another.
 
     Args:
         only: Names of the checks to run; None runs all.
+        views: The view policy to check it with; None takes the method's own, then a loss with each other policy.
 
     Raises:
-        SettingsError: No such method is installed, or its file cannot be imported.
+        SettingsError: No such method or policy is installed, or its file cannot be imported.
     """
     settings = small_settings(name)
+    if views is not None:
+        try:
+            settings = replaced(settings, {"views": views})
+        except ValidationError as error:
+            raise SettingsError(first_fault(error)) from None
+        if refusals := list(problems(settings, facts_of(settings, images=2 * BATCH, ranks=1))):
+            raise SettingsError(refusals[0])
     checks: dict[str, _Check] = {
         "loss and gradients": _loss_and_gradients,
         "two processes equal one": two_processes,
@@ -68,40 +76,8 @@ def check_method(name: str, folder: Path, only: Container[str] | None = None) ->
     for title, check in checks.items():
         if only is None or title in only:
             yield result_of(title, partial(check, settings, folder))
-    for views in plugins(VIEWS) if only is None else ():
-        yield result_of(f"views {views}", partial(_views, settings, views))
-
-
-def small_settings(name: str) -> Settings:
-    """Settings with which a step of a method takes a fraction of a second."""
-    own = method_settings(name)
-    others = {key: value for key, value in own.small.items() if "." in key}
-    small = {key: value for key, value in own.small.items() if key not in others}
-    if own.default_views not in plugins(VIEWS):
-        raise SettingsError(f"default_views of {name}: no view policy {own.default_views!r} is installed")
-    try:
-        own(**small)
-    except ValidationError as error:
-        raise SettingsError(f"small of {name}: {first_fault(error)}") from None
-    usual = Settings.model_validate(
-        {
-            "backend": name,
-            "views": own.default_views,
-            "data": {"batch_size": _BATCH, "image_size": _SIDE},
-            "encoder": {"backbone": "resnet18", "stem": "cifar", "width": _WIDTH, "projector_dim": 16},
-            "optimizer": {"lr": 0.05},
-            "train": {"epochs": 2},
-            "run": {"device": "cpu", "workers": 0, "trackers": (), "checkpoint_epochs": 1, "knn_epochs": 0},
-            plugin(METHODS, name).section: small,
-        }
-    )
-    standard = {"encoder.stem": "imagenet", "encoder.width": STANDARD_WIDTH} if "encoder.backbone" in others else {}
-    try:
-        return replaced(usual, standard | others)
-    except ValidationError as error:
-        raise SettingsError(f"small of {name}: {first_fault(error)}") from None
-    except KeyError as error:
-        raise SettingsError(f"small of {name}: there is no section {error}") from None
+    for other in plugins(VIEWS) if only is None and views is None else ():
+        yield result_of(f"views {other}", partial(_views, settings, other))
 
 
 def _loss_and_gradients(settings: Settings, folder: Path) -> str:
@@ -121,7 +97,10 @@ def _loss_and_gradients(settings: Settings, folder: Path) -> str:
         raise Failure("no parameter is trained")
     without = [name for name, parameter in trained.items() if parameter.grad is None]
     if without:
-        raise Failure(f"no gradient for {some(without)}: leave it out, or set requires_grad to False")
+        raise Failure(
+            f"no gradient for {some(without)}: leave it out, set requires_grad to False, or say in which steps it has "
+            "none: ParameterGroup(frozen=...)"
+        )
     broken = [name for name, parameter in trained.items() if not bool(torch.isfinite(_gradient(parameter)).all())]
     if broken:
         raise Failure(f"the gradient of {some(broken)} is not finite")
@@ -136,6 +115,8 @@ def _loss_and_gradients(settings: Settings, folder: Path) -> str:
 def two_processes(settings: Settings, folder: Path) -> str:
     """Whether two processes compute what one does; Failure where they do not."""
     alone = two_steps(settings)
+    if not _alike(alone, two_steps(settings)):
+        raise Failure("a step gives other numbers when it is repeated: only torch's generator is seeded for it")
     together = _in_processes(settings, folder / "ranks")
     if not _alike(alone, two_steps(settings, stream=1)):
         return _same_state(together)
@@ -175,7 +156,7 @@ def _in_processes(settings: Settings, target: Path) -> list[dict[str, Tensor]]:
 
 
 def _resume(settings: Settings, folder: Path) -> str:
-    shards = photo_like(folder, _STEPS_PER_EPOCH * _BATCH, settings.data.image_size)
+    shards = photo_like(folder, _STEPS_PER_EPOCH * BATCH, settings.data.image_size)
     settings = replaced(settings, {"data.train": (str(shards),), "run.log_steps": 1})
     whole = train(settings, folder / "whole", None, _COMMAND, resume=False)
     taken = [0]
@@ -209,7 +190,7 @@ def _checkpoint(settings: Settings, folder: Path) -> str:
             if value.is_floating_point():
                 value.normal_()
     other.load_state_dict(load_checkpoint(saved).tensors["model"])
-    losses = [_backward(one.eval(), settings, step=1) for one in (method, other)]
+    losses = [_backward(one.eval(), settings, step=1, update=False) for one in (method, other)]
     if losses[0] != losses[1]:
         raise Failure(f"the loss after loading is {losses[1]!r} instead of {losses[0]!r}: some state is no buffer")
     return f"{len(method.state_dict())} tensors"
@@ -234,9 +215,9 @@ def _export(settings: Settings, folder: Path) -> str:
 def _views(settings: Settings, views: str) -> str:
     try:
         settings = replaced(settings, {"views": views})
-    except ValidationError as error:
-        raise SettingsError(first_fault(error)) from None
-    refusals = list(problems(settings, facts_of(settings, images=2 * _BATCH, ranks=1)))
+    except ValidationError as error:  # the policy's fault, or it has no pairs, and the method needs some
+        return f"refused: {first_fault(error)}"
+    refusals = list(problems(settings, facts_of(settings, images=2 * BATCH, ranks=1)))
     if refusals:
         return f"refused: {refusals[0]}"
     try:
@@ -247,28 +228,30 @@ def _views(settings: Settings, views: str) -> str:
 
 
 def _built(settings: Settings) -> Method:
-    return build.method(settings, _CPU, images=2 * _BATCH)
+    return build.method(settings, _CPU, images=2 * BATCH)
 
 
-def _backward(method: Method, settings: Settings, step: int) -> float:
-    """The loss of a batch of noise, after its backward pass in every phase and the update of the method's own state."""
+def _backward(method: Method, settings: Settings, step: int, update: bool = True) -> float:
+    """The loss of a batch of noise, after its backward pass in every phase and, with `update`, that of the method's own
+    state."""
     generator = torch.Generator().manual_seed(step)
     size, policy = settings.data.image_size, settings.view_policy
     views = {
-        name: torch.randn(_BATCH, 3, view.side(size), view.side(size), generator=generator)
+        name: torch.randn(BATCH, 3, view.side(size), view.side(size), generator=generator)
         for name, view in policy.views.items()
     }
     torch.manual_seed(step)
     loss = float("nan")
     for phase in range(method.phases):
         now = Progress(step, 4, 2, phase)
-        output = method(views, policy.pairs, now, **first_samples(method, _BATCH, _CPU))
+        output = method(views, policy.pairs, now, **first_samples(method, BATCH, _CPU))
         refuse_output(output)
         if not bool(torch.isfinite(output.loss)):
             raise Failure(f"the loss must be finite, and is {float(output.loss.detach())}")
         output.loss.backward()
-        with torch.no_grad():
-            method.after_update(now)
+        if update:
+            with torch.no_grad():
+                method.after_update(now)
         loss = float(output.loss.detach())
     return loss
 

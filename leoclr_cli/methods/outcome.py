@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from leoclr.cli.config.plugin_errors import told_with_place
-from leoclr.cli.run.devices import changed_in_place
+from leoclr.cli.run.devices import explained
 from leoclr.datasets.errors import LeoclrError
 from leoclr.datasets.wording import first_of
 
@@ -45,7 +45,7 @@ def result_of(name: str, check: Callable[[], str]) -> Result:
     except (Failure, LeoclrError) as error:
         return Result(name, False, str(error))
     except RuntimeError as error:
-        return Result(name, False, str(changed_in_place(error) or told_with_place(error)))
+        return Result(name, False, str(explained(error) or told_with_place(error)))
     except Exception as error:  # a method may raise anything
         return Result(name, False, told_with_place(error))
 

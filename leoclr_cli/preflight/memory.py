@@ -98,7 +98,7 @@ def check_memory(method: Method, settings: Settings, micro: int, workers: int, d
         memory = estimate(method, settings, micro, workers, sharing)
     except torch.OutOfMemoryError:  # of one process; the others would wait for it within a step
         raise
-    except (RuntimeError, ValueError, IndexError) as error:  # a method may need more than two images
+    except Exception as error:  # a method may need more than two images, and divide by what it lacks
         return [f"no estimate of the memory, for which one and two images are encoded: {told_with_place(error)}"]
     return refuse_too_much(memory, device, settings)
 

@@ -125,7 +125,7 @@ def refuse_different_steps(step: int, device: torch.device) -> None:
 def explained(error: RuntimeError) -> RunError | None:
     """What to say of an error of torch's that is no error of the program; None where it may be one."""
     found = lost_process(error) or failed_compilation(error) or out_of_memory(error)
-    return found or changed_in_place(error) or matrix_product_before(error)
+    return found or changed_in_place(error) or kept_graph(error) or matrix_product_before(error)
 
 
 def lost_process(error: RuntimeError) -> RunError | None:
@@ -169,6 +169,16 @@ def changed_in_place(error: RuntimeError) -> RunError | None:
     return RunError(
         "the backward pass needs a tensor that was changed in place after its use: a method changes its buffers in "
         f"after_update, or uses clones of them in the loss ({which})"
+    )
+
+
+def kept_graph(error: RuntimeError) -> RunError | None:
+    """What to say where a method keeps tensors of a step with their graph; None where `error` is anything else."""
+    if "backward through the graph a second time" not in str(error):
+        return None
+    return RunError(
+        "the backward pass reaches into the step before, whose graph is gone: a method keeps a tensor without "
+        "detach(), or changes a buffer in forward outside of torch.no_grad()"
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Mapping
 from inspect import signature
 from typing import Any
 
@@ -57,8 +57,15 @@ def method(settings: Settings, device: torch.device, images: int, ranks: int = 1
         SettingsError: There is no such backbone or method.
     """
     encoder, train = settings.encoder, settings.train
+    shapes: dict[str, torch.Size] = {}
+
+    def new_backbone() -> Backbone:
+        network = _checked_backbone(settings, device)
+        shapes.update(_shapes(network))
+        return network
+
     facts = Facts(
-        new_backbone=partial(_checked_backbone, settings, device),
+        new_backbone=new_backbone,
         projector=(encoder.projector_layers, encoder.projector_hidden, encoder.projector_dim),
         pairs=settings.view_policy.pairs,
         batch_size=settings.data.batch_size,
@@ -70,6 +77,7 @@ def method(settings: Settings, device: torch.device, images: int, ranks: int = 1
         policy={} if settings.policy is None else settings.policy.model_dump(),
     )
     made = _made(settings, facts)
+    _refuse_backbones(settings.backend, made, shapes)
     memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
     made.to(device, memory_format=memory_format)  # type: ignore[call-overload]
     if train.channels_last and train.precision == "bf16" and device.type == "cpu":
@@ -113,7 +121,6 @@ def _made(settings: Settings, facts: Facts) -> Method:
     except ValueError as error:
         place = place_in_plugin(error)
         raise SettingsError(f"{error} ({place})" if place else str(error)) from None
-    _refuse_backbones(settings.backend, made)
     return made
 
 
@@ -125,9 +132,10 @@ def _takes(kind: type[Method], *arguments: Any) -> bool:
     return True
 
 
-def _refuse_backbones(name: str, method: Method) -> None:
-    """Raise SettingsError where what a method calls its backbones is not in its state under these names: nothing would
-    be scored or exported, hours later."""
+def _refuse_backbones(name: str, method: Method, shapes: Mapping[str, torch.Size]) -> None:
+    """Raise SettingsError where nothing would be scored or exported, hours later: what a method calls its backbones is
+    not in its state under these names, or has other weights than those of `facts.new_backbone()`, whose shapes are
+    given."""
     found = method.backbones()
     if not found:
         raise SettingsError(f"backend {name}: backbones() must name a backbone, which is scored and exported")
@@ -137,3 +145,12 @@ def _refuse_backbones(name: str, method: Method) -> None:
             right = next((other for other, module in modules.items() if module is network), None)
             hint = f"; it is {right}" if right else ""
             raise SettingsError(f"backend {name}: backbones() says {place!r}, where the method does not have it{hint}")
+        if _shapes(network) != shapes:
+            raise SettingsError(
+                f"backend {name}: {place} has other weights than what facts.new_backbone() makes, so that no command "
+                "could load it"
+            )
+
+
+def _shapes(network: torch.nn.Module) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in network.state_dict().items()}

@@ -392,11 +392,12 @@ def test_what_is_gathered_over_an_epoch_in_python_fails_the_check(install: Insta
     assert failed.name == "stopped equals uninterrupted" and "count" in failed.detail
 
 
+@pytest.mark.parametrize("kind", ["ValueError", "ZeroDivisionError"])
 def test_a_method_that_needs_more_than_two_images_trains_without_an_estimate(
-    install: Install, tmp_path: Path, make_shards: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    kind: str, install: Install, tmp_path: Path, make_shards: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    few = "        if len(views['small']) < 4:\n            raise ValueError('too few images')\n        losses"
-    source = TWO_SIZES.replace("        losses", few, 1)
+    few = "        if len(views['small']) < 4:\n            raise KIND('too few images')\n        losses"
+    source = TWO_SIZES.replace("        losses", few.replace("KIND", kind), 1)
     install("leoclr_many", source, {"many": "leoclr_many:TwoSizes"}, {"whole-and-small": "leoclr_many:POLICY"})
     small = ("--backbone", "resnet18", "--set", "encoder.width=16", "--set", "data.image_size=16", "--batch-size", "8")
     data = str(make_shards((16,)))

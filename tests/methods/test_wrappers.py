@@ -25,7 +25,8 @@ from leoclr.backends.wrappers.regioncl import RegionCL, region
 from leoclr.backends.wrappers.unmix import UnMix
 from leoclr.cli.config.fields import replaced
 from leoclr.cli.config.settings import Settings
-from leoclr.cli.methods.checks import small_settings, two_processes
+from leoclr.cli.methods.checks import two_processes
+from leoclr.cli.methods.small_settings import small_settings
 from leoclr.cli.preflight.checks import facts_of, problems
 from leoclr.cli.training import build
 from leoclr.cli.training.trainer import train

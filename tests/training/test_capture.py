@@ -15,9 +15,9 @@ from leoclr.cli.config.augmentation import augmentation_spec
 from leoclr.cli.config.fields import replaced
 from leoclr.cli.config.plugins import METHODS, VIEWS, plugins
 from leoclr.cli.config.settings import Settings
-from leoclr.cli.methods.checks import small_settings
 from leoclr.cli.methods.gpu_checks import HostWaits, host_waits, one_device, replay
 from leoclr.cli.methods.outcome import Failure
+from leoclr.cli.methods.small_settings import small_settings
 from leoclr.datasets.images.augmentation import view_specs
 from leoclr.datasets.loading.plan import Plan
 from leoclr.datasets.loading.resident import ResidentImages, resident_batches
