@@ -16,9 +16,9 @@ from leoclr.cli.image_folders import as_shards, is_image_folder
 from leoclr.cli.plotting.pictures import copies_picture
 from leoclr.cli.run.devices import check_precision, choose_device
 from leoclr.cli.run.encoders import LoadedEncoder, load_encoder
+from leoclr.cli.run.folder import feature_folder
 from leoclr.cli.run.lock import RunLock
 from leoclr.cli.scoring.embedding import data_of_run, fill
-from leoclr.cli.scoring.evaluation import feature_folder
 from leoclr.cli.scoring.records import described_data, new_record
 from leoclr.cli.scoring.request import Request
 from leoclr.cli.terminal import progress, warn
@@ -118,7 +118,7 @@ def _groups(
     preprocessing = Preprocessing(view, encoder.mean, encoder.std)
     arithmetic = f"{request.precision} on {device.type}"
     key = feature_key(encoder.identity, index.content_digest, preprocessing, arithmetic)
-    folder = feature_folder(encoder) / f"pieces-{key[:16]}"
+    folder = feature_folder(encoder.run) / f"pieces-{key[:16]}"
     dimension = encoder.backbone.feature_dim
     with RunLock(folder):
         pieces = PieceFolder(folder, {"features": key})

@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 from leoclr.cli.image_folders import as_shards
 from leoclr.cli.run.devices import check_precision, choose_device
 from leoclr.cli.run.encoders import LoadedEncoder, load_encoder
-from leoclr.cli.run.folder import RunFolder
+from leoclr.cli.run.folder import RunFolder, feature_folder, work_folder
 from leoclr.cli.scoring.predictions import write_predictions
 from leoclr.cli.scoring.records import Record, described_data, kept, new_record, path_in_run, show
 from leoclr.cli.scoring.request import Outputs, Request
 from leoclr.cli.terminal import progress, say
 from leoclr.datasets.errors import EvaluationError
-from leoclr.datasets.files import cache_root
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.locate import open_data, sibling_split
 from leoclr.evals.accuracy import TOP_FIVE_CLASSES
@@ -76,7 +75,7 @@ class Evaluation:
         self.data = _labelled_data(self.encoder, request)
         self.test_numbers = match_classes(self.data.train, self.data.test)
         self.backbone = self.encoder.backbone.to(self.device).to(memory_format=torch.channels_last)
-        self._cache = FeatureCache(feature_folder(self.encoder))
+        self._cache = FeatureCache(feature_folder(self.encoder.run))
         self.notes: list[str] = []
         if bool(self.data.train.classes) != bool(self.data.test.classes):
             self.notes.append("only one of training and test data names its classes, which are matched by number")
@@ -162,9 +161,7 @@ class Evaluation:
 
     def work(self, train: Index, test: Index, **identity: Any) -> Work:
         """A long computation with this encoder, trained on `train` and scored on `test`; `identity` is all else that
-        decides its result, as JSON. It is kept in the run; for other weights where this system keeps caches."""
-        run = self.encoder.run
-        folder = cache_root() / "evals" if run is None else RunFolder(run).evals / "work"
+        decides its result, as JSON."""
         common = {
             "encoder": self.encoder.identity,
             "train": train.content_digest,
@@ -174,7 +171,7 @@ class Evaluation:
             "arithmetic": self.arithmetic,
             "seed": self.request.seed,
         }
-        return Work(None if self.request.no_cache else folder, common | identity)
+        return Work(None if self.request.no_cache else work_folder(self.encoder.run), common | identity)
 
     def report(
         self, kind: str, score: Score, images: Sequence[str], outputs: Outputs, scored: str = POOLED
@@ -258,8 +255,3 @@ def _open(source: tuple[str, ...]) -> Index:
     shards = as_shards(source)
     with progress("reading shard headers", None, "bytes") as advance:
         return open_data(shards, advance)
-
-
-def feature_folder(encoder: LoadedEncoder) -> Path:
-    """Where features are cached: in the run; for other weights where this system keeps caches."""
-    return cache_root() / "features" if encoder.run is None else encoder.run / "features"
