@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from leoclr.cli.image_folders import as_shards, is_image_folder
+from leoclr.cli.plotting.drawing import save_picture
 from leoclr.cli.plotting.pictures import copies_picture
 from leoclr.cli.run.devices import check_precision, choose_device
 from leoclr.cli.run.encoders import LoadedEncoder, load_encoder
@@ -22,8 +23,8 @@ from leoclr.cli.scoring.embedding import data_of_run, fill
 from leoclr.cli.scoring.records import described_data, new_record
 from leoclr.cli.scoring.request import Request
 from leoclr.cli.terminal import progress, warn
-from leoclr.datasets.errors import BadImage, DataError, RunError
-from leoclr.datasets.files import atomic_path, write_atomic
+from leoclr.datasets.errors import BadImage, DataError
+from leoclr.datasets.files import writable
 from leoclr.datasets.shards.copies import exact_copies
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.locate import open_data
@@ -82,13 +83,10 @@ def find_duplicates(request: Request, threshold: float, output: Path, picture: P
     keys = [_listed(index, copy.number) for copy in sorted(copies, key=lambda copy: copy.number)]
     _warn(index, groups)
     drawn = picture if copies else None
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(output, "".join(f"{key}\n" for key in keys).encode())
-        if drawn is not None:
-            _draw(index, groups, threshold, drawn)
-    except OSError as error:
-        raise RunError(f"{error.filename or output}: cannot be written ({error.strerror or error})") from error
+    with writable(output) as temporary:
+        temporary.write_bytes("".join(f"{key}\n" for key in keys).encode())
+    if drawn is not None:
+        _draw(index, groups, threshold, drawn)
     content = {
         "threshold": threshold,
         "images": len(index),
@@ -200,6 +198,4 @@ def _draw(index: Index, groups: Groups, threshold: float, path: Path) -> None:
         return
     of = f"{len(shown)} of {counted(len(groups), 'group')}, the least alike first"
     picture = copies_picture(shown, f"{of}. Below each copy: cosine with the kept image, at least {threshold:g}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        picture.save(temporary, format="PNG")
+    save_picture(picture, path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +14,9 @@ from leoclr.cli.run.devices import check_precision, choose_device
 from leoclr.cli.run.encoders import LoadedEncoder, load_encoder
 from leoclr.cli.run.folder import RunFolder
 from leoclr.cli.run.lock import RunLock
-from leoclr.cli.scoring.records import described_data, new_record
+from leoclr.cli.scoring.records import described_data, new_record, write_record
 from leoclr.cli.terminal import progress, say, warn
 from leoclr.datasets.errors import EvaluationError, RunError
-from leoclr.datasets.files import write_atomic
 from leoclr.datasets.json_text import parse_json_text
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.locate import open_data
@@ -124,7 +122,7 @@ class Embedding:
             "data": described_data(self._index, self._source),
         }
         record = new_record("embed", encoder, self._began, content)
-        write_atomic(self._record_file, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+        write_record(self._record_file, record)
         return record
 
     def _finished(self) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from leoclr.cli.plotting.charts import Line, line_chart
+from leoclr.cli.plotting.drawing import save_picture
 from leoclr.cli.run.folder import RunFolder
 from leoclr.cli.scoring.comparisons import compared, described
 from leoclr.cli.scoring.evaluation import Evaluation
@@ -19,8 +20,7 @@ from leoclr.cli.scoring.finetuning import FINETUNED, Finetuned, finetuned, label
 from leoclr.cli.scoring.records import FORMAT, Record, kept, path_in_run, show, write_record
 from leoclr.cli.scoring.request import Request
 from leoclr.cli.terminal import say
-from leoclr.datasets.errors import EvaluationError, RunError
-from leoclr.datasets.files import atomic_path
+from leoclr.datasets.errors import EvaluationError
 from leoclr.datasets.wording import aligned, counted
 from leoclr.evals.features.preprocessing import standard_view
 from leoclr.evals.finetuning.label_subsets import LabelSubset, balanced_subset, parse_percent
@@ -140,11 +140,7 @@ def draw_curves(curves: Sequence[Curve], path: Path) -> None:
     picture = Image.new("RGB", (sum(chart.width for chart in charts), charts[0].height))
     for number, chart in enumerate(charts):
         picture.paste(chart, (number * charts[0].width, 0))
-    try:
-        with atomic_path(path) as temporary:
-            picture.save(temporary, "PNG")
-    except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror}") from error
+    save_picture(picture, path)
     say(f"written to {path}")
 
 
