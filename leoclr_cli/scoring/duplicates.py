@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from leoclr.cli.image_folders import as_shards, is_image_folder
+from leoclr.cli.image_folders import is_image_folder
 from leoclr.cli.plotting.drawing import save_picture
 from leoclr.cli.plotting.pictures import copies_picture
-from leoclr.cli.run.devices import check_precision, choose_device
-from leoclr.cli.run.encoders import LoadedEncoder, load_encoder
+from leoclr.cli.run.encoders import LoadedEncoder
 from leoclr.cli.run.folder import feature_folder
 from leoclr.cli.run.lock import RunLock
-from leoclr.cli.scoring.embedding import data_of_run, fill
+from leoclr.cli.scoring.embedding import fill, opened
 from leoclr.cli.scoring.records import described_data, new_record
 from leoclr.cli.scoring.request import Request
 from leoclr.cli.terminal import progress, warn
@@ -27,7 +26,6 @@ from leoclr.datasets.errors import BadImage, DataError
 from leoclr.datasets.files import writable
 from leoclr.datasets.shards.copies import exact_copies
 from leoclr.datasets.shards.index import Index
-from leoclr.datasets.shards.locate import open_data
 from leoclr.datasets.shards.reader import SampleReader
 from leoclr.datasets.wording import counted
 from leoclr.evals.features.cache import DEFAULT_LIMIT, feature_key
@@ -60,7 +58,7 @@ def find_duplicates(request: Request, threshold: float, output: Path, picture: P
     """Find the groups, write the list and the picture, and return the record.
 
     Args:
-        request: Of its data, `data` alone counts; None is the training data of the run.
+        request: As of `opened`.
         output: Text file for the keys of the copies, one a line.
         picture: PNG file; None draws none.
         memory: Bytes for the comparison.
@@ -69,13 +67,7 @@ def find_duplicates(request: Request, threshold: float, output: Path, picture: P
         LeoclrError: Encoder, data or device cannot be used, or a file cannot be written.
     """
     began = time.monotonic()
-    device = choose_device(request.device)
-    check_precision(request.precision, device)
-    encoder = load_encoder(request.checkpoint, request.backbone).at_size(request.image_size)
-    source = tuple(request.data or data_of_run(encoder))
-    shards = as_shards(source)
-    with progress("reading shard headers", None, "bytes") as advance:
-        index = open_data(shards, advance)
+    device, encoder, source, index = opened(request)
     with progress("looking for equal bytes", len(index), "images") as advance:
         exact = exact_copies(index, advance)
     groups, protocol = _groups(encoder, index, exact, request, device, threshold, memory)
@@ -120,7 +112,7 @@ def _groups(
     dimension = encoder.backbone.feature_dim
     with RunLock(folder):
         pieces = PieceFolder(folder, {"features": key})
-        fill(pieces, encoder, index, preprocessing, request.batch_size, device, request.precision, request.workers)
+        fill(pieces, encoder, index, preprocessing, request, device)
         readable = np.zeros(len(index), np.bool_)
         for piece in pieces.read(index):
             readable[piece.numbers] = True
