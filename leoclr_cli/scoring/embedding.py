@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from leoclr.cli.image_folders import as_shards
+from leoclr.cli.image_folders import as_shards, open_with_progress
 from leoclr.cli.run.devices import check_precision, choose_device
 from leoclr.cli.run.encoders import LoadedEncoder, load_encoder
 from leoclr.cli.run.folder import RunFolder
@@ -20,7 +20,6 @@ from leoclr.cli.terminal import progress, say, warn
 from leoclr.datasets.errors import EvaluationError, RunError
 from leoclr.datasets.json_text import parse_json_text
 from leoclr.datasets.shards.index import Index
-from leoclr.datasets.shards.locate import open_data
 from leoclr.evals.features.extract import Features, extract_features
 from leoclr.evals.features.files import writer_for
 from leoclr.evals.features.pieces import PieceFolder, extract_pieces
@@ -132,9 +131,7 @@ def opened(request: Request) -> tuple[torch.device, LoadedEncoder, tuple[str, ..
     check_precision(request.precision, device)
     encoder = load_encoder(request.checkpoint, request.backbone).at_size(request.image_size)
     source = tuple(request.data or _data_of_run(encoder))
-    shards = as_shards(source)
-    with progress("reading shard headers", None, "bytes") as advance:
-        return device, encoder, source, open_data(shards, advance)
+    return device, encoder, source, open_with_progress(as_shards(source))
 
 
 def fill(

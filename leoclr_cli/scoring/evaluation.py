@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from leoclr.cli.image_folders import as_shards
+from leoclr.cli.image_folders import as_shards, open_with_progress
 from leoclr.cli.run.devices import check_precision, choose_device
 from leoclr.cli.run.encoders import LoadedEncoder, load_encoder
 from leoclr.cli.run.folder import RunFolder, feature_folder, work_folder
@@ -22,7 +22,7 @@ from leoclr.cli.scoring.request import Outputs, Request
 from leoclr.cli.terminal import progress, say
 from leoclr.datasets.errors import EvaluationError
 from leoclr.datasets.shards.index import Index
-from leoclr.datasets.shards.locate import open_data, sibling_split
+from leoclr.datasets.shards.locate import sibling_split
 from leoclr.evals.accuracy import TOP_FIVE_CLASSES
 from leoclr.evals.classes import check_labels, match_classes, own_classes, stratified_holdout
 from leoclr.evals.features.cache import FeatureCache, feature_key
@@ -238,10 +238,11 @@ def _labelled_data(encoder: LoadedEncoder, request: Request) -> LabelledData:
     if not test_source:
         test_source = sibling_split(as_shards(train_source, announce=False))
         protocol = f"test data: {', '.join(test_source)}, beside the training data"
-    train = _open(train_source)
+    train = open_with_progress(as_shards(train_source))
     if test_source:
         named = request.data or not protocol
-        return LabelledData(train, _open(test_source), train_source, test_source, () if named else (protocol,))
+        test = open_with_progress(as_shards(test_source))
+        return LabelledData(train, test, train_source, test_source, () if named else (protocol,))
     check_labels(train, "training data")
     kept, held = stratified_holdout(train.label, _HOLDOUT_SHARE, request.seed, "test split")
     protocol = (
@@ -249,9 +250,3 @@ def _labelled_data(encoder: LoadedEncoder, request: Request) -> LabelledData:
         "test split beside it; a run that trained on all of it has seen these images, without their labels"
     )
     return LabelledData(train.subset(kept), train.subset(held), train_source, train_source, (protocol,))
-
-
-def _open(source: tuple[str, ...]) -> Index:
-    shards = as_shards(source)
-    with progress("reading shard headers", None, "bytes") as advance:
-        return open_data(shards, advance)
