@@ -183,10 +183,13 @@ class PairMethod(Method):
     by the method's own loss. Its settings say `offers = ("pairs",)`.
 
     Attributes:
-        encoder: Trained by gradient.
+        encoder: Trained by gradient; its backbone is the only one unless `backbones` says otherwise.
     """
 
     encoder: Encoder
+
+    def backbones(self) -> dict[str, Backbone]:
+        return {"encoder.backbone": self.encoder.backbone}
 
     def predict(self, embeddings: Tensor) -> Tensor:
         """The prediction that an anchor's embedding makes: the embedding itself, or what a predictor makes of it."""

@@ -24,7 +24,6 @@ from leoclr.backends.method import (
     reduce_pairs,
     share_batch_norm,
 )
-from leoclr.backends.networks.backbones import Backbone
 from leoclr.backends.networks.encoder import contrastive_encoder
 from leoclr.backends.settings import MethodSettings, Pairs, Positive, RunFacts
 
@@ -85,6 +84,3 @@ class SimCLR(PairMethod):
 
     def reduce(self, losses: Tensor) -> Tensor:
         return reduce_pairs(losses, self.settings.reduction)
-
-    def backbones(self) -> dict[str, Backbone]:
-        return {"encoder.backbone": self.encoder.backbone}
