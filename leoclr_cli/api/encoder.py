@@ -22,7 +22,7 @@ from leoclr.datasets.images.file_names import is_image
 from leoclr.datasets.images.normalise import normalise
 from leoclr.datasets.shards.locate import open_data
 from leoclr.evals.features.extract import extract_features
-from leoclr.evals.features.preprocessing import Preprocessing, standard_view
+from leoclr.evals.features.preprocessing import Preprocessing
 
 
 class Encoder(nn.Module):
@@ -44,7 +44,7 @@ class Encoder(nn.Module):
         self.name, self.source, self.digest = loaded.name, loaded.source, loaded.digest
         self.feature_dim, self.image_size = loaded.backbone.feature_dim, loaded.image_size
         self.mean, self.std = loaded.mean, loaded.std
-        self._view = standard_view(loaded.image_size)
+        self._view = loaded.view
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:

@@ -30,7 +30,6 @@ from leoclr.datasets.shards.locate import open_data
 from leoclr.datasets.shards.reader import SampleReader
 from leoclr.evals.features.cache import FeatureCache, feature_key
 from leoclr.evals.features.extract import Features, check_features, extract_features
-from leoclr.evals.features.preprocessing import Preprocessing, standard_view
 from leoclr.evals.probes.knn import nearest_neighbours
 
 _PICTURED = 3
@@ -132,13 +131,12 @@ def _some(index: Index, samples: int) -> Index:
 
 
 def _features(encoder: LoadedEncoder, index: Index, advance: Callable[[int], None]) -> Features:
-    preprocessing = Preprocessing(standard_view(encoder.image_size), encoder.mean, encoder.std)
     cache = FeatureCache(feature_folder(encoder.run))
-    key = feature_key(encoder.identity, index.content_digest, preprocessing, "float32 on cpu")
+    key = feature_key(encoder.identity, index.content_digest, encoder.preprocessing, "float32 on cpu")
     features = cache.load(key, index)
     if features is None:
         features = extract_features(
-            encoder.backbone, index, preprocessing, batch_size=64, max_bad_share=0.5, advance=advance
+            encoder.backbone, index, encoder.preprocessing, batch_size=64, max_bad_share=0.5, advance=advance
         )
         check_features(features, index, "report")
         if not features.skipped:  # `leoclr eval` allows fewer bad images

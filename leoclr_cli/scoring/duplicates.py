@@ -30,7 +30,6 @@ from leoclr.datasets.shards.reader import SampleReader
 from leoclr.datasets.wording import counted
 from leoclr.evals.features.cache import DEFAULT_LIMIT, feature_key
 from leoclr.evals.features.pieces import PieceFolder
-from leoclr.evals.features.preprocessing import Preprocessing, standard_view
 from leoclr.evals.near_copies import near_copies, unit_features
 
 _ROWS, _COLUMNS = 16, 7  # of the picture: groups, and copies of one
@@ -104,15 +103,13 @@ def _groups(
     memory: int,
 ) -> tuple[Groups, list[str]]:
     """The groups by features, with the copies of equal bytes added to them."""
-    view = standard_view(encoder.image_size)
-    preprocessing = Preprocessing(view, encoder.mean, encoder.std)
     arithmetic = f"{request.precision} on {device.type}"
-    key = feature_key(encoder.identity, index.content_digest, preprocessing, arithmetic)
+    key = feature_key(encoder.identity, index.content_digest, encoder.preprocessing, arithmetic)
     folder = feature_folder(encoder.run) / f"pieces-{key[:16]}"
     dimension = encoder.backbone.feature_dim
     with RunLock(folder):
         pieces = PieceFolder(folder, {"features": key})
-        fill(pieces, encoder, index, preprocessing, request, device)
+        fill(pieces, encoder, index, request, device)
         readable = np.zeros(len(index), np.bool_)
         for piece in pieces.read(index):
             readable[piece.numbers] = True
@@ -140,7 +137,7 @@ def _groups(
         groups[kept].append(Copy(number, similarity, same_bytes=True))
     protocol = [
         f"cosine of pooled features of {encoder.name} less their mean, before the projector, {arithmetic}",
-        f"images: {preprocessing.protocol}",
+        f"images: {encoder.preprocessing.protocol}",
         f"a copy has a cosine of {threshold:g} or more with the image that is kept, the largest file; or equal bytes",
     ]
     return dict(groups), protocol

@@ -23,7 +23,6 @@ from leoclr.datasets.shards.index import Index
 from leoclr.evals.features.extract import Features, extract_features
 from leoclr.evals.features.files import writer_for
 from leoclr.evals.features.pieces import PieceFolder, extract_pieces
-from leoclr.evals.features.preprocessing import Preprocessing, standard_view
 
 FORMAT = 1
 _SHOWN_SKIPPED = 1000
@@ -46,13 +45,11 @@ class Embedding:
         self._record_file = output.with_name(f"{output.name}.json")
         self._request = request
         self._device, self._encoder, self._source, self._index = opened(request)
-        view = standard_view(self._encoder.image_size)
-        self._preprocessing = Preprocessing(view, self._encoder.mean, self._encoder.std)
         self._plan = {
             "format": FORMAT,
             "weights": self._encoder.identity,
             "data": self._index.content_digest,
-            "images": self._preprocessing.protocol,
+            "images": self._encoder.preprocessing.protocol,
             "arithmetic": f"{request.precision} on {self._device.type}",
         }
         self.pieces = PieceFolder(output.with_name(f"{output.name}.parts"), self._plan)
@@ -69,7 +66,7 @@ class Embedding:
         try:
             self._output.parent.mkdir(parents=True, exist_ok=True)
             with RunLock(self.pieces.path):
-                fill(self.pieces, self._encoder, self._index, self._preprocessing, self._request, self._device)
+                fill(self.pieces, self._encoder, self._index, self._request, self._device)
                 record = self._finish()
             self.pieces.remove()
         except OSError as error:
@@ -98,7 +95,7 @@ class Embedding:
             "protocol": [
                 f"pooled features of {encoder.name}, before the projector, not normalised, "
                 f"{self._plan['arithmetic']}, batches of {self._request.batch_size}",
-                f"images: {self._preprocessing.protocol}",
+                f"images: {encoder.preprocessing.protocol}",
             ],
             "plan": self._plan,
             "data": described_data(self._index, self._source),
@@ -134,14 +131,7 @@ def opened(request: Request) -> tuple[torch.device, LoadedEncoder, tuple[str, ..
     return device, encoder, source, open_with_progress(as_shards(source))
 
 
-def fill(
-    folder: PieceFolder,
-    encoder: LoadedEncoder,
-    index: Index,
-    preprocessing: Preprocessing,
-    request: Request,
-    device: torch.device,
-) -> None:
+def fill(folder: PieceFolder, encoder: LoadedEncoder, index: Index, request: Request, device: torch.device) -> None:
     """Extract the features that a folder of pieces lacks, with a progress bar."""
     backbone = encoder.backbone.to(device).to(memory_format=torch.channels_last)
     if folder.done:
@@ -152,7 +142,7 @@ def fill(
             return extract_features(
                 backbone,
                 part,
-                preprocessing,
+                encoder.preprocessing,
                 batch_size=request.batch_size,
                 device=device,
                 precision=request.precision,

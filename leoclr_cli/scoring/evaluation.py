@@ -113,7 +113,7 @@ class Evaluation:
 
     def features(self, index: Index, view: TestView, name: str) -> Features:
         """Features of any part of the data, called `name` in messages."""
-        preprocessing = self.preprocessing(view)
+        preprocessing = Preprocessing(view, self.encoder.mean, self.encoder.std)
         key = feature_key(self.encoder.identity, index.content_digest, preprocessing, self.arithmetic)
         features = self._cache.load(key, index) if not self.request.no_cache else None
         if features is None:
@@ -149,10 +149,6 @@ class Evaluation:
         """Crops to train a classifier on, normalised as the encoder is used to."""
         encoder = self.encoder
         return LabelledCrops(train, encoder.image_size, encoder.mean, encoder.std, batch_size, self.request.seed)
-
-    def preprocessing(self, view: TestView) -> Preprocessing:
-        """A view with the normalisation that the encoder was trained with."""
-        return Preprocessing(view, self.encoder.mean, self.encoder.std)
 
     @property
     def arithmetic(self) -> str:

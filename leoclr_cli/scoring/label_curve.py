@@ -22,7 +22,6 @@ from leoclr.cli.scoring.request import Request
 from leoclr.cli.terminal import say
 from leoclr.datasets.errors import EvaluationError
 from leoclr.datasets.wording import aligned, counted
-from leoclr.evals.features.preprocessing import standard_view
 from leoclr.evals.finetuning.label_subsets import LabelSubset, balanced_subset, parse_percent
 from leoclr.evals.scores import Row, Score
 from leoclr.evals.tables import METRICS, cell
@@ -150,7 +149,7 @@ def _curve(
     shares: Sequence[float],
     options: tuple[int | None, float | None, float | None, int],
 ) -> Curve:
-    data, view = evaluation.data, standard_view(evaluation.encoder.image_size)
+    data, view = evaluation.data, evaluation.encoder.view
     subsets: dict[bytes, tuple[LabelSubset, list[float]]] = {}
     for share in shares:  # of few images, several shares come to the same ones
         subset = balanced_subset(data.train, share / 100, evaluation.request.seed)
