@@ -76,10 +76,6 @@ class DetectionRecipe:
             f"{self.candidates:,} candidates, in tests {self.proposals}; every layer and every BatchNorm learns"
         )
 
-    def identity(self) -> dict[str, Any]:
-        """All of it, as JSON."""
-        return asdict(self)
-
 
 # MoCo's for Detectron2: every BatchNorm learns and counts over the whole batch, which is on one device here.
 PAPER = DetectionRecipe(24_000, 16, 0.02, (18_000, 22_000), 100, tuple(range(480, 801, 32)), 512, 12_000, 1_000)

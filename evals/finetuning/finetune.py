@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -55,10 +54,6 @@ class FinetuningRecipe:
             f"{self.backbone_lr:g} (encoder) and {self.head_lr:g} (new layer), weight decay {self.weight_decay:g}; "
             f"{self.schedule.protocol}; the last epoch counts"
         )
-
-    def identity(self) -> dict[str, Any]:
-        """All of it, as JSON."""
-        return asdict(self)
 
 
 def finetune(

@@ -6,7 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,7 +90,7 @@ def score_detection(
         "normalisation": [encoder.mean, encoder.std],
         "train": train.digest,
         "test": test.digest,
-        "recipe": wanted.recipe.identity(),
+        "recipe": asdict(wanted.recipe),
         "seed": wanted.seed,
         "device": device.type,
     }
@@ -178,7 +178,7 @@ def _record(
         "rows": {"detection": "all classes"},
         "details": {
             "ap50_of_classes": found["classes"],
-            "recipe": wanted.recipe.identity(),
+            "recipe": asdict(wanted.recipe),
             "random": wanted.random,
         },
         "protocol": [

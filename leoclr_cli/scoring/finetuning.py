@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,7 +82,7 @@ def finetuned(
     numbers = match_classes(train, test)
     view = evaluation.encoder.view
     work = evaluation.work(
-        train, test, kind="finetune", recipe=recipe.identity(), view=view.protocol, batches="all images"
+        train, test, kind="finetune", recipe=asdict(recipe), view=view.protocol, batches="all images"
     )
     done = work.result()
     if done is not None and "diverged" in done:
