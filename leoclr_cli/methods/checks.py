@@ -22,7 +22,7 @@ from leoclr.cli.config.fields import replaced
 from leoclr.cli.config.plugins import METHODS, VIEWS, method_settings, plugin, plugins
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.methods.gpu_checks import one_device, replay
-from leoclr.cli.methods.outcome import Failure, Result, result_of, some
+from leoclr.cli.methods.outcome import Failure, Result, refuse_different, result_of, some
 from leoclr.cli.methods.processes import refuse_failed, run_processes
 from leoclr.cli.methods.ranks import two_steps
 from leoclr.cli.preflight.checks import facts_of, problems
@@ -187,14 +187,8 @@ def _resume(settings: Settings, folder: Path) -> str:
 
     train(settings, folder / "stopped", None, _COMMAND, resume=False, on_metrics=count, asked_to_stop=enough)
     again = train(settings, folder / "stopped", None, _COMMAND, resume=True)
-    ends = [Path(result.checkpoint) for result in (whole, again)]
-    for file in ("model.safetensors", "optimizer.safetensors"):
-        one, other = (load_file(end / file) for end in ends)
-        different = [name for name, value in one.items() if not torch.equal(value, other[name])]
-        if different:
-            raise Failure(
-                f"{some(different)} in {file} differs after a resume: keep state in buffers, draw from now.step"
-            )
+    advice = " after a resume: keep state in buffers, draw from now.step"
+    refuse_different(Path(whole.checkpoint), Path(again.checkpoint), advice=advice)
     return f"{whole.steps} steps, stopped after {_STOP}, within an epoch: the same bits"
 
 

@@ -6,11 +6,16 @@ import contextlib
 import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import torch
+from safetensors.torch import load_file
 
 from leoclr.cli.config.plugin_errors import told_with_place
 from leoclr.cli.run.devices import changed_in_place
 from leoclr.datasets.errors import LeoclrError
+from leoclr.datasets.wording import first_of
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,15 @@ def result_of(name: str, check: Callable[[], str]) -> Result:
         return Result(name, False, str(changed_in_place(error) or told_with_place(error)))
     except Exception as error:  # a method may raise anything
         return Result(name, False, told_with_place(error))
+
+
+def refuse_different(first: Path, second: Path, *, advice: str = "") -> None:
+    """Raise Failure, with `advice` at its end, where weights and optimizer of two checkpoints are not the same bits."""
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        one, other = (load_file(checkpoint / file) for checkpoint in (first, second))
+        different = [name for name, value in one.items() if not torch.equal(value, other[name])]
+        if different:
+            raise Failure(f"{first_of(different, 1)} in {file} differs{advice}")
 
 
 def collected(results: Iterable[Result], show: bool) -> list[Result]:
