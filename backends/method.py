@@ -31,7 +31,7 @@ from leoclr.backends.networks.batchnorm import (
     sync_batch_norm,
 )
 from leoclr.backends.networks.encoder import Encoder
-from leoclr.backends.settings import BatchNormSettings, Pairs
+from leoclr.backends.settings import MethodSettings, Pairs
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
@@ -183,10 +183,13 @@ class PairMethod(Method):
     by the method's own loss. Its settings say `offers = ("pairs",)`.
 
     Attributes:
-        encoder: Trained by gradient.
+        encoder: Trained by gradient; its backbone is the only one unless `backbones` says otherwise.
     """
 
     encoder: Encoder
+
+    def backbones(self) -> dict[str, Backbone]:
+        return {"encoder.backbone": self.encoder.backbone}
 
     def predict(self, embeddings: Tensor) -> Tensor:
         """The prediction that an anchor's embedding makes: the embedding itself, or what a predictor makes of it."""
@@ -259,10 +262,10 @@ def in_one_pass(encoder: Any, views: Mapping[str, Tensor]) -> bool:
     return on_gpu and encoder.training and can_separate_statistics(encoder)
 
 
-def share_batch_norm(method: nn.Module, settings: BatchNormSettings, facts: Facts) -> None:
+def share_batch_norm(method: nn.Module, settings: MethodSettings, facts: Facts) -> None:
     """Let the BatchNorm layers of a method, or of a part of it, take their statistics over all processes, where the
-    settings say so."""
-    if settings.sync_batchnorm and facts.device_type == "cuda" and facts.ranks > 1:
+    settings have `sync_batchnorm` and it is on."""
+    if getattr(settings, "sync_batchnorm", False) and facts.device_type == "cuda" and facts.ranks > 1:
         sync_batch_norm(method)  # in place: only layers are replaced
     else:
         split_batch_norm(method, 1)  # for `in_one_pass`

@@ -16,7 +16,7 @@ from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 
-from leoclr.datasets.errors import DataError
+from leoclr.datasets.errors import DataError, RunError
 
 CHUNK_BYTES = 1 << 20
 _MOST_NAMES = 10_000  # of a folder that are looked through for one that was meant
@@ -104,6 +104,21 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+@contextmanager
+def writable(path: Path) -> Iterator[Path]:
+    """`atomic_path` for a file that a user asked for; its folder is made where there is none.
+
+    Raises:
+        RunError: It cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 @contextmanager

@@ -32,9 +32,11 @@ from leoclr.datasets.packing.folder_source import FolderSource
 from leoclr.datasets.packing.journal import kept_shards
 from leoclr.datasets.packing.pack import PackedSplit, PackingRecipe
 from leoclr.datasets.packing.staging import STAGING_NAME
-from leoclr.datasets.shards.locate import local_path, refuse_commands, shard_paths
+from leoclr.datasets.shards.index import Index
+from leoclr.datasets.shards.locate import local_path, open_data, refuse_commands, shard_paths
 from leoclr.datasets.shards.shard_names import without_shards
 from leoclr.datasets.storage.addresses import is_remote
+from leoclr.datasets.storage.block_cache import BlockCache
 from leoclr.datasets.wording import counted, in_bytes
 
 _FORMAT = 1
@@ -68,6 +70,12 @@ def as_shards(specs: Sequence[str], announce: bool = True) -> tuple[str, ...]:
         RunError: The cache cannot be written.
     """
     return tuple(_cached(spec, announce) if is_image_folder(spec) else spec for spec in specs)
+
+
+def open_with_progress(shards: Sequence[str], cache: BlockCache | None = None) -> Index:
+    """`open_data` with a progress bar while shards are indexed; it raises the same."""
+    with progress("reading shard headers", None, "bytes") as advance:
+        return open_data(shards, advance, cache)
 
 
 def is_image_folder(spec: str) -> bool:

@@ -18,7 +18,6 @@ from torch import Tensor
 from leoclr.backends.distributed import gather_with_gradient
 from leoclr.backends.losses import exact
 from leoclr.backends.method import Facts, Output, PairMethod, Progress, share_batch_norm
-from leoclr.backends.networks.backbones import Backbone
 from leoclr.backends.networks.batchnorm import zero_last_norms
 from leoclr.backends.networks.encoder import Encoder
 from leoclr.backends.networks.heads import mlp
@@ -98,9 +97,6 @@ class BarlowTwins(PairMethod):
 
     def _of_matrix(self, correlation_DD: Tensor) -> Tensor:
         return self.settings.scale * barlow_twins(correlation_DD, self.settings.off_diagonal)
-
-    def backbones(self) -> dict[str, Backbone]:
-        return {"encoder.backbone": self.encoder.backbone}
 
 
 def _standardised(embeddings_ND: Tensor) -> Tensor:

@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from leoclr.backends.losses import nt_xent
-from leoclr.backends.method import Facts, Output, PairMethod, Progress, encode_views, reduce_pairs
-from leoclr.backends.networks.backbones import Backbone
-from leoclr.backends.networks.batchnorm import split_batch_norm, sync_batch_norm
-from leoclr.backends.networks.encoder import Encoder, contrastive_encoder
+from leoclr.backends.method import (
+    Facts,
+    Output,
+    PairMethod,
+    Progress,
+    encode_views,
+    reduce_pairs,
+    share_batch_norm,
+)
+from leoclr.backends.networks.encoder import contrastive_encoder
 from leoclr.backends.settings import MethodSettings, Pairs, Positive, RunFacts
 
 
@@ -59,10 +65,7 @@ class SimCLR(PairMethod):
         super().__init__()
         self.settings = settings
         self.encoder = contrastive_encoder(facts.new_backbone(), *facts.projector)
-        if settings.sync_batchnorm and facts.device_type == "cuda" and facts.ranks > 1:
-            self.encoder = cast(Encoder, sync_batch_norm(self.encoder))
-        else:
-            split_batch_norm(self.encoder, 1)
+        share_batch_norm(self, settings, facts)
 
     def forward(self, views: Mapping[str, Tensor], pairs: Pairs, now: Progress) -> Output:
         embeddings = encode_views(self.encoder, views)
@@ -81,6 +84,3 @@ class SimCLR(PairMethod):
 
     def reduce(self, losses: Tensor) -> Tensor:
         return reduce_pairs(losses, self.settings.reduction)
-
-    def backbones(self) -> dict[str, Backbone]:
-        return {"encoder.backbone": self.encoder.backbone}

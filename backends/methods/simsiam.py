@@ -16,7 +16,6 @@ from torch import Tensor
 
 from leoclr.backends.losses import cosine
 from leoclr.backends.method import Facts, Output, PairMethod, ParameterGroup, Progress, share_batch_norm
-from leoclr.backends.networks.backbones import Backbone
 from leoclr.backends.networks.batchnorm import zero_last_norms
 from leoclr.backends.networks.encoder import Encoder
 from leoclr.backends.networks.heads import mlp
@@ -80,6 +79,3 @@ class SimSiam(PairMethod):
 
     def reduce(self, losses: Tensor) -> Tensor:
         return losses.mean()
-
-    def backbones(self) -> dict[str, Backbone]:
-        return {"encoder.backbone": self.encoder.backbone}

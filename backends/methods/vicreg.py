@@ -20,7 +20,6 @@ from torch.nn import functional as F
 from leoclr.backends.distributed import gather_with_gradient
 from leoclr.backends.losses import exact
 from leoclr.backends.method import Facts, Output, PairMethod, Progress, share_batch_norm
-from leoclr.backends.networks.backbones import Backbone
 from leoclr.backends.networks.batchnorm import zero_last_norms
 from leoclr.backends.networks.encoder import Encoder
 from leoclr.backends.networks.heads import mlp
@@ -103,6 +102,3 @@ class VICReg(PairMethod):
         settings = self.settings
         pulled = settings.invariance * terms["invariance"]
         return pulled + settings.variance * terms["flat"] + settings.covariance * terms["covariance"]
-
-    def backbones(self) -> dict[str, Backbone]:
-        return {"encoder.backbone": self.encoder.backbone}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.resnet import BasicBlock, ResNet
 
+from leoclr.backends.networks.evaluation_mode import evaluation_mode
 from leoclr.backends.settings import STANDARD_WIDTH
 
 _USUAL_SIZE = 224
@@ -107,13 +108,13 @@ def convolutions(backbone: Backbone, size: int) -> list[Seen]:
 
     layers = [(name, layer) for name, layer in backbone.named_modules() if isinstance(layer, nn.Conv2d)]
     hooks = [layer.register_forward_hook(look_at(name)) for name, layer in layers]
-    training, weight = backbone.training, next(backbone.parameters())
+    weight = next(backbone.parameters())
     try:
-        shape = tuple(backbone.eval()(weight.new_zeros(1, 3, size, size)).shape)
+        with evaluation_mode(backbone):
+            shape = tuple(backbone(weight.new_zeros(1, 3, size, size)).shape)
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ValueError(f"it does not take images of {size} px ({' '.join(str(error).split())[:200]})") from None
     finally:
-        backbone.train(training)
         for hook in hooks:
             hook.remove()
     if shape != (1, backbone.feature_dim):

@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leoclr.backends.distributed import rank, ranks
-from leoclr.backends.method import Facts, Output, ParameterGroup, Progress
-from leoclr.backends.networks.batchnorm import sync_batch_norm
+from leoclr.backends.method import Facts, Output, ParameterGroup, Progress, share_batch_norm
 from leoclr.backends.networks.heads import mlp
 from leoclr.backends.settings import MethodSettings, Pairs
 from leoclr.backends.step_inputs import sent
@@ -52,8 +51,7 @@ class LoGo(Wrapper):
         super().__init__(settings, facts)
         dim = [part.out_features for part in self.encoder.projector.modules() if isinstance(part, nn.Linear)][-1]
         self.regressor = mlp([2 * dim, _HIDDEN, _HIDDEN, 1], norm=True)
-        if getattr(settings, "sync_batchnorm", False) and facts.device_type == "cuda" and facts.ranks > 1:
-            sync_batch_norm(self.regressor)
+        share_batch_norm(self.regressor, settings, facts)
         self.register_buffer("contrastive_norm", torch.zeros(()))
         self.groups = (ParameterGroup(r"^regressor\.", lr=1.0, constant_lr=True), *self.groups)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from leoclr.backends.networks.evaluation_mode import evaluation_mode
 from leoclr.datasets.errors import BadImage, DataError, EvaluationError
 from leoclr.datasets.files import ignore
 from leoclr.datasets.images.normalise import normalise
@@ -93,7 +93,8 @@ def extract_features(
     limit = max_bad_share * len(index)
     store = _Store(len(index))
     skipped: list[str] = []
-    with inference(backbone), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    with evaluation_mode(backbone), torch.inference_mode(), autocast:
         for batch in loaded:
             skipped += batch.bad
             if len(skipped) > limit:
@@ -229,16 +230,3 @@ def _to_host(output: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
 def choose_workers(batches: int) -> int:
     """One for each processor but one, at most 16, and none that would have next to nothing to do."""
     return min((os.cpu_count() or 1) - 1, _MAX_WORKERS, batches // _BATCHES_PER_WORKER)
-
-
-@contextmanager
-def inference(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards every submodule has the mode that it had."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for part in training:
-            part.training = True

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from leoclr.backends.networks.evaluation_mode import evaluation_mode
 from leoclr.backends.weights import weights_digest
 from leoclr.datasets.errors import EvaluationError
 from leoclr.datasets.files import ignore
@@ -132,13 +133,8 @@ def unchanged(backbone: nn.Module) -> Iterator[None]:
         EvaluationError: Weights or buffers are not the same bits as before.
     """
     before = weights_digest(backbone.state_dict())
-    training = [part for part in backbone.modules() if part.training]
-    backbone.eval()
-    try:
+    with evaluation_mode(backbone):
         yield
-    finally:
-        for part in training:
-            part.training = True
     if weights_digest(backbone.state_dict()) != before:
         raise EvaluationError(
             "the encoder's weights or buffers changed while the classifier was trained, so the score would not be one "

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from leoclr.backends.networks.evaluation_mode import evaluation_mode
 from leoclr.cli.image_folders import as_shards
 from leoclr.cli.run.encoders import LoadedEncoder
 from leoclr.datasets.errors import BadImage, DataError
@@ -20,8 +21,8 @@ from leoclr.datasets.images.decode import decode_image, eight_bit_rgb
 from leoclr.datasets.images.file_names import is_image
 from leoclr.datasets.images.normalise import normalise
 from leoclr.datasets.shards.locate import open_data
-from leoclr.evals.features.extract import extract_features, inference
-from leoclr.evals.features.preprocessing import Preprocessing, standard_view
+from leoclr.evals.features.extract import extract_features
+from leoclr.evals.features.preprocessing import Preprocessing
 
 
 class Encoder(nn.Module):
@@ -43,7 +44,7 @@ class Encoder(nn.Module):
         self.name, self.source, self.digest = loaded.name, loaded.source, loaded.digest
         self.feature_dim, self.image_size = loaded.backbone.feature_dim, loaded.image_size
         self.mean, self.std = loaded.mean, loaded.std
-        self._view = standard_view(loaded.image_size)
+        self._view = loaded.view
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -110,7 +111,7 @@ def _decoded(path: Path) -> Image.Image:
 
 def _of_images(encoder: Encoder, images: Sequence[Image.Image], batch_size: int) -> NDArray[np.float32]:
     features = np.empty((len(images), encoder.feature_dim), np.float32)
-    with inference(encoder):
+    with evaluation_mode(encoder), torch.inference_mode():
         for start in range(0, len(images), batch_size):
             batch = torch.stack([encoder.preprocess(image) for image in images[start : start + batch_size]])
             features[start : start + len(batch)] = encoder(batch.to(encoder.device)).float().cpu().numpy()

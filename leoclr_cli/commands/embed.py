@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from leoclr.cli.scoring.request import Backbone, BatchSize, Checkpoint, Device, ImageSize, Precision, Workers
+from leoclr.cli.scoring.request import Request, with_request
 from leoclr.datasets.wording import counted
 
 
+@with_request("train_data", "data", "seed", "no_cache")
 def embed(
-    checkpoint: Checkpoint = None,
+    request: Request,
     data: Annotated[
         list[str] | None,
         typer.Option("--data", metavar="SHARDS", help="Data to embed; default: the run's training data. Repeatable."),
@@ -27,12 +29,6 @@ def embed(
             help="A .npy file, with the keys beside it, or a .parquet file.",
         ),
     ] = Path("features.npy"),
-    backbone: Backbone = None,
-    image_size: ImageSize = None,
-    batch_size: BatchSize = 256,
-    device: Device = "auto",
-    precision: Precision = "float32",
-    workers: Workers = -1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
 ) -> None:
     """Write the features of a frozen encoder for every image, with its key and label, in the order of the index.
@@ -49,7 +45,7 @@ def embed(
     from leoclr.cli.scoring.embedding import Embedding
     from leoclr.cli.terminal import print_json, say
 
-    embedding = Embedding(checkpoint, data, output, backbone, image_size, batch_size, device, precision, workers)
+    embedding = Embedding(replace(request, data=data), output)
     try:
         record = embedding.run()
     except KeyboardInterrupt:

@@ -48,7 +48,7 @@ def report(
     from leoclr.cli.reporting.style import MOST_RUNS
     from leoclr.cli.run.folder import newest_run
     from leoclr.cli.terminal import print_json, progress, say
-    from leoclr.datasets.files import write_atomic
+    from leoclr.datasets.files import writable
 
     folders = runs or [newest_run()]
     if len(folders) > MOST_RUNS:
@@ -58,11 +58,8 @@ def report(
         pictures = [draw_pictures(run, samples, map_kind, advance) for run in told]
     defaults = dict(flat(Settings().model_dump(mode="json")))
     page = report_page(told, pictures, defaults).encode(errors="replace")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(output, page)
-    except OSError as error:
-        raise RunError(f"{output}: cannot be written ({error.strerror or error})") from None
+    with writable(output) as temporary:
+        temporary.write_bytes(page)
     if as_json:
         runs_told = [{"run": str(run.folder.path), "problems": run.problems} for run in told]
         print_json({"path": str(output), "bytes": len(page), "runs": runs_told})

@@ -251,11 +251,12 @@ def _report(plan: RecipePlan, name: str, as_json: bool) -> None:
     """The table of what is done so far, in files and on stdout."""
     import json
 
+    from leoclr.cli.plotting.drawing import save_picture
     from leoclr.cli.recipes.results import write_result
     from leoclr.cli.recipes.steps import read_json
     from leoclr.cli.recipes.table import as_json as table_json
     from leoclr.cli.recipes.table import as_markdown, as_picture, as_text
-    from leoclr.datasets.files import atomic_path, write_atomic
+    from leoclr.datasets.files import write_atomic
 
     done = [unit for unit in plan.units() if all(step.done() for step in unit.steps())]
     if not done:
@@ -264,7 +265,6 @@ def _report(plan: RecipePlan, name: str, as_json: bool) -> None:
     table = table_json(plan.recipe, results)
     write_atomic(plan.folder / "table.json", (json.dumps(table, indent=2) + "\n").encode())
     write_atomic(plan.folder / "table.md", as_markdown(plan.recipe, results).encode())
-    with atomic_path(plan.folder / "table.png") as path:
-        as_picture(plan.recipe, results).save(path, "PNG")
+    save_picture(as_picture(plan.recipe, results), plan.folder / "table.png")
     print_json(table) if as_json else print(as_text(plan.recipe, results))
     say(f"written to {plan.folder}: table.md, table.json, table.png, results/")

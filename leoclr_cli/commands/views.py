@@ -13,7 +13,7 @@ from leoclr.cli import terminal as console
 from leoclr.cli.commands.base.flags import settings_of, with_settings
 from leoclr.cli.config.flags import Given
 from leoclr.cli.config.preset_files import AUTO
-from leoclr.datasets.errors import BadImage, DataError, RunError, SettingsError
+from leoclr.datasets.errors import BadImage, DataError, SettingsError
 from leoclr.datasets.files import did_you_mean
 from leoclr.datasets.shards.locate import existing_data
 
@@ -64,19 +64,14 @@ def views(
     settings = settings_of(given)
 
     from leoclr.cli.config.augmentation import augmentation_spec
+    from leoclr.cli.plotting.drawing import save_picture
     from leoclr.cli.plotting.pictures import views_picture
-    from leoclr.datasets.files import atomic_path
 
     names, originals = _read(images, count, _MAX_ROWS // draws)
     picture = views_picture(
         originals, names, augmentation_spec(settings), settings.view_policy, settings.train.seed, draws, size
     )
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(output) as temporary:
-            picture.save(temporary, format="PNG")
-    except OSError as error:
-        raise RunError(f"{output}: cannot be written ({error.strerror or error})") from None
+    save_picture(picture, output)
     if as_json:
         console.print_json({"path": str(output), "width": picture.width, "height": picture.height, "images": names})
     else:

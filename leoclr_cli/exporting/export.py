@@ -19,7 +19,6 @@ from leoclr.cli.run.encoders import LoadedEncoder
 from leoclr.datasets.errors import CheckpointError
 from leoclr.datasets.files import atomic_path, filled_folder
 from leoclr.datasets.images.normalise import normalise
-from leoclr.evals.features.preprocessing import standard_view
 
 TOLERANCE = 1e-5  # of the largest feature where that is above 1: float32 has seven digits
 _BATCHES = (1, 3)
@@ -86,7 +85,7 @@ def export_encoder(
 def preprocessing_difference(encoder: LoadedEncoder, transform: Transform) -> float:
     """The largest difference of a normalised pixel between `transform` and the encoder's own preprocessing, over
     pictures of several shapes."""
-    view, generator, largest = standard_view(encoder.image_size), np.random.default_rng(0), 0.0
+    view, generator, largest = encoder.view, np.random.default_rng(0), 0.0
     for width, height in _PICTURES:
         coarse = Image.fromarray(generator.integers(0, 256, (12, 12, 3), dtype=np.uint8))
         picture = coarse.resize((width, height), Image.Resampling.BICUBIC)

@@ -27,7 +27,7 @@ from leoclr.cli.config.fields import get, keys_of, replaced
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.image_folders import as_shards
 from leoclr.cli.methods.checks import two_processes
-from leoclr.cli.methods.outcome import Failure, Result, result_of, some
+from leoclr.cli.methods.outcome import Failure, Result, refuse_different, result_of
 from leoclr.cli.methods.processes import Ended, refuse_failed, run_processes
 from leoclr.cli.methods.session import Session, samples_file
 from leoclr.cli.preflight.checks import facts_of, problems
@@ -199,12 +199,7 @@ def _interrupted(runs: _Runs, name: str, number: signal.Signals, step: int) -> s
         raise Failure(f"the run did not end at {number.name} after step {step}")
     refuse_failed(runs.session(Session(settings=runs.settings, run=run, until=_STEPS, resume=True)))
     _compare_samples(whole, run)
-    ends = [step_folder(RunFolder(path).checkpoints, _STEPS) for path in (whole, run)]
-    for file in ("model.safetensors", "optimizer.safetensors"):
-        one, other = (load_file(end / file) for end in ends)
-        different = [key for key, value in one.items() if not torch.equal(value, other[key])]
-        if different:
-            raise Failure(f"{some(different)} in {file} differs")
+    refuse_different(*(step_folder(RunFolder(path).checkpoints, _STEPS) for path in (whole, run)))
     return f"{number.name} after step {step} of {_STEPS}: the same images, and the same bits of weights and optimizer"
 
 

@@ -21,7 +21,7 @@ from leoclr.cli.config.fields import replaced
 from leoclr.cli.config.plugins import VIEWS, plugins
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.methods.gpu_checks import one_device, replay
-from leoclr.cli.methods.outcome import Failure, Result, result_of, some
+from leoclr.cli.methods.outcome import Failure, Result, refuse_different, result_of
 from leoclr.cli.methods.processes import refuse_failed, run_processes
 from leoclr.cli.methods.ranks import two_steps
 from leoclr.cli.methods.small_settings import BATCH, small_settings
@@ -34,6 +34,7 @@ from leoclr.cli.training.outputs import refuse_output
 from leoclr.cli.training.trainer import train
 from leoclr.datasets.errors import RunError, SettingsError, first_fault
 from leoclr.datasets.photo_like import photo_like
+from leoclr.datasets.wording import first_of
 
 _CPU = torch.device("cpu")
 _STEPS_PER_EPOCH, _STOP = 3, 4  # stopped within an epoch that another follows, which may begin with state
@@ -98,15 +99,15 @@ def _loss_and_gradients(settings: Settings, folder: Path) -> str:
     without = [name for name, parameter in trained.items() if parameter.grad is None]
     if without:
         raise Failure(
-            f"no gradient for {some(without)}: leave it out, set requires_grad to False, or say in which steps it has "
-            "none: ParameterGroup(frozen=...)"
+            f"no gradient for {first_of(without, 1)}: leave it out, set requires_grad to False, or say in which steps "
+            "it has none: ParameterGroup(frozen=...)"
         )
     broken = [name for name, parameter in trained.items() if not bool(torch.isfinite(_gradient(parameter)).all())]
     if broken:
-        raise Failure(f"the gradient of {some(broken)} is not finite")
+        raise Failure(f"the gradient of {first_of(broken, 1)} is not finite")
     constants = [name for name, parameter in method.named_parameters() if parameter.grad is not None]
     if extra := sorted(set(constants) - set(trained)):
-        raise Failure(f"{some(extra)} has a gradient and requires_grad False")
+        raise Failure(f"{first_of(extra, 1)} has a gradient and requires_grad False")
     if not any(float(_gradient(parameter).abs().max()) > 0 for parameter in trained.values()):
         raise Failure("every gradient is zero")
     return f"loss {found:.4f}; {len(trained)} trained parameters, all with a finite gradient"
@@ -168,15 +169,12 @@ def _resume(settings: Settings, folder: Path) -> str:
         return taken[0] >= _STOP
 
     train(settings, folder / "stopped", None, _COMMAND, resume=False, on_metrics=count, asked_to_stop=enough)
-    again = train(settings, folder / "stopped", None, _COMMAND, resume=True)
-    ends = [Path(result.checkpoint) for result in (whole, again)]
-    for file in ("model.safetensors", "optimizer.safetensors"):
-        one, other = (load_file(end / file) for end in ends)
-        different = [name for name, value in one.items() if not torch.equal(value, other[name])]
-        if different:
-            raise Failure(
-                f"{some(different)} in {file} differs after a resume: keep state in buffers, draw from now.step"
-            )
+    train(settings, folder / "stopped", None, _COMMAND, resume=True)
+    advice = " after a resume: keep state in buffers, draw from now.step"
+    of_whole, of_stopped = ({place.name: place for place in _checkpoints(folder / run)} for run in ("whole", "stopped"))
+    assert of_whole.keys() == of_stopped.keys(), "both have those of the last two epochs"
+    for name, place in of_whole.items():
+        refuse_different(place, of_stopped[name], advice=advice)
     return f"{whole.steps} steps, stopped after {_STOP}, within an epoch: the same bits"
 
 
@@ -198,7 +196,7 @@ def _checkpoint(settings: Settings, folder: Path) -> str:
 
 def _export(settings: Settings, folder: Path) -> str:
     run = folder / "whole"
-    if not any((run / "checkpoints").glob("step-*")):
+    if not _checkpoints(run):
         raise Failure("there is no run to export, as its training failed")
     encoder = load_encoder(run)
     write_encoder(encoder, folder / "encoder.safetensors")
@@ -259,6 +257,10 @@ def _backward(method: Method, settings: Settings, step: int, update: bool = True
 def _gradient(parameter: torch.nn.Parameter) -> Tensor:
     assert parameter.grad is not None
     return parameter.grad
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    return sorted((run / "checkpoints").glob("step-*"))
 
 
 def _made(folder: Path) -> Path:

@@ -6,7 +6,11 @@ import contextlib
 import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import torch
+from safetensors.torch import load_file
 
 from leoclr.cli.config.plugin_errors import told_with_place
 from leoclr.cli.run.devices import explained
@@ -50,6 +54,15 @@ def result_of(name: str, check: Callable[[], str]) -> Result:
         return Result(name, False, told_with_place(error))
 
 
+def refuse_different(first: Path, second: Path, *, advice: str = "") -> None:
+    """Raise Failure, with `advice` at its end, where weights and optimizer of two checkpoints are not the same bits."""
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        one, other = (load_file(checkpoint / file) for checkpoint in (first, second))
+        different = [name for name, value in one.items() if not torch.equal(value, other[name])]
+        if different:
+            raise Failure(f"{first_of(different, 1)} in {file} differs{advice}")
+
+
 def collected(results: Iterable[Result], show: bool) -> list[Result]:
     """All results; with `show`, each is printed when it is there. What the runs that are checked say on stderr is left
     out."""
@@ -60,8 +73,3 @@ def collected(results: Iterable[Result], show: bool) -> list[Result]:
             if show:
                 print(result, flush=True)
     return found
-
-
-def some(names: list[str]) -> str:
-    """The first of some names, and how many more there are."""
-    return first_of(names, 1)

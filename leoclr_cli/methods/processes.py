@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from leoclr.cli.methods.outcome import Failure
-from leoclr.cli.preflight.launch import end_with_parent, free_port
+from leoclr.cli.preflight.launch import end_with_parent, free_port, rank_environment
 
 _SECONDS = 600
 
@@ -31,17 +31,15 @@ def run_processes(module: str, arguments: Sequence[str], work: str, count: int, 
     Raises:
         Failure: They do not end.
     """
-    group = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
-    if count > 1:
-        group |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
-        group |= {"MASTER_PORT": str(free_port())}
+    shared = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    port = free_port()
     children = []
     for rank in range(count):
-        own = group | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {})
+        own = rank_environment(rank, count, port) if count > 1 else {}
         children.append(
             subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
-                env=os.environ | own,
+                env=os.environ | shared | own,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
+from pathlib import Path
 from typing import Literal
 
 from PIL import Image, ImageDraw, ImageFont
+
+from leoclr.datasets.files import writable
 
 Colour = tuple[int, int, int]
 
@@ -28,6 +31,12 @@ class Tile:
     caption: tuple[str, ...] = ()  # lines below the tile, each shortened where it is wider than the column
     frame: Colour | None = None  # around the tile, outside of its pixels
     mark: Literal["tick", "cross"] | None = None  # in the top right corner
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a PNG file as a whole or not at all; RunError where that cannot be done."""
+    with writable(path) as temporary:
+        picture.save(temporary, format="PNG")
 
 
 @cache

@@ -44,15 +44,7 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
     children = []
     for rank in range(processes):
-        environment = os.environ | {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(processes),
-            "LOCAL_WORLD_SIZE": str(processes),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": threads,
-        }
+        environment = os.environ | rank_environment(rank, processes, port) | {"OMP_NUM_THREADS": threads}
         command = [sys.executable, "-m", "leoclr.cli", *arguments]
         children.append(subprocess.Popen(command, env=environment, preexec_fn=end_with_parent))
 
@@ -75,6 +67,18 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
     finally:
         for number, before in previous.items():
             signal.signal(number, before)
+
+
+def rank_environment(rank: int, count: int, port: int) -> dict[str, str]:
+    """What torchrun sets for one of `count` processes on this machine, which find each other at one of its ports."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
 
 
 def end_with_parent() -> None:

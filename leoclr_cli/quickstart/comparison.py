@@ -53,8 +53,7 @@ class ScoreLine:
 
 def of_encoder(encoder: LoadedEncoder, key: str, label: str) -> Representation:
     """The features of an encoder, whole images at its size, before the projector."""
-    view = standard_view(encoder.image_size)
-    return Representation(key, label, encoder.backbone, Preprocessing(view, encoder.mean, encoder.std))
+    return Representation(key, label, encoder.backbone, encoder.preprocessing)
 
 
 def of_pixels(side: int) -> Representation:

@@ -7,7 +7,6 @@ and are made again.
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
 from collections.abc import Iterator
@@ -18,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from pydantic import ValidationError
 
 from leoclr.cli.config.augmentation import augmentation_spec
@@ -27,17 +25,18 @@ from leoclr.cli.config.settings import Settings
 from leoclr.cli.exporting.export import ExportReport, export_encoder
 from leoclr.cli.exporting.formats import ExportFormat
 from leoclr.cli.packing import pack_source
+from leoclr.cli.plotting.drawing import save_picture
 from leoclr.cli.plotting.pictures import neighbours_picture, views_picture
 from leoclr.cli.quickstart.comparison import FITS, ScoreLine, of_encoder, of_pixels, score, table
 from leoclr.cli.quickstart.digits import write_digits
 from leoclr.cli.run.checkpoint import newest_checkpoint
 from leoclr.cli.run.encoders import LoadedEncoder, fresh_encoder, load_encoder
 from leoclr.cli.run.folder import RunFolder
+from leoclr.cli.scoring.records import write_record
 from leoclr.cli.terminal import progress, say
 from leoclr.cli.training.monitoring.progress_line import duration
 from leoclr.cli.training.trainer import train
 from leoclr.datasets.errors import DataError, RunError
-from leoclr.datasets.files import atomic_path, write_atomic
 from leoclr.datasets.packing.pack import PackingRecipe
 from leoclr.datasets.shards.index import SUFFIX, Index
 from leoclr.datasets.shards.locate import open_data
@@ -208,7 +207,7 @@ class Quickstart:
         report = export_encoder(encoder, ExportFormat.safetensors, folder.encoder)
         seconds = time.monotonic() - self._began
         outcome = Outcome(folder, self._settings.train.epochs, len(test_index), lines, report, seconds)
-        write_atomic(folder.scores, (json.dumps(outcome.as_json(), indent=2) + "\n").encode())
+        write_record(folder.scores, outcome.as_json())
         return outcome
 
     def _refuse_other_content(self) -> None:
@@ -233,7 +232,7 @@ class Quickstart:
         images = [reader.image(number) for number in range(_PICTURED)]
         names = [f"{index.key(number)}.png" for number in range(_PICTURED)]
         spec, policy = augmentation_spec(settings), settings.view_policy
-        _save(views_picture(images, names, spec, policy, settings.train.seed), self._folder.views)
+        save_picture(views_picture(images, names, spec, policy, settings.train.seed), self._folder.views)
 
     def _scores(self, encoder: LoadedEncoder, train_index: Index, test_index: Index) -> tuple[ScoreLine, ...]:
         epochs = self._settings.train.epochs
@@ -267,15 +266,7 @@ class Quickstart:
             similarity.tolist(),
             title="Test images, and the training images that the encoder finds most like them",
         )
-        _save(picture, self._folder.neighbours)
-
-
-def _save(picture: Image.Image, path: Path) -> None:
-    try:
-        with atomic_path(path) as temporary:
-            picture.save(temporary, format="PNG")
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error.strerror or error})") from None
+        save_picture(picture, self._folder.neighbours)
 
 
 def _is_empty(path: Path) -> bool:

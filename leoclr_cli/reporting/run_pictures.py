@@ -22,6 +22,7 @@ from leoclr.cli.plotting.pictures import neighbours_picture, views_picture
 from leoclr.cli.reporting.embedding_plot import EmbeddingPlot, MapKind, places
 from leoclr.cli.reporting.run_facts import ReportedRun
 from leoclr.cli.run.encoders import LoadedEncoder, load_encoder
+from leoclr.cli.run.folder import feature_folder
 from leoclr.datasets.errors import LeoclrError
 from leoclr.datasets.randomness import Permutation
 from leoclr.datasets.shards.index import NO_LABEL, Index
@@ -30,7 +31,6 @@ from leoclr.datasets.shards.reader import SampleReader
 from leoclr.datasets.wording import first_line
 from leoclr.evals.features.cache import FeatureCache, feature_key
 from leoclr.evals.features.extract import Features, check_features, extract_features
-from leoclr.evals.features.preprocessing import Preprocessing, standard_view
 from leoclr.evals.probes.knn import nearest_neighbours
 
 _PICTURED = 3
@@ -134,16 +134,15 @@ def _some(index: Index, samples: int) -> Index:
 
 
 def _features(encoder: LoadedEncoder, index: Index, advance: Callable[[int], None]) -> Features:
-    preprocessing = Preprocessing(standard_view(encoder.image_size), encoder.mean, encoder.std)
-    cache = FeatureCache(encoder.run / "features") if encoder.run is not None else None
-    key = feature_key(encoder.digest, index.content_digest, preprocessing, "float32 on cpu")
-    features = cache.load(key, index) if cache is not None else None
+    cache = FeatureCache(feature_folder(encoder.run))
+    key = feature_key(encoder.identity, index.content_digest, encoder.preprocessing, "float32 on cpu")
+    features = cache.load(key, index)
     if features is None:
         features = extract_features(
-            encoder.backbone, index, preprocessing, batch_size=64, max_bad_share=0.5, advance=advance
+            encoder.backbone, index, encoder.preprocessing, batch_size=64, max_bad_share=0.5, advance=advance
         )
         check_features(features, index, "report")
-        if cache is not None and not features.skipped:  # `leoclr eval` allows fewer bad images
+        if not features.skipped:  # `leoclr eval` allows fewer bad images
             cache.store(key, features)
     return features
 

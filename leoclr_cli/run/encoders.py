@@ -36,7 +36,7 @@ from leoclr.cli.run.named_weights import described, fetch, read_config, read_wei
 from leoclr.cli.run.weights_only import USUAL_PLACE, weights_group
 from leoclr.cli.terminal import say
 from leoclr.datasets.errors import CheckpointError, first_fault
-from leoclr.evals.features.preprocessing import ResizeRule, standard_rule
+from leoclr.evals.features.preprocessing import Preprocessing, ResizeRule, TestView, standard_rule, standard_view
 
 _HEADER = "leoclr"
 Triple = tuple[float, float, float]
@@ -85,6 +85,16 @@ class LoadedEncoder:
         if self.name.startswith("timm:") and timm_arguments(self.name.removeprefix("timm:"), image_size):
             raise CheckpointError(f"--image-size {image_size}: {self.name} takes images of {self.image_size} px alone")
         return replace(self, image_size=image_size)
+
+    @property
+    def view(self) -> TestView:
+        """How the images of a test become its input, but for the normalisation."""
+        return standard_view(self.image_size)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How the images of a test become its input."""
+        return Preprocessing(self.view, self.mean, self.std)
 
     @property
     def resize(self) -> ResizeRule:

@@ -15,7 +15,7 @@ from leoclr.cli.run.json_file import read_json_object
 from leoclr.cli.run.model_names import is_model_folder, is_named
 from leoclr.cli.terminal import warn
 from leoclr.datasets.errors import CheckpointError, RunError
-from leoclr.datasets.files import did_you_mean, write_atomic
+from leoclr.datasets.files import cache_root, did_you_mean, write_atomic
 from leoclr.datasets.json_text import parse_json_text
 from leoclr.datasets.shards.locate import absolute
 
@@ -163,6 +163,16 @@ class RunFolder:
 
 def _are_texts(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def feature_folder(run: Path | None) -> Path:
+    """Where features are cached: in the run; for other weights where this system keeps caches."""
+    return cache_root() / "features" if run is None else run / "features"
+
+
+def work_folder(run: Path | None) -> Path:
+    """The same for long computations."""
+    return cache_root() / "evals" if run is None else RunFolder(run).evals / "work"
 
 
 def newest_run(root: Path = Path(".")) -> Path:

@@ -15,7 +15,7 @@ import torch
 from leoclr.backends.settings import STANDARD_WIDTH
 from leoclr.cli.run.devices import choose_device
 from leoclr.cli.run.encoders import LoadedEncoder, fresh_encoder, load_encoder
-from leoclr.cli.run.folder import RunFolder
+from leoclr.cli.run.folder import work_folder
 from leoclr.cli.scoring.records import Record, kept, new_record, path_in_run, show
 from leoclr.cli.terminal import progress, say
 from leoclr.datasets.errors import EvaluationError
@@ -95,8 +95,7 @@ def score_detection(
         "seed": wanted.seed,
         "device": device.type,
     }
-    folder = RunFolder(run).evals / "work" if run is not None else cache_root() / "evals"
-    work = Work(None if no_cache else folder, {"kind": "detection", **identity})
+    work = Work(None if no_cache else work_folder(run), {"kind": "detection", **identity})
     found = work.result()
     if found is None:
         found = work.finish(_train_and_score(encoder, train, test, wanted, device, workers, work))

@@ -12,26 +12,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from leoclr.cli.image_folders import as_shards, is_image_folder
+from leoclr.cli.image_folders import is_image_folder
+from leoclr.cli.plotting.drawing import save_picture
 from leoclr.cli.plotting.pictures import copies_picture
-from leoclr.cli.run.devices import check_precision, choose_device
-from leoclr.cli.run.encoders import LoadedEncoder, load_encoder
+from leoclr.cli.run.encoders import LoadedEncoder
+from leoclr.cli.run.folder import feature_folder
 from leoclr.cli.run.lock import RunLock
-from leoclr.cli.scoring.embedding import data_of_run, fill
-from leoclr.cli.scoring.evaluation import feature_folder
+from leoclr.cli.scoring.embedding import fill, opened
 from leoclr.cli.scoring.records import described_data, new_record
 from leoclr.cli.scoring.request import Request
 from leoclr.cli.terminal import progress, warn
-from leoclr.datasets.errors import BadImage, DataError, RunError
-from leoclr.datasets.files import atomic_path, write_atomic
+from leoclr.datasets.errors import BadImage, DataError
+from leoclr.datasets.files import writable
 from leoclr.datasets.shards.copies import exact_copies
 from leoclr.datasets.shards.index import Index
-from leoclr.datasets.shards.locate import open_data
 from leoclr.datasets.shards.reader import SampleReader
 from leoclr.datasets.wording import counted
 from leoclr.evals.features.cache import DEFAULT_LIMIT, feature_key
 from leoclr.evals.features.pieces import PieceFolder
-from leoclr.evals.features.preprocessing import Preprocessing, standard_view
 from leoclr.evals.near_copies import near_copies, unit_features
 
 _ROWS, _COLUMNS = 16, 7  # of the picture: groups, and copies of one
@@ -59,7 +57,7 @@ def find_duplicates(request: Request, threshold: float, output: Path, picture: P
     """Find the groups, write the list and the picture, and return the record.
 
     Args:
-        request: Of its data, `data` alone counts; None is the training data of the run.
+        request: As of `opened`.
         output: Text file for the keys of the copies, one a line.
         picture: PNG file; None draws none.
         memory: Bytes for the comparison.
@@ -68,13 +66,7 @@ def find_duplicates(request: Request, threshold: float, output: Path, picture: P
         LeoclrError: Encoder, data or device cannot be used, or a file cannot be written.
     """
     began = time.monotonic()
-    device = choose_device(request.device)
-    check_precision(request.precision, device)
-    encoder = load_encoder(request.checkpoint, request.backbone).at_size(request.image_size)
-    source = tuple(request.data or data_of_run(encoder))
-    shards = as_shards(source)
-    with progress("reading shard headers", None, "bytes") as advance:
-        index = open_data(shards, advance)
+    device, encoder, source, index = opened(request)
     with progress("looking for equal bytes", len(index), "images") as advance:
         exact = exact_copies(index, advance)
     groups, protocol = _groups(encoder, index, exact, request, device, threshold, memory)
@@ -82,13 +74,10 @@ def find_duplicates(request: Request, threshold: float, output: Path, picture: P
     keys = [_listed(index, copy.number) for copy in sorted(copies, key=lambda copy: copy.number)]
     _warn(index, groups)
     drawn = picture if copies else None
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(output, "".join(f"{key}\n" for key in keys).encode())
-        if drawn is not None:
-            _draw(index, groups, threshold, drawn)
-    except OSError as error:
-        raise RunError(f"{error.filename or output}: cannot be written ({error.strerror or error})") from error
+    with writable(output) as temporary:
+        temporary.write_bytes("".join(f"{key}\n" for key in keys).encode())
+    if drawn is not None:
+        _draw(index, groups, threshold, drawn)
     content = {
         "threshold": threshold,
         "images": len(index),
@@ -114,15 +103,13 @@ def _groups(
     memory: int,
 ) -> tuple[Groups, list[str]]:
     """The groups by features, with the copies of equal bytes added to them."""
-    view = standard_view(encoder.image_size)
-    preprocessing = Preprocessing(view, encoder.mean, encoder.std)
     arithmetic = f"{request.precision} on {device.type}"
-    key = feature_key(encoder.identity, index.content_digest, preprocessing, arithmetic)
-    folder = feature_folder(encoder) / f"pieces-{key[:16]}"
+    key = feature_key(encoder.identity, index.content_digest, encoder.preprocessing, arithmetic)
+    folder = feature_folder(encoder.run) / f"pieces-{key[:16]}"
     dimension = encoder.backbone.feature_dim
     with RunLock(folder):
         pieces = PieceFolder(folder, {"features": key})
-        fill(pieces, encoder, index, preprocessing, request.batch_size, device, request.precision, request.workers)
+        fill(pieces, encoder, index, request, device)
         readable = np.zeros(len(index), np.bool_)
         for piece in pieces.read(index):
             readable[piece.numbers] = True
@@ -150,7 +137,7 @@ def _groups(
         groups[kept].append(Copy(number, similarity, same_bytes=True))
     protocol = [
         f"cosine of pooled features of {encoder.name} less their mean, before the projector, {arithmetic}",
-        f"images: {preprocessing.protocol}",
+        f"images: {encoder.preprocessing.protocol}",
         f"a copy has a cosine of {threshold:g} or more with the image that is kept, the largest file; or equal bytes",
     ]
     return dict(groups), protocol
@@ -200,6 +187,4 @@ def _draw(index: Index, groups: Groups, threshold: float, path: Path) -> None:
         return
     of = f"{len(shown)} of {counted(len(groups), 'group')}, the least alike first"
     picture = copies_picture(shown, f"{of}. Below each copy: cosine with the kept image, at least {threshold:g}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        picture.save(temporary, format="PNG")
+    save_picture(picture, path)

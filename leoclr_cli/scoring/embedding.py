@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,61 +9,48 @@ from typing import Any
 
 import torch
 
-from leoclr.cli.image_folders import as_shards
+from leoclr.cli.image_folders import as_shards, open_with_progress
 from leoclr.cli.run.devices import check_precision, choose_device
 from leoclr.cli.run.encoders import LoadedEncoder, load_encoder
 from leoclr.cli.run.folder import RunFolder
 from leoclr.cli.run.lock import RunLock
-from leoclr.cli.scoring.records import described_data, new_record
+from leoclr.cli.scoring.records import described_data, new_record, write_record
+from leoclr.cli.scoring.request import Request
 from leoclr.cli.terminal import progress, say, warn
 from leoclr.datasets.errors import EvaluationError, RunError
-from leoclr.datasets.files import write_atomic
 from leoclr.datasets.json_text import parse_json_text
 from leoclr.datasets.shards.index import Index
-from leoclr.datasets.shards.locate import open_data
-from leoclr.evals.features.extract import Features, Precision, extract_features
+from leoclr.evals.features.extract import Features, extract_features
 from leoclr.evals.features.files import writer_for
 from leoclr.evals.features.pieces import PieceFolder, extract_pieces
-from leoclr.evals.features.preprocessing import Preprocessing, standard_view
 
 FORMAT = 1
 _SHOWN_SKIPPED = 1000
 
 
 class Embedding:
-    """The features of one data set on their way into one file. Arguments as the options of `leoclr embed`."""
+    """The features of one data set on their way into one file.
 
-    def __init__(
-        self,
-        checkpoint: Path | None,
-        data: Sequence[str] | None,
-        output: Path,
-        backbone: str | None = None,
-        image_size: int | None = None,
-        batch_size: int = 256,
-        device: str = "auto",
-        precision: Precision = "float32",
-        workers: int = -1,
-    ) -> None:
+    Args:
+        request: As of `opened`.
+        output: A .npy or .parquet file.
+
+    Raises:
+        LeoclrError: Encoder, data or device cannot be had, or work that was begun is of others.
+    """
+
+    def __init__(self, request: Request, output: Path) -> None:
         self._began = time.monotonic()
         self._output, self._write = output, writer_for(output)
         self._record_file = output.with_name(f"{output.name}.json")
-        self._batch_size, self._precision, self._workers = batch_size, precision, workers
-        self._device = choose_device(device)
-        check_precision(precision, self._device)
-        self._encoder = load_encoder(checkpoint, backbone).at_size(image_size)
-        self._source = tuple(data or data_of_run(self._encoder))
-        shards = as_shards(self._source)
-        with progress("reading shard headers", None, "bytes") as advance:
-            self._index = open_data(shards, advance)
-        view = standard_view(self._encoder.image_size)
-        self._preprocessing = Preprocessing(view, self._encoder.mean, self._encoder.std)
+        self._request = request
+        self._device, self._encoder, self._source, self._index = opened(request)
         self._plan = {
             "format": FORMAT,
             "weights": self._encoder.identity,
             "data": self._index.content_digest,
-            "images": self._preprocessing.protocol,
-            "arithmetic": f"{precision} on {self._device.type}",
+            "images": self._encoder.preprocessing.protocol,
+            "arithmetic": f"{request.precision} on {self._device.type}",
         }
         self.pieces = PieceFolder(output.with_name(f"{output.name}.parts"), self._plan)
 
@@ -80,16 +66,7 @@ class Embedding:
         try:
             self._output.parent.mkdir(parents=True, exist_ok=True)
             with RunLock(self.pieces.path):
-                fill(
-                    self.pieces,
-                    self._encoder,
-                    self._index,
-                    self._preprocessing,
-                    self._batch_size,
-                    self._device,
-                    self._precision,
-                    self._workers,
-                )
+                fill(self.pieces, self._encoder, self._index, self._request, self._device)
                 record = self._finish()
             self.pieces.remove()
         except OSError as error:
@@ -117,14 +94,14 @@ class Embedding:
             "skipped_images": skipped[:_SHOWN_SKIPPED],
             "protocol": [
                 f"pooled features of {encoder.name}, before the projector, not normalised, "
-                f"{self._plan['arithmetic']}, batches of {self._batch_size}",
-                f"images: {self._preprocessing.protocol}",
+                f"{self._plan['arithmetic']}, batches of {self._request.batch_size}",
+                f"images: {encoder.preprocessing.protocol}",
             ],
             "plan": self._plan,
             "data": described_data(self._index, self._source),
         }
         record = new_record("embed", encoder, self._began, content)
-        write_atomic(self._record_file, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+        write_record(self._record_file, record)
         return record
 
     def _finished(self) -> dict[str, Any] | None:
@@ -138,16 +115,23 @@ class Embedding:
         return record if same and there else None
 
 
-def fill(
-    folder: PieceFolder,
-    encoder: LoadedEncoder,
-    index: Index,
-    preprocessing: Preprocessing,
-    batch_size: int,
-    device: torch.device,
-    precision: Precision,
-    workers: int,
-) -> None:
+def opened(request: Request) -> tuple[torch.device, LoadedEncoder, tuple[str, ...], Index]:
+    """The device, the encoder, where the data lies, and its index.
+
+    Args:
+        request: Of its data, `data` alone counts; None is the training data of the run.
+
+    Raises:
+        LeoclrError: One of them cannot be had, or the device does not compute in the precision.
+    """
+    device = choose_device(request.device)
+    check_precision(request.precision, device)
+    encoder = load_encoder(request.checkpoint, request.backbone).at_size(request.image_size)
+    source = tuple(request.data or _data_of_run(encoder))
+    return device, encoder, source, open_with_progress(as_shards(source))
+
+
+def fill(folder: PieceFolder, encoder: LoadedEncoder, index: Index, request: Request, device: torch.device) -> None:
     """Extract the features that a folder of pieces lacks, with a progress bar."""
     backbone = encoder.backbone.to(device).to(memory_format=torch.channels_last)
     if folder.done:
@@ -158,19 +142,19 @@ def fill(
             return extract_features(
                 backbone,
                 part,
-                preprocessing,
-                batch_size=batch_size,
+                encoder.preprocessing,
+                batch_size=request.batch_size,
                 device=device,
-                precision=precision,
-                workers=workers,
+                precision=request.precision,
+                workers=request.workers,
                 max_bad_share=max_bad_share,
                 advance=advance,
             )
 
-        extract_pieces(folder, index, extract, batch_size=batch_size, dimension=encoder.backbone.feature_dim)
+        extract_pieces(folder, index, extract, batch_size=request.batch_size, dimension=encoder.backbone.feature_dim)
 
 
-def data_of_run(encoder: LoadedEncoder) -> Sequence[str]:
+def _data_of_run(encoder: LoadedEncoder) -> Sequence[str]:
     if encoder.run is None:
         raise EvaluationError(f"{encoder.source} does not say which data it goes with; name some with --data")
     return RunFolder(encoder.run).data()[0]

@@ -12,18 +12,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from leoclr.cli.image_folders import as_shards
+from leoclr.cli.image_folders import as_shards, open_with_progress
 from leoclr.cli.run.devices import check_precision, choose_device
 from leoclr.cli.run.encoders import LoadedEncoder, load_encoder
-from leoclr.cli.run.folder import RunFolder
+from leoclr.cli.run.folder import RunFolder, feature_folder, work_folder
 from leoclr.cli.scoring.predictions import write_predictions
 from leoclr.cli.scoring.records import Record, described_data, kept, new_record, path_in_run, show
 from leoclr.cli.scoring.request import Outputs, Request
 from leoclr.cli.terminal import progress, say
 from leoclr.datasets.errors import EvaluationError
-from leoclr.datasets.files import cache_root
 from leoclr.datasets.shards.index import Index
-from leoclr.datasets.shards.locate import open_data, sibling_split
+from leoclr.datasets.shards.locate import sibling_split
 from leoclr.evals.accuracy import TOP_FIVE_CLASSES
 from leoclr.evals.classes import check_labels, match_classes, own_classes, stratified_holdout
 from leoclr.evals.features.cache import FeatureCache, feature_key
@@ -76,7 +75,7 @@ class Evaluation:
         self.data = _labelled_data(self.encoder, request)
         self.test_numbers = match_classes(self.data.train, self.data.test)
         self.backbone = self.encoder.backbone.to(self.device).to(memory_format=torch.channels_last)
-        self._cache = FeatureCache(feature_folder(self.encoder))
+        self._cache = FeatureCache(feature_folder(self.encoder.run))
         self.notes: list[str] = []
         if bool(self.data.train.classes) != bool(self.data.test.classes):
             self.notes.append("only one of training and test data names its classes, which are matched by number")
@@ -114,7 +113,7 @@ class Evaluation:
 
     def features(self, index: Index, view: TestView, name: str) -> Features:
         """Features of any part of the data, called `name` in messages."""
-        preprocessing = self.preprocessing(view)
+        preprocessing = Preprocessing(view, self.encoder.mean, self.encoder.std)
         key = feature_key(self.encoder.identity, index.content_digest, preprocessing, self.arithmetic)
         features = self._cache.load(key, index) if not self.request.no_cache else None
         if features is None:
@@ -151,10 +150,6 @@ class Evaluation:
         encoder = self.encoder
         return LabelledCrops(train, encoder.image_size, encoder.mean, encoder.std, batch_size, self.request.seed)
 
-    def preprocessing(self, view: TestView) -> Preprocessing:
-        """A view with the normalisation that the encoder was trained with."""
-        return Preprocessing(view, self.encoder.mean, self.encoder.std)
-
     @property
     def arithmetic(self) -> str:
         """Precision and kind of device."""
@@ -162,9 +157,7 @@ class Evaluation:
 
     def work(self, train: Index, test: Index, **identity: Any) -> Work:
         """A long computation with this encoder, trained on `train` and scored on `test`; `identity` is all else that
-        decides its result, as JSON. It is kept in the run; for other weights where this system keeps caches."""
-        run = self.encoder.run
-        folder = cache_root() / "evals" if run is None else RunFolder(run).evals / "work"
+        decides its result, as JSON."""
         common = {
             "encoder": self.encoder.identity,
             "train": train.content_digest,
@@ -174,7 +167,7 @@ class Evaluation:
             "arithmetic": self.arithmetic,
             "seed": self.request.seed,
         }
-        return Work(None if self.request.no_cache else folder, common | identity)
+        return Work(None if self.request.no_cache else work_folder(self.encoder.run), common | identity)
 
     def report(
         self, kind: str, score: Score, images: Sequence[str], outputs: Outputs, scored: str = POOLED
@@ -241,10 +234,11 @@ def _labelled_data(encoder: LoadedEncoder, request: Request) -> LabelledData:
     if not test_source:
         test_source = sibling_split(as_shards(train_source, announce=False))
         protocol = f"test data: {', '.join(test_source)}, beside the training data"
-    train = _open(train_source)
+    train = open_with_progress(as_shards(train_source))
     if test_source:
         named = request.data or not protocol
-        return LabelledData(train, _open(test_source), train_source, test_source, () if named else (protocol,))
+        test = open_with_progress(as_shards(test_source))
+        return LabelledData(train, test, train_source, test_source, () if named else (protocol,))
     check_labels(train, "training data")
     kept, held = stratified_holdout(train.label, _HOLDOUT_SHARE, request.seed, "test split")
     protocol = (
@@ -252,14 +246,3 @@ def _labelled_data(encoder: LoadedEncoder, request: Request) -> LabelledData:
         "test split beside it; a run that trained on all of it has seen these images, without their labels"
     )
     return LabelledData(train.subset(kept), train.subset(held), train_source, train_source, (protocol,))
-
-
-def _open(source: tuple[str, ...]) -> Index:
-    shards = as_shards(source)
-    with progress("reading shard headers", None, "bytes") as advance:
-        return open_data(shards, advance)
-
-
-def feature_folder(encoder: LoadedEncoder) -> Path:
-    """Where features are cached: in the run; for other weights where this system keeps caches."""
-    return cache_root() / "features" if encoder.run is None else encoder.run / "features"

@@ -15,7 +15,6 @@ from leoclr.cli.terminal import progress
 from leoclr.datasets.shards.index import Index
 from leoclr.evals.accuracy import IntArray, Predictions
 from leoclr.evals.classes import Numbering, match_classes, own_classes
-from leoclr.evals.features.preprocessing import standard_view
 from leoclr.evals.finetuning.finetune import Diverged, FinetuningRecipe, finetune, network_predictions
 from leoclr.evals.finetuning.supervised import Schedule
 from leoclr.evals.scores import Predicted
@@ -81,7 +80,7 @@ def finetuned(
         RunError: The backbone cannot be trained on such images on this device.
     """
     numbers = match_classes(train, test)
-    view = standard_view(evaluation.encoder.image_size)
+    view = evaluation.encoder.view
     work = evaluation.work(
         train, test, kind="finetune", recipe=asdict(recipe), view=view.protocol, batches="all images"
     )
@@ -134,7 +133,7 @@ def _measured(
             network,
             test,
             numbers,
-            evaluation.preprocessing(standard_view(evaluation.encoder.image_size)),
+            evaluation.encoder.preprocessing,
             batch_size=request.batch_size,
             advance=advance,
             **options,

@@ -14,7 +14,6 @@ from leoclr.cli.scoring.records import FORMAT, Record, kept, show
 from leoclr.cli.scoring.request import MEMORY, SIMILARITIES_PER_MIB, Request
 from leoclr.cli.terminal import say
 from leoclr.datasets.wording import aligned
-from leoclr.evals.features.preprocessing import standard_view
 from leoclr.evals.mcnemar import Comparison
 from leoclr.evals.probes.linear import solver_of
 from leoclr.evals.scores import Score, knn_score, linear_score
@@ -72,7 +71,7 @@ def forgetting(
 
 
 def _score(evaluation: Evaluation, probe: Probe) -> tuple[Score, list[str]]:
-    view = standard_view(evaluation.encoder.image_size)
+    view = evaluation.encoder.view
     train, test = evaluation.train_features(view), evaluation.test_features(view)
     if probe == "knn":
         score = knn_score(train, test, device=evaluation.device, chunk=MEMORY * SIMILARITIES_PER_MIB)

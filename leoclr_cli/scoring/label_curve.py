@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from leoclr.cli.plotting.charts import Line, line_chart
+from leoclr.cli.plotting.drawing import save_picture
 from leoclr.cli.run.folder import RunFolder
 from leoclr.cli.scoring.comparisons import compared, described
 from leoclr.cli.scoring.evaluation import Evaluation
@@ -19,10 +20,8 @@ from leoclr.cli.scoring.finetuning import FINETUNED, Finetuned, finetuned, label
 from leoclr.cli.scoring.records import FORMAT, Record, kept, path_in_run, show, write_record
 from leoclr.cli.scoring.request import Request
 from leoclr.cli.terminal import say
-from leoclr.datasets.errors import EvaluationError, RunError
-from leoclr.datasets.files import atomic_path
+from leoclr.datasets.errors import EvaluationError
 from leoclr.datasets.wording import aligned, counted
-from leoclr.evals.features.preprocessing import standard_view
 from leoclr.evals.finetuning.label_subsets import LabelSubset, balanced_subset, parse_percent
 from leoclr.evals.scores import Row, Score
 from leoclr.evals.tables import METRICS, cell
@@ -140,11 +139,7 @@ def draw_curves(curves: Sequence[Curve], path: Path) -> None:
     picture = Image.new("RGB", (sum(chart.width for chart in charts), charts[0].height))
     for number, chart in enumerate(charts):
         picture.paste(chart, (number * charts[0].width, 0))
-    try:
-        with atomic_path(path) as temporary:
-            picture.save(temporary, "PNG")
-    except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror}") from error
+    save_picture(picture, path)
     say(f"written to {path}")
 
 
@@ -154,7 +149,7 @@ def _curve(
     shares: Sequence[float],
     options: tuple[int | None, float | None, float | None, int],
 ) -> Curve:
-    data, view = evaluation.data, standard_view(evaluation.encoder.image_size)
+    data, view = evaluation.data, evaluation.encoder.view
     subsets: dict[bytes, tuple[LabelSubset, list[float]]] = {}
     for share in shares:  # of few images, several shares come to the same ones
         subset = balanced_subset(data.train, share / 100, evaluation.request.seed)

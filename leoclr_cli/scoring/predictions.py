@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from leoclr.datasets.errors import EvaluationError, RunError
-from leoclr.datasets.files import write_atomic
+from leoclr.datasets.errors import EvaluationError
+from leoclr.datasets.files import writable
 from leoclr.datasets.json_text import parse_json_text
 from leoclr.datasets.shards.index import Index
 from leoclr.evals.mcnemar import Comparison, compare
@@ -40,11 +40,8 @@ def write_predictions(path: Path, predictions: Mapping[str, Predicted], train: I
         writer = csv.DictWriter(lines, _COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, lines.getvalue().encode("utf-8", errors="surrogateescape"))
-    except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror}") from error
+    with writable(path) as temporary:
+        temporary.write_bytes(lines.getvalue().encode("utf-8", errors="surrogateescape"))
 
 
 def compare_files(first: Path, second: Path) -> dict[str, Comparison]:

@@ -17,7 +17,7 @@ from leoclr.cli.run.folder import RunFolder
 from leoclr.cli.run.versions import versions
 from leoclr.cli.terminal import print_json, say, warn
 from leoclr.datasets.errors import NotKept, RunError
-from leoclr.datasets.files import write_atomic
+from leoclr.datasets.files import writable
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.locate import absolute
 from leoclr.evals.tables import results_table
@@ -97,11 +97,8 @@ def kept(record: Mapping[str, Any], path: Path | None) -> Iterator[None]:
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
     """Write a record as JSON; RunError where that cannot be done."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
-    except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror}") from error
+    with writable(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def as_table(record: Mapping[str, Any]) -> str:

@@ -11,14 +11,13 @@ from typing import Any
 from PIL import Image
 
 from leoclr.cli.plotting.charts import Dot, Line, Panel, dot_chart, line_chart
+from leoclr.cli.plotting.drawing import save_picture
 from leoclr.cli.run.folder import find_checkpoint
 from leoclr.cli.scoring.comparisons import compared, described
 from leoclr.cli.scoring.evaluation import Evaluation
 from leoclr.cli.scoring.records import FORMAT, Record, kept, path_in_run, show
 from leoclr.cli.scoring.request import Outputs, Request
 from leoclr.cli.terminal import progress, say, warn
-from leoclr.datasets.errors import RunError
-from leoclr.datasets.files import atomic_path
 from leoclr.evals.features.preprocessing import CentreCrop
 from leoclr.evals.probes.linear import GRID, Normalisation
 from leoclr.evals.robustness import CURVE_SHARES, RandomCrop, cut_share, square_part
@@ -198,9 +197,5 @@ def _curve_chart(measured: Sequence[Measured]) -> Image.Image:
 
 
 def _save(picture: Image.Image, path: Path) -> None:
-    try:
-        with atomic_path(path) as temporary:
-            picture.save(temporary, format="PNG")
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error.strerror or error})") from None
+    save_picture(picture, path)
     say(f"written to {path}")

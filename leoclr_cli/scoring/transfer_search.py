@@ -9,7 +9,6 @@ from leoclr.cli.scoring.evaluation import Evaluation
 from leoclr.cli.scoring.finetuning import finetuned
 from leoclr.cli.terminal import progress, say
 from leoclr.evals.classes import stratified_holdout
-from leoclr.evals.features.preprocessing import standard_view
 from leoclr.evals.finetuning.finetune import Diverged, FinetuningRecipe
 from leoclr.evals.finetuning.hyperparameters import REGULARISATIONS, STEPS, GridPoint, best, edges
 from leoclr.evals.finetuning.supervised import Schedule
@@ -77,7 +76,7 @@ def by_finetuning(
 
 def by_linear_probe(evaluation: Evaluation, name: str, metric: str) -> Score:
     """Logistic regression on the features, with a wide grid of regularisations; on a GPU where there is one."""
-    view = standard_view(evaluation.encoder.image_size)
+    view = evaluation.encoder.view
     train, test = evaluation.train_features(view), evaluation.test_features(view)
     with progress("linear probe", len(REGULARISATIONS) + 1, "fits") as advance:
         score = linear_score(

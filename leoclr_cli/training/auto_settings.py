@@ -15,19 +15,17 @@ from leoclr.cli.config.flags import Given
 from leoclr.cli.config.preset_files import AUTO, Chosen
 from leoclr.cli.config.resolve import resolve
 from leoclr.cli.config.settings import Settings
-from leoclr.cli.image_folders import as_shards
+from leoclr.cli.image_folders import as_shards, open_with_progress
 from leoclr.cli.preflight.auto_preset import Images, Machine, choose
 from leoclr.cli.preflight.launch import launched
 from leoclr.cli.preflight.memory import estimate, free_bytes
 from leoclr.cli.preflight.remote_cache import block_cache
 from leoclr.cli.run.devices import check_precision, choose_device
-from leoclr.cli.terminal import progress
 from leoclr.cli.training import build
 from leoclr.cli.training.data import worker_count
 from leoclr.datasets.errors import BadImage, DataError, RunError, SettingsError
 from leoclr.datasets.images.decode import image_size
 from leoclr.datasets.shards.index import Index
-from leoclr.datasets.shards.locate import open_data
 from leoclr.datasets.shards.reader import SampleReader
 from leoclr.datasets.wording import counted
 
@@ -54,9 +52,7 @@ def with_choices(given: Given, processes: int = 1) -> Given:
             "--preset auto chooses for one process; `leoclr show-config --preset auto --data SHARDS --toml > run.toml` "
             "writes its choice down, for several with --config run.toml"
         )
-    shards = as_shards(settings.data.train, announce=False)
-    with progress("reading shard headers", None, "bytes") as advance:
-        index = open_data(shards, advance, block_cache(settings.run))
+    index = open_with_progress(as_shards(settings.data.train, announce=False), block_cache(settings.run))
     device = choose_device(settings.run.device)
     said = {key: get(settings, key) for key in keys_of(settings) if not before.origins[key].startswith("default")}
     images = Images(len(index), median_side(index))

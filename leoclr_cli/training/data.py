@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from leoclr.cli.config.augmentation import augmentation_spec
 from leoclr.cli.config.fields import replaced
 from leoclr.cli.config.settings import Settings
-from leoclr.cli.image_folders import as_shards
+from leoclr.cli.image_folders import as_shards, open_with_progress
 from leoclr.cli.preflight.auto import DataFacts, settle
 from leoclr.cli.preflight.remote_cache import block_cache, cache_line, check_cache
 from leoclr.cli.terminal import progress
@@ -26,7 +26,7 @@ from leoclr.datasets.loading.resident import ResidentImages, first_size, load_re
 from leoclr.datasets.loading.view_maker import ViewMaker
 from leoclr.datasets.shards.description import class_line, contents, remarks
 from leoclr.datasets.shards.index import Index
-from leoclr.datasets.shards.locate import open_data, sibling_split
+from leoclr.datasets.shards.locate import sibling_split
 from leoclr.datasets.wording import counted
 
 _MOST_WORKERS = 16
@@ -56,11 +56,11 @@ class TrainingData:
         self._device = accelerator.device
         with accelerator.main_process_first():
             train = as_shards(data.train, announce=False)
-            self.index = _open(train, settings)
+            self.index = open_with_progress(train, block_cache(settings.run))
             check_cache(settings, self.index)
             self.val_specs = data.val or sibling_split(data.train)  # of folders of images, found anew each time
             val = as_shards(data.val, announce=False) or sibling_split(train)
-            self.val = _open(val, settings) if val else None
+            self.val = open_with_progress(val, block_cache(settings.run)) if val else None
         rank, ranks = accelerator.process_index, accelerator.num_processes
         self.plan = Plan.of(self.index, data.batch_size, settings.train.seed, rank, ranks, data.shuffle_window)
         self.workers = worker_count(settings.run.workers, self._device.type)
@@ -141,8 +141,3 @@ def worker_count(asked: int, device_type: str) -> int:
         return asked
     cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return min(_MOST_WORKERS, cores) if device_type == "cuda" else max(1, cores // 2)
-
-
-def _open(specs: tuple[str, ...], settings: Settings) -> Index:
-    with progress("reading shard headers", None, "bytes") as advance:
-        return open_data(specs, advance, block_cache(settings.run))

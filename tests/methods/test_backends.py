@@ -281,6 +281,14 @@ def test_what_no_image_of_a_size_goes_through_is_told() -> None:
         narrow_convolution(backbone, 32)
 
 
+def test_a_look_at_the_convolutions_leaves_every_part_its_mode() -> None:
+    backbone = build_backbone("resnet18", "cifar", 8)
+    next(part for part in backbone.modules() if isinstance(part, nn.BatchNorm2d)).eval()
+    modes = [part.training for part in backbone.modules()]
+    assert narrow_convolution(backbone, 32) is None
+    assert [part.training for part in backbone.modules()] == modes
+
+
 def test_the_cifar_stem_keeps_the_resolution() -> None:
     backbone = build_backbone("resnet18", "cifar", 8)
     shape = backbone.get_submodule("layer1")(backbone.get_submodule("conv1")(torch.zeros(1, 3, 32, 32))).shape

@@ -220,6 +220,21 @@ def test_features_that_an_evaluation_would_refuse_are_not_kept(
         assert (run.path / "features").exists() == (not bad)
 
 
+def test_a_report_and_a_score_share_their_features(report: Run, make_shards: MakeShards, make_run: MakeRun) -> None:
+    run = RunFolder(make_run("first"))
+    content = run.read()
+    content["data"]["val"] = [str(make_shards((20,), name="val"))]
+    run.write({key: value for key, value in content.items() if key != "format"})
+    assert report(run.path, "--map", "pca")[0] == 0
+    (shared,) = (run.path / "features").iterdir()
+    used = shared.stat()
+    with pytest.raises(SystemExit) as exit:
+        main(["eval", "knn", str(run.path), "--device", "cpu", "--workers", "0"])
+    assert exit.value.code == 0
+    assert len(list((run.path / "features").iterdir())) == 2  # that of the training data is new
+    assert shared.stat().st_ino == used.st_ino and shared.stat().st_mtime_ns > used.st_mtime_ns  # read, not written
+
+
 def test_scores_of_several_checkpoints_are_told_apart(report: Run, make_run: MakeRun, tmp_path: Path) -> None:
     run = RunFolder(make_run("first"))
     record = json.loads((run.evals / "knn-1.json").read_text())

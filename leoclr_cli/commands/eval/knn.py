@@ -43,11 +43,10 @@ def knn(
       leoclr eval knn runs/first --whiten -o whitened.json
     """
     from leoclr.cli.scoring.evaluation import Evaluation
-    from leoclr.evals.features.preprocessing import standard_view
     from leoclr.evals.scores import knn_score
 
     evaluation = Evaluation(request)
-    view = standard_view(evaluation.encoder.image_size)
+    view = evaluation.encoder.view
     train, test = evaluation.train_features(view), evaluation.test_features(view)
     score = knn_score(train, test, device=evaluation.device, chunk=memory * SIMILARITIES_PER_MIB, whiten=whiten)
     evaluation.report("knn", score, [f"images: {view.protocol}"], Outputs(output, predictions, as_json))

@@ -70,7 +70,6 @@ def linear(
       leoclr eval linear encoder.safetensors --train-data shards/train --normalise l2 -o linear.json
     """
     from leoclr.cli.scoring.evaluation import Evaluation
-    from leoclr.evals.features.preprocessing import standard_view
 
     if protocol == "sgd":
         refuse_without_effect("with --protocol sgd", {"--normalise": normalise != "standard"})
@@ -81,7 +80,7 @@ def linear(
     if wrong := [rate for rate in rates if not 0 < rate < math.inf]:
         raise EvaluationError(f"--lr {wrong[0]:g}: a learning rate is a number above 0")
     evaluation = Evaluation(request)
-    view = standard_view(evaluation.encoder.image_size)
+    view = evaluation.encoder.view
     if protocol == "sgd":
         score = _by_sgd(evaluation, view, rates, epochs, train_batch)
     else:

@@ -54,12 +54,11 @@ def semisup(
     """
     from leoclr.cli.scoring.evaluation import Evaluation
     from leoclr.cli.scoring.finetuning import FINETUNED, finetuned, label_recipe
-    from leoclr.evals.features.preprocessing import standard_view
     from leoclr.evals.finetuning.label_subsets import label_subset
     from leoclr.evals.scores import Row, Score
 
     evaluation = Evaluation(request)
-    data, view = evaluation.data, standard_view(evaluation.encoder.image_size)
+    data, view = evaluation.data, evaluation.encoder.view
     subset = label_subset(data.train, labels, request.seed)
     recipe = label_recipe(subset.share, len(subset.numbers), epochs, backbone_lr, head_lr, train_batch)
     train = data.train.subset(subset.numbers)

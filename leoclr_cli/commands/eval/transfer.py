@@ -100,7 +100,6 @@ def transfer(
     from leoclr.cli.scoring.finetuning import FINETUNED
     from leoclr.cli.scoring.transfer_data import transfer_data
     from leoclr.cli.scoring.transfer_search import by_finetuning, by_linear_probe
-    from leoclr.evals.features.preprocessing import standard_view
     from leoclr.evals.finetuning.hyperparameters import LEARNING_RATES, WEIGHT_DECAYS, grid
 
     if any(not 0 < rate < math.inf for rate in lr or ()) or any(not 0 <= d < math.inf for d in weight_decay or ()):
@@ -111,7 +110,7 @@ def transfer(
     found = transfer_data(data, test_data or [], root, download)
     evaluation = Evaluation(replace(request, train_data=list(found.train), data=list(found.test)))
     reported = metric.replace("-", "_") if metric else found.metric
-    images = [f"test images: {standard_view(evaluation.encoder.image_size).protocol}"]
+    images = [f"test images: {evaluation.encoder.view.protocol}"]
     outputs = Outputs(output, predictions, as_json)
     if mode == "linear":
         evaluation.report("transfer-linear", by_linear_probe(evaluation, found.name, reported), images, outputs)
