@@ -83,11 +83,14 @@ print(json.dumps(sorted(set({HEAVY!r}) & set(sys.modules))))
 
 @pytest.mark.parametrize("path", [(), ("train",), ("eval", "linear")], ids=" ".join)
 def test_help_answers_in_half_a_second(path: tuple[str, ...]) -> None:
-    """Of processor time, the best of five, where Python itself takes 0.05 s to start; in proportion on a slower or
-    busy machine."""
-    help_seconds = min(processor_seconds("-m", "leoclr.cli", *path, "--help") for _ in range(5))
-    python_seconds = min(processor_seconds("-c", "pass") for _ in range(5))
-    assert help_seconds < max(0.5, 12 * python_seconds)
+    """Of processor time, once in a dozen times, where Python itself takes 0.05 s to start; in proportion on a slower
+    machine. On a busy one the time of the same program doubles now and then."""
+    found = []
+    for _ in range(12):
+        found.append((processor_seconds("-m", "leoclr.cli", *path, "--help"), processor_seconds("-c", "pass")))
+        if found[-1][0] < max(0.5, 12 * found[-1][1]):
+            return
+    pytest.fail(f"seconds of help, and of Python alone: {found}")
 
 
 def processor_seconds(*arguments: str) -> float:

@@ -44,11 +44,11 @@ def test_optimizers(changes: dict[str, str], tiny_settings: MakeSettings, tmp_pa
     ("backend", "views"),
     [
         *((backend, "leoclr") for backend in sorted(plugins(METHODS))),
-        ("moco", "original"),
+        ("moco", "pairwise-symmetric"),
         *(
             pytest.param("moco", views, marks=pytest.mark.slow)
             for views in sorted(plugins(VIEWS))
-            if views not in ("leoclr", "original")
+            if views not in ("leoclr", "pairwise-symmetric")
         ),
     ],
 )

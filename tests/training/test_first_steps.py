@@ -64,8 +64,14 @@ def test_the_reduced_size_draws_together_without_a_warm_up_as_the_full_one_does(
     assert found[0] > 0.2 and found[-1] < 0.05
 
 
-@pytest.mark.parametrize("views", ["leoclr", "pairwise", "original"])
-@pytest.mark.slow(ci=True)
+@pytest.mark.parametrize(
+    "views",
+    [
+        pytest.param("leoclr", marks=pytest.mark.slow(ci=True)),
+        pytest.param("pairwise", marks=pytest.mark.slow(ci=True)),
+        pytest.param("original", marks=pytest.mark.slow),
+    ],
+)
 def test_the_preset_stays_spread_under_moco(views: str, shards: Path, tmp_path: Path) -> None:
     found = spreads(shards, tmp_path / "run", "cifar10", "moco", views)
     assert len(found) == STEPS and min(found) > 0.05
