@@ -90,7 +90,8 @@ def train(
         settings: All of them, or those that differ from the preset or the defaults, by section
             (`{"train": {"epochs": 10}}`) or by dotted key (`{"train.epochs": 10}`).
         output: The run folder.
-        resume: Whether to go on from the newest checkpoint in `output`; the settings must be those of the run.
+        resume: Whether to go on from the newest checkpoint in `output`; the settings must be those of the run, or
+            have more epochs. Without a run in `output`, one begins.
         on_metrics: Called with step and measures each time a line of metrics.jsonl is written.
         stop: When it is set, the run saves after the step and ends; `resume` continues. From the main thread, Ctrl-C
             does the same.
@@ -102,9 +103,13 @@ def train(
         LeoclrError: The data, the settings, the device, the run folder or the loss do not allow to go on.
     """
     from leoclr.api.settings import settled
+    from leoclr.cli.run.folder import RunFolder
+    from leoclr.cli.run.recorded import recorded_settings, refuse_changes
     from leoclr.cli.training.trainer import train as run_training
 
     chosen = settled(settings, preset)
+    if resume and RunFolder(Path(output)).settings_file.exists():
+        refuse_changes(Path(output), recorded_settings(Path(output)), chosen)
     command = ["leoclr.api.train"]
     asked = stop.is_set if stop is not None else None
     return run_training(chosen, Path(output), preset, command, resume, on_metrics=on_metrics, asked_to_stop=asked)

@@ -16,14 +16,14 @@ from leoclr.cli.commands.base.flags import resolved as resolve
 from leoclr.cli.commands.base.flags import with_settings
 from leoclr.cli.config.flags import Given
 from leoclr.cli.config.preset_files import AUTO
-from leoclr.cli.config.resolve import Resolved, differences
+from leoclr.cli.config.resolve import Resolved
 from leoclr.cli.config.sections import EncoderSettings
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.exporting.formats import usual_format
 from leoclr.cli.run.model_names import is_named
 from leoclr.cli.terminal import print_json, say, suggest, warn
 from leoclr.cli.training.monitoring.progress_line import duration, rate_in_words
-from leoclr.datasets.errors import DataError, RunError, SettingsError
+from leoclr.datasets.errors import DataError, SettingsError
 from leoclr.datasets.files import did_you_mean
 from leoclr.datasets.wording import counted
 
@@ -112,15 +112,12 @@ def _moved(given: Given) -> str | Sequence[str] | None:
 
 
 def _run_folder(resolved: Resolved, output: Path | None, resume: Path | None, base: Settings | None) -> Path:
+    from leoclr.cli.run.recorded import refuse_changes
+
     if resume is not None and base is not None:
         if output is not None and output.resolve() != resume.resolve():
             raise SettingsError(f"--resume {resume} goes on in that folder; leave out --output {output}")
-        changed = differences(base, resolved.settings, may_extend=True)
-        if changed:
-            raise RunError(
-                f"{resume} was started with other settings ({'; '.join(changed)}); resume without them, "
-                "or start a new run with another --output"
-            )
+        refuse_changes(resume, base, resolved.settings)
         return resume
     if output is not None:
         return output

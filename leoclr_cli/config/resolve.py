@@ -134,6 +134,9 @@ def resolve(
         layers.values["views"] = views = method_settings(backend).default_views
         layers.origins["views"] = f"default of {backend}"
     own = {plugin(METHODS, backend).section, plugin(VIEWS, views).section}
+    if base is not None and layers.origins["train.epochs"].startswith(_OF_PRESETS):
+        layers.values["train.epochs"] = base.train.epochs  # to extend a run, somebody has to say so
+        layers.origins["train.epochs"] = "run"
     _shorten_warmup(layers)
     others = plugin_sections().keys() - own
     kept = {key: value for key, value in layers.values.items() if key.partition(".")[0] not in others}

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from leoclr.cli.config.fields import from_text, replaced
 from leoclr.cli.config.plugins import METHODS, plugins
+from leoclr.cli.config.resolve import differences
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.image_folders import as_shards
 from leoclr.cli.run.folder import RunFolder
@@ -36,6 +37,15 @@ def recorded_settings(run: Path, moved: str | Sequence[str] | None = None) -> Se
     except (ValidationError, KeyError, TypeError) as error:
         _refuse_missing_method(run, description)
         raise RunError(f"{run}/run.json does not hold settings that this version reads: {first_line(error)}") from None
+
+
+def refuse_changes(run: Path, before: Settings, after: Settings) -> None:
+    """Raise RunError where `after` would not give the weights of the run; more epochs may extend it."""
+    if changed := differences(before, after, may_extend=True):
+        raise RunError(
+            f"{run} was started with other settings ({'; '.join(changed)}); resume without them, "
+            "or start a new run with another --output"
+        )
 
 
 def _beside(moved: str | Sequence[str], val: list[str]) -> list[str]:

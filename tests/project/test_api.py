@@ -19,6 +19,7 @@ from PIL import Image
 import leoclr.api
 from leoclr.api import LeoclrError, Settings, TrainResult, embed, load_encoder, train
 from leoclr.api.encoder import Encoder
+from leoclr.cli.config.fields import replaced
 from leoclr.cli.run.encoders import load_encoder as load
 from leoclr.datasets.errors import BadImage, CheckpointError, DataError, SettingsError
 from leoclr.datasets.images.normalise import normalise
@@ -131,6 +132,9 @@ def test_a_run_stops_when_it_is_asked_to_and_goes_on_to_the_same_weights(
     gone_on = train(settings, tmp_path / "run", resume=True)
     assert gone_on.step == gone_on.steps == whole.steps
     assert load_encoder(tmp_path / "run").digest == load_encoder(tmp_path / "whole").digest
+    for key, value in {"optimizer.lr": 0.9, "train.epochs": 2}.items():
+        with pytest.raises(LeoclrError, match=f"{key}: .* -> {value}"):
+            train(replaced(settings, {key: value}), tmp_path / "run", resume=True)
 
 
 @pytest.mark.parametrize(

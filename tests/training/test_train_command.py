@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from leoclr.cli.commands.app import main
+from leoclr.cli.config.resolve import differences, resolve
 from leoclr.cli.run.checkpoint import newest_checkpoint
 
 MakeShards = Callable[..., Path]
@@ -203,6 +204,15 @@ def test_resuming_with_another_setting_is_refused_with_the_difference(
     assert json.loads(capsys.readouterr().out)["step"] == 1
     line = one_line(["train", "--resume", str(folder), "--lr", "0.1"], capsys)
     assert "optimizer.lr: 0.05 -> 0.1" in line
+
+
+def test_a_presets_epochs_do_not_extend_a_run() -> None:
+    """Somebody who repeats the command and leaves out --epochs would otherwise train for 200."""
+    begun = resolve("cifar10", None, {}, {"train.epochs": "3", "data.train": "shards"}).settings
+    again = resolve("cifar10", None, {}, {"data.train": "shards"}, begun)
+    assert differences(begun, again.settings) == [] and again.origins["train.epochs"] == "run"
+    longer = resolve("cifar10", None, {}, {"data.train": "shards", "train.epochs": "4"}, begun).settings
+    assert differences(begun, longer, may_extend=True) == [] and longer.train.epochs == 4
 
 
 def test_a_shard_that_its_index_lists_is_missed_in_a_folder(
