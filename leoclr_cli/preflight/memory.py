@@ -141,7 +141,8 @@ def free_bytes(device: torch.device) -> int | None:
     available = _number(Path("/proc/meminfo"), lambda text: int(text.split("MemAvailable:")[1].split()[0]) * 1024)
     limit = _number(Path("/sys/fs/cgroup/memory.max"), int)
     used = _number(Path("/sys/fs/cgroup/memory.current"), int)
-    within = limit - used if limit is not None and used is not None else None
+    cached = _number(Path("/sys/fs/cgroup/memory.stat"), lambda text: int(text.split("inactive_file ")[1].split()[0]))
+    within = limit - used + (cached or 0) if limit is not None and used is not None else None  # files give way
     found = [number for number in (available, within) if number is not None]
     return min(found) if found else None
 

@@ -20,7 +20,7 @@ from leoclr.datasets.json_text import parse_json_text
 from leoclr.datasets.shards.locate import absolute
 
 FORMAT = 1
-RUNS = ("runs/*/run.json", "*/run.json", "quickstart/run/run.json")  # where a run is looked for that was not named
+RUNS = ("runs/*/run.json", "*/run.json", "*/run/run.json")  # where a run is looked for that was not named
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def work_folder(run: Path | None) -> Path:
 
 
 def newest_run(root: Path = Path(".")) -> Path:
-    """The run folder in `root` or `root`/runs that was started last; quickstart's counts as well.
+    """The run folder in `root` or `root`/runs that was started last; those of quickstarts count as well.
 
     Raises:
         RunError: There is none.

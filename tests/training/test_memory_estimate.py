@@ -71,3 +71,13 @@ def test_advice_names_a_batch_that_fits(
 def test_free_memory_is_read_from_the_system() -> None:
     free = free_bytes(CPU)
     assert free is None or free > 1 << 20
+
+
+def test_what_the_cache_of_files_holds_in_a_container_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = {"max": "1000", "current": "900", "stat": "anon 200\ninactive_file 600\nactive_file 100\n"}
+
+    def number(file: Path, read: Callable[[str], int]) -> int | None:
+        return read(texts[file.suffix[1:]]) if file.name.startswith("memory.") else None
+
+    monkeypatch.setattr(memory, "_number", number)
+    assert free_bytes(torch.device("cpu")) == 700

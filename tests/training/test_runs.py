@@ -106,7 +106,7 @@ def test_the_newest_run_is_the_one_started_last_wherever_it_lies(tmp_path: Path)
     newest = make_run(tmp_path / "elsewhere", "2026-01-02T10:30:00+00:00")
     make_run(tmp_path / "runs" / "a", "2026-01-02T11:00:00+02:00")
     assert newest_run(tmp_path) == newest
-    quickstart = make_run(tmp_path / "quickstart" / "run", "2026-01-02T10:45:00+00:00")
+    quickstart = make_run(tmp_path / "first" / "run", "2026-01-02T10:45:00+00:00")
     assert newest_run(tmp_path) == quickstart
 
 
