@@ -32,7 +32,7 @@ _PROCESS_BYTES = {"cpu": 1100 << 20, "cuda": 600 << 20}  # Python with torch and
 _BACKWARD = {"cpu": 1.43, "cuda": 1.2}
 _WORKER_BYTES = 300 << 20  # of a loader process, without its batches
 _BATCHES_AHEAD = 3  # that a loader process holds: one in the making, two prefetched
-_OPTIMIZER_COPIES = {"sgd": 1, "lars": 1, "adamw": 2}
+OPTIMIZER_COPIES = {"sgd": 1, "lars": 1, "adamw": 2}  # of what is trained, in memory and in a checkpoint
 _TRUSTED = 1.2  # the estimate may be this far off
 
 
@@ -69,7 +69,7 @@ def estimate(method: Method, settings: Settings, micro: int, workers: int, ranks
     """
     trained = sum(p.nbytes for p in method.parameters() if p.requires_grad)
     fixed = sum(p.nbytes for p in method.parameters()) + sum(b.nbytes for b in method.buffers())
-    copies = 1 + _OPTIMIZER_COPIES[settings.optimizer.name]
+    copies = 1 + OPTIMIZER_COPIES[settings.optimizer.name]
     sides = [view.side(settings.data.image_size) for view in settings.view_policy.views.values()]
     pixels = 3 * sum(side * side for side in sides)
     share = micro * settings.train.accumulation

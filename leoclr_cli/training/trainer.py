@@ -27,6 +27,7 @@ from leoclr.cli.preflight.checks import (
     summary_line,
     warnings_about,
 )
+from leoclr.cli.preflight.disk import check_disk
 from leoclr.cli.preflight.initial_weights import start_from_weights
 from leoclr.cli.preflight.memory import check_memory
 from leoclr.cli.run.checkpoint import Sound, newest_sound
@@ -109,6 +110,7 @@ class Trainer:
         self.method = build.method(settings, self.device, len(self.index), self.ranks)
         self.remarks = check_memory(self.method, settings, self.facts.micro, self.data.workers, self.device)
         self.remarks += check_kernels(self.device, settings.train.precision)
+        self.remarks += check_disk(run.path, self.method, settings.optimizer.name)
         per_epoch = self.plan.steps_per_epoch
         length = RunLength(self.steps, per_epoch, round(settings.optimizer.warmup_epochs * per_epoch))
         self.take_step = TrainStep(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import torch
 
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.preflight import memory
+from leoclr.cli.preflight.disk import check_disk
 from leoclr.cli.preflight.memory import StepMemory, check_memory, estimate, free_bytes
 from leoclr.cli.training import build
+from leoclr.cli.training.trainer import train
 from leoclr.datasets.errors import RunError
 
 CPU = torch.device("cpu")
@@ -81,3 +84,18 @@ def test_what_the_cache_of_files_holds_in_a_container_is_free(monkeypatch: pytes
 
     monkeypatch.setattr(memory, "_number", number)
     assert free_bytes(torch.device("cpu")) == 700
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
+def test_a_disk_without_room_for_a_checkpoint_is_told_before_the_first_step(
+    name: str, tiny_settings: TinySettings, make_shards: Callable[..., Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    settings = tiny_settings(make_shards((16,)), optimizer__name=name, train__epochs="1")
+    written = Path(train(settings, tmp_path / "run", None, ["test"], resume=False).checkpoint)
+    needed = sum(file.stat().st_size for file in written.glob("*.safetensors"))
+    assert "is due" not in capsys.readouterr().err
+    method = build.method(settings, CPU, images=16)
+    for free, told in ((0.98 * needed, True), (1.02 * needed, False)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda place, free=free: shutil._ntuple_diskusage(0, 0, int(free)))
+        assert bool(check_disk(tmp_path / "new" / "run", method, name)) == told
