@@ -160,6 +160,50 @@ def test_a_link_in_a_zip_is_refused(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize(("start", "cut"), [(b"", 0), (b"", 30), (b"#!/bin/sh\n", 0)])
+@pytest.mark.parametrize("gap", [b"", bytes(512)])
+def test_zips_joined_in_one_file_are_refused(start: bytes, cut: int, gap: bytes, tmp_path: Path) -> None:
+    """zipfile takes the last end, and whatever lies before its first entry or behind it for no part of the archive."""
+    for name in "ab":
+        write_zip(tmp_path / f"{name}.zip", {f"{name}/{number}.png": b"-" for number in range(3)})
+    with zipfile.ZipFile(tmp_path / "a.zip", "a") as archive:
+        archive.comment = b"the first one"
+    second = (tmp_path / "b.zip").read_bytes()
+    content = start + (tmp_path / "a.zip").read_bytes() + gap + second[: len(second) - cut]
+    (tmp_path / "x.zip").write_bytes(content)
+    with pytest.raises(DataError, match="x.zip: several zip archives in one file, of which only one could be read"):
+        with open_source(str(tmp_path / "x.zip"), tmp_path):
+            pass
+
+
+@pytest.mark.parametrize("kind", ["program", "deleted", "filled", "empty"])
+def test_a_zip_with_more_around_it_is_read(kind: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for number in range(3):
+            archive.writestr(f"{number}.png", b"-")
+        if kind == "deleted":  # from the list only
+            del archive.filelist[0]
+        if kind == "empty":
+            archive.filelist.clear()
+    content = (tmp_path / "x.zip").read_bytes()
+    around = {"program": b"#!/bin/sh\nunzip $0; exit\n" + content, "filled": content + bytes(700)}
+    (tmp_path / "x.zip").write_bytes(around.get(kind, content))
+    with open_source(str(tmp_path / "x.zip"), tmp_path) as source:
+        assert len(source.paths) == {"deleted": 2, "empty": 0}.get(kind, 3)
+
+
+def test_a_zip_with_backslashes_has_folders(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for name in ("cat/", "cat/1.png", "empty/"):
+            archive.writestr(name, b"-" if name.endswith("png") else b"")
+    (tmp_path / "x.zip").write_bytes(
+        (tmp_path / "x.zip").read_bytes().replace(b"cat/", b"cat\\").replace(b"empty/", b"empty\\")
+    )
+    with open_source(str(tmp_path / "x.zip"), tmp_path) as source:
+        assert source.paths == ["cat/1.png"] and not source.other_files
+        assert source.notes.counts() == {"folders without an image": 1}
+
+
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
 def test_a_member_beyond_the_limit_is_not_read(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"huge.{suffix}"
