@@ -161,6 +161,18 @@ def test_damaged_files_and_those_without_images_are_refused(tmp_path: Path) -> N
         collected(path, tmp_path)
 
 
+def test_what_lies_beside_tables_without_images_is_named(tmp_path: Path) -> None:
+    """As img2dataset writes it."""
+    (tmp_path / "in").mkdir()
+    parquet.write_table(pyarrow.table({"url": ["a"], "key": ["000000000"]}), tmp_path / "in/00000.parquet")
+    with pytest.raises(DataError, match="00000.parquet: no column holds encoded images; [^;]*$"):
+        collected(tmp_path / "in", tmp_path)
+    (tmp_path / "in/00000.tar").write_bytes(b"-")
+    (tmp_path / "in/00000_stats.json").write_bytes(b"{}")
+    with pytest.raises(DataError, match="no column holds .*; shards need no packing: `leoclr train --data` takes them"):
+        collected(tmp_path / "in", tmp_path)
+
+
 def test_what_was_put_together_is_told(tmp_path: Path) -> None:
     def notes(folder: Path) -> str:
         with open_source(str(folder), tmp_path) as source:

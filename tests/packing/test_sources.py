@@ -24,6 +24,7 @@ from leoclr.datasets.notes import Notes
 from leoclr.datasets.packing.arrangement import NO_SPLIT, Collection, arrange, make_keys
 from leoclr.datasets.packing.file_kinds import OtherFiles
 from leoclr.datasets.packing.hold_out import hold_out
+from leoclr.datasets.packing.parquet_source import Columns
 from leoclr.datasets.packing.sources import open_source
 
 LABELLED = {"cat/1.png": b"c1", "cat/2.JPEG": b"c2", "dog/1.png": b"d1", "dog/notes.md": b"-", ".hidden/3.png": b"h"}
@@ -88,6 +89,21 @@ KINDS: list[tuple[str, Writer]] = [
     ("images.TGZ", write_gzipped),
     ("images.zip", write_zip),
 ]
+
+
+@pytest.mark.parametrize(("name", "write"), KINDS)
+def test_columns_of_what_has_none_are_refused(name: str, write: Writer, tmp_path: Path) -> None:
+    write(tmp_path / name, LABELLED)
+    for columns, options in (
+        (Columns(label="kind"), "--label-member"),
+        (Columns("a", "b"), "--image-member and --label-member"),
+    ):
+        with pytest.raises(DataError, match=f" {options}: for Parquet files only"):
+            with open_source(str(tmp_path / name), tmp_path, columns=columns):
+                pass
+    with pytest.raises(DataError, match="cifar10: --label-member: for Parquet files only"):
+        with open_source("cifar10", tmp_path, tmp_path, columns=Columns(label="kind")):
+            pass
 
 
 @pytest.mark.parametrize(("name", "write"), KINDS)
