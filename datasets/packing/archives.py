@@ -28,6 +28,9 @@ from leoclr.datasets.packing.layouts import Reading
 from leoclr.datasets.shards.tar import members
 
 _TWICE = "names that stand twice in the archive, of which the last counts"
+_END = b"PK\5\6"  # of a zip; then 18 bytes, the last two of which are the length of a comment
+_END_BYTES = 22
+_LONGEST_END = _END_BYTES + (1 << 16)
 _READ = (
     zipfile.ZIP_STORED,
     zipfile.ZIP_DEFLATED,
@@ -148,8 +151,9 @@ class ZipSource:
         self._members: dict[str, zipfile.ZipInfo] = {}
         folders = set[str]()
         for member in archive.infolist():
-            name = _checked_name(path, zip_name(member, encoding).replace("\\", "/"))
-            if member.is_dir():
+            stored = zip_name(member, encoding).replace("\\", "/")
+            name = _checked_name(path, stored)
+            if stored.endswith("/"):
                 folders.add(name)
                 continue
             if stat.S_ISLNK(member.external_attr >> 16):
@@ -192,11 +196,37 @@ class ZipSource:
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
-    """DataError where it is no zip archive, or a damaged one."""
+    """DataError where it is no zip archive, a damaged one, or more than one in a file: the list at the end is that of
+    one of them, and the others would be missing without a word."""
     try:
-        return zipfile.ZipFile(path)
+        archive = zipfile.ZipFile(path)
     except _UNREADABLE as error:
         raise DataError(f"{path}: not a zip archive, damaged or truncated ({error})") from error
+    if _is_joined(path, min((member.header_offset for member in archive.infolist()), default=archive.start_dir)):
+        archive.close()
+        raise DataError(f"{path}: several zip archives in one file, of which only one could be read; separate them")
+    return archive
+
+
+def _is_joined(path: Path, first: int) -> bool:
+    """Whether another archive ends before the entry at `first` or begins behind the end. A program that unpacks itself,
+    an entry that was deleted, and filling do not count."""
+    with path.open("rb") as file:
+        file.seek(max(0, first - _LONGEST_END))
+        before = file.read(first - file.tell())
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _LONGEST_END))
+        last = file.read()
+    return _behind_end(before) == b"" or (_behind_end(last) or b"").startswith((b"PK\3\4", _END))
+
+
+def _behind_end(data: bytes) -> bytes | None:
+    """What follows the last end of an archive in `data`, without zeros at either side; None where there is no end."""
+    end = data.rfind(_END)
+    comment = end + _END_BYTES
+    if end < 0 or comment > len(data):
+        return None
+    (length,) = struct.unpack("<H", data[comment - 2 : comment])
+    return data[comment + length :].strip(b"\0") if comment + length <= len(data) else None
 
 
 def _checked_name(path: Path, name: str) -> str:

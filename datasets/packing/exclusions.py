@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +12,13 @@ from leoclr.datasets.files import LINE_END
 from leoclr.datasets.packing.arrangement import Collection, Picture
 
 _MAX_BYTES = 1 << 30
+# What a name may be, in order: the first kind of which there is an image counts.
+_KINDS: tuple[Callable[[Picture, str, str], tuple[str, ...]], ...] = (
+    lambda picture, split, source: (picture.path, f"{source.rstrip('/')}/{picture.path}"),
+    lambda picture, split, source: (f"{split}/{picture.key}",),
+    lambda picture, split, source: (picture.key,),
+    lambda picture, split, source: (picture.path.rpartition(".")[0],),
+)
 
 
 @dataclass(frozen=True)
@@ -47,18 +55,28 @@ def read_exclusions(path: Path) -> Exclusions:
 
 
 def without(collection: Collection, exclusions: Exclusions, source: str) -> Collection:
-    """The collection without the images that are listed by path, with or without suffix, by key, or by split and key.
+    """The collection without the images that are listed: a name is a path, or else a split and key, or else a key, or
+    else a path without its suffix, so that a key does not stand for a file of another suffix, too.
 
     Raises:
         DataError: No name of the list matches, or all images would be left out.
     """
-    matched: set[str] = set()
+    matched: dict[str, list[Picture]] = {}
+    left_out: set[tuple[str, str]] = set()
+    for names_of in _KINDS:
+        found: dict[str, list[Picture]] = {}
+        for split, pictures in collection.splits.items():
+            for picture in pictures:
+                for name in names_of(picture, split, source):
+                    if name in exclusions.names and name not in matched:
+                        found.setdefault(name, []).append(picture)
+                        left_out.add((split, picture.path))
+        matched |= found
     splits: dict[str, list[Picture]] = {}
     for split, pictures in collection.splits.items():
         kept = []
         for picture in pictures:
-            if found := _names(picture, split, source) & exclusions.names:
-                matched |= found
+            if (split, picture.path) in left_out:
                 collection.notes.add(f"left out, listed in {exclusions.source}", picture.path)
             else:
                 kept.append(picture)
@@ -71,11 +89,10 @@ def without(collection: Collection, exclusions: Exclusions, source: str) -> Coll
         )
     if not splits:
         raise DataError(f"--without {exclusions.source}: all images are listed")
-    if unknown := exclusions.names - matched:
+    if unknown := exclusions.names - matched.keys():
         collection.notes.add(f"names in {exclusions.source} that match no image", min(unknown), len(unknown))
+    if several := [name for name, found in matched.items() if len(found) > 1]:
+        collection.notes.add(
+            f"names in {exclusions.source} that match several images, all left out", min(several), len(several)
+        )
     return replace(collection, splits=splits)
-
-
-def _names(picture: Picture, split: str, source: str) -> set[str]:
-    stem = picture.path.rpartition(".")[0]
-    return {picture.path, stem, picture.key, f"{split}/{picture.key}", f"{source.rstrip('/')}/{picture.path}"}

@@ -15,9 +15,17 @@ _VIDEOS = frozenset("mp4 m4v mov avi mkv webm mpg mpeg wmv flv mts m2ts 3gp".spl
 _TABLES = frozenset("csv tsv xls xlsx xml mat jsonl ndjson".split())
 _RECORDS = frozenset("tfrecord tfrecords mdb lmdb rec beton arrow feather pkl pickle pt pth".split())
 _ARRAYS = frozenset("npy npz nii h5 hdf5 mha mhd nrrd zarr dcm".split())
+_COMPRESSED = frozenset("gz bz2 xz zst lz4".split())  # a single file each
 _OTHER_IMAGES = frozenset(
     "heic heif jp2 j2k jpx jxl cr2 cr3 nef arw dng raf orf rw2 psd svg eps exr hdr ico pam tga pcx dds xcf".split()
 )
+
+
+def kind_suffix(path: str) -> str:
+    """The suffix in lower case that tells what a file is, with that of its compression, as in `nii.gz`."""
+    suffix = suffix_of(path)
+    inner = suffix_of(path.rpartition(".")[0]) if suffix in _COMPRESSED else ""
+    return f"{inner}.{suffix}" if inner in _TABLES | _ARRAYS | _RECORDS | _VIDEOS | _OTHER_IMAGES else suffix
 
 
 def is_wanted(path: str) -> bool:
@@ -51,7 +59,7 @@ class OtherFiles(Counter[str]):
             if is_image(path):
                 notes.add("passed over, hidden images (a name that begins with a dot)", path)
             return
-        suffix = suffix_of(path)
+        suffix = kind_suffix(path)
         self[f".{suffix}" if suffix else "without suffix"] += 1
         self.first = min(self.first or path, path)
 
@@ -77,7 +85,7 @@ def note_bare_folders(notes: Notes, folders: Iterable[str], images: Iterable[str
 
 def advice(suffixes: Iterable[str]) -> Iterator[str]:
     """What to do about files of these suffixes, which are not read; each line once."""
-    found = {suffix.lower().removeprefix(".") for suffix in suffixes}
+    found = {suffix.lower().removeprefix(".").partition(".")[0] for suffix in suffixes}
     if "cls" in found:
         yield "these are shards already: `leoclr index` and `leoclr train` read them as they are"
     if found & _ARCHIVES:

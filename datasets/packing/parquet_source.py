@@ -7,9 +7,8 @@ file's metadata, or else they are the names) or class names.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +19,8 @@ from leoclr.datasets.images.decode import MAX_BYTES
 from leoclr.datasets.json_text import parse_json_text
 from leoclr.datasets.packing.archives import PlacesSource
 from leoclr.datasets.packing.layouts import NO_SPLIT, LayoutKind, Named, Reading
-from leoclr.datasets.packing.split_names import SPLITS, splits_of
+from leoclr.datasets.packing.parquet_names import file_splits, note_folders
+from leoclr.datasets.packing.split_names import SPLITS
 from leoclr.datasets.shards.labels import parse_text, truth
 from leoclr.datasets.wording import first_line
 
@@ -30,7 +30,6 @@ _SHOWN_VALUE = 40
 _SHOWN = 8  # columns that a note names
 _ROWS = 64  # in memory at a time
 _LABEL_NAMES = ("label", "labels", "cls", "class")
-_PART = re.compile(r"[-_.]?[0-9]+([-_]of[-_][0-9]+)?$")
 _BEGINNINGS = {b"\xff\xd8": "jpg", b"\x89PNG": "png", b"RIFF": "webp", b"GIF8": "gif", b"BM": "bmp", b"II*": "tif"}
 _OTHER_NAME = "-"  # stands for a slash in a class name
 
@@ -58,7 +57,8 @@ class ParquetSource(PlacesSource):
     """The images of Parquet files, copied to `spool`. A file's name, or its folder's, may say which split it is.
 
     Raises:
-        DataError: pyarrow is missing, a file is damaged, or no column, or several, may hold the images.
+        DataError: pyarrow is missing, a file is damaged, its split is not clear, or no column, or several, may hold
+            the images.
     """
 
     def __init__(
@@ -72,7 +72,8 @@ class ParquetSource(PlacesSource):
         super().__init__(name, spool, files)
         if find_spec("pyarrow") is None:
             raise DataError(f"{name}: Parquet needs pyarrow: pip install 'leoclr-cli[parquet]'")
-        splits = _splits(files)
+        root = Path(name) if Path(name).is_dir() else Path(name).parent
+        splits = file_splits(name, root, files)
         rows: dict[str, list[tuple[str, str | int | None]]] = defaultdict(list)
         declared: tuple[str, ...] = ()
         position = 0
@@ -95,19 +96,8 @@ class ParquetSource(PlacesSource):
         spool.flush()
         for path in unlabelled if len(unlabelled) < len(files) else ():
             self.notes.add("files without a column of labels, beside others that have one", path.name)
-        self._note_folders(files, splits)
+        note_folders(self.notes, root, files, splits)
         self.reading = self._reading(rows, declared)
-
-    def _note_folders(self, files: Sequence[Path], splits: Mapping[Path, str]) -> None:
-        """Data sets of several configurations have a folder for each, often of the same images in another form."""
-        for split in dict.fromkeys(splits.get(path, NO_SPLIT) for path in files):
-            folders = sorted({str(path.parent) for path in files if splits.get(path, NO_SPLIT) == split})
-            if len(folders) > 1:
-                self.notes.add(
-                    "folders of Parquet files that were put together (name one to have it alone)",
-                    folders[0],
-                    len(folders),
-                )
 
     def _schema(self, path: Path, columns: Columns) -> _Schema:
         import pyarrow
@@ -219,15 +209,6 @@ def _folders(names: Sequence[str]) -> dict[str, str]:
         taken.add(folder)
         found[name] = folder
     return found
-
-
-def _splits(files: Sequence[Path]) -> dict[Path, str]:
-    """The split of every file, if the names of all files, or those of their folders, say one."""
-    for name_of in (lambda path: _PART.sub("", path.stem), lambda path: path.parent.name):
-        found = splits_of({name_of(path) for path in files})
-        if found and all(name_of(path) in found for path in files):
-            return {path: found[name_of(path)] for path in files}
-    return {}
 
 
 def _only(path: Path, asked: str | None, candidates: Sequence[str]) -> str:

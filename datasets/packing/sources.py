@@ -15,10 +15,10 @@ from typing import Protocol
 
 from leoclr.datasets.errors import DataError
 from leoclr.datasets.files import ignore
-from leoclr.datasets.images.file_names import is_image, suffix_of
+from leoclr.datasets.images.file_names import is_image
 from leoclr.datasets.notes import Notes
 from leoclr.datasets.packing.archives import ZipSource, open_zip, plain_tar, spooled_tar
-from leoclr.datasets.packing.file_kinds import OtherFiles, advice
+from leoclr.datasets.packing.file_kinds import OtherFiles, advice, kind_suffix
 from leoclr.datasets.packing.file_names import check_encoding
 from leoclr.datasets.packing.folder_source import FolderSource
 from leoclr.datasets.packing.layouts import Reading
@@ -103,21 +103,28 @@ def open_source(
         root: Where torchvision keeps its data sets.
         download: Whether torchvision may fetch the data set.
         advance: Called with the number of bytes of an archive, or files of a folder, that were gone through.
-        columns: Of Parquet files.
+        columns: Of Parquet files; other sources have none.
         encoding: Of names that are not ASCII and do not say what they are; UTF-8 where None.
     """
     check_encoding(encoding)
     path = Path(name)
     kind = _kind_of(path) if path.is_file() else None
+    if kind not in (None, "parquet") or (name in TORCHVISION_NAMES and not path.exists()):
+        _check_columns(name, columns)
     if path.is_dir():
         folder = FolderSource(path, encoding, advance)
         if folder.tables and not any(is_image(name) for name in folder.paths):
             files = sorted(path / table for table in folder.tables)
             with tempfile.TemporaryFile(dir=scratch) as spool:
-                source = ParquetSource(name, files, spool, columns, advance)
+                try:
+                    source = ParquetSource(name, files, spool, columns, advance)
+                except DataError as error:  # the images may lie in what is beside the tables
+                    others = advice(folder.other_files.keys() - {PARQUET})
+                    raise DataError("; ".join((str(error), *others))) from error
                 source.notes.update(folder.notes)
                 yield source
         else:
+            _check_columns(name, columns)
             yield folder
     elif kind == "parquet":
         with tempfile.TemporaryFile(dir=scratch) as spool:
@@ -132,13 +139,23 @@ def open_source(
         with path.open("rb") as file:
             yield plain_tar(path, file, advance, encoding)
     elif path.exists():
-        hint = "".join(f"; {line}" for line in advice([suffix_of(name)])) if path.is_file() else ""
+        hint = "".join(f"; {line}" for line in advice([kind_suffix(name)])) if path.is_file() else ""
         raise DataError(f"{path}: neither a folder nor an archive ({', '.join(ARCHIVE_SUFFIXES)}){hint}")
     elif name in TORCHVISION_NAMES:
         yield TorchvisionSource(name, root or Path("data"), download)
     else:
         known = ", ".join(TORCHVISION_NAMES)
         raise DataError(f"{name}: no such folder or archive, nor a torchvision data set ({known})")
+
+
+def _check_columns(name: str, columns: Columns) -> None:
+    """DataError where columns are named, of a source that has none."""
+    options = {"--image-member": columns.image, "--label-member": columns.label}
+    if named := [option for option, column in options.items() if column is not None]:
+        raise DataError(
+            f"{name}: {' and '.join(named)}: for Parquet files only; the names of folders are the classes here, and "
+            "shards (tar files of samples) need no packing: `leoclr index` takes their members"
+        )
 
 
 def _kind_of(path: Path) -> str | None:

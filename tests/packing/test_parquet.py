@@ -161,6 +161,18 @@ def test_damaged_files_and_those_without_images_are_refused(tmp_path: Path) -> N
         collected(path, tmp_path)
 
 
+def test_what_lies_beside_tables_without_images_is_named(tmp_path: Path) -> None:
+    """As img2dataset writes it."""
+    (tmp_path / "in").mkdir()
+    parquet.write_table(pyarrow.table({"url": ["a"], "key": ["000000000"]}), tmp_path / "in/00000.parquet")
+    with pytest.raises(DataError, match="00000.parquet: no column holds encoded images; [^;]*$"):
+        collected(tmp_path / "in", tmp_path)
+    (tmp_path / "in/00000.tar").write_bytes(b"-")
+    (tmp_path / "in/00000_stats.json").write_bytes(b"{}")
+    with pytest.raises(DataError, match="no column holds .*; shards need no packing: `leoclr train --data` takes them"):
+        collected(tmp_path / "in", tmp_path)
+
+
 def test_what_was_put_together_is_told(tmp_path: Path) -> None:
     def notes(folder: Path) -> str:
         with open_source(str(folder), tmp_path) as source:
@@ -174,3 +186,60 @@ def test_what_was_put_together_is_told(tmp_path: Path) -> None:
     assert "were put together (name one to have it alone): 2" in line and "in/large/train" in line
     write(tmp_path / "in/small/train/1.parquet", other=[0.5, 1.5])
     assert "files without a column of labels, beside others that have one: 1 (1.parquet" in notes(tmp_path / "in/small")
+    write(tmp_path / "hive/label=cat/0.parquet", other=[0.5, 1.5])
+    assert "values in the names of folders, which are not read (make them a column): 1 (label=cat)" in notes(
+        tmp_path / "hive"
+    )
+    for place in ("label=dog/split=train/0", "label=cat/split=train/0", "label=cat/split=test/0"):
+        write(tmp_path / f"both/{place}.parquet", other=[0.5, 1.5])
+    found = notes(tmp_path / "both")
+    assert "make them a column): 2 (label=cat first)" in found and "were put together" not in found
+
+
+def splits_of(folder: Path, scratch: Path, *names: str) -> dict[str, int]:
+    """Images by split, of files with one, two, four, ... rows."""
+    for number, name in enumerate(names):
+        write(folder / name, label=[0] * 2**number)
+    return {split: len(found) for split, found in labels(collected(folder, scratch)).items()}
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (
+            ["data/train-00000-of-00001-3f0e5bd3a1c29ab7.parquet", "data/test-00000-of-00001-90abcdef12345678.parquet"],
+            {"train": 1, "test": 2},
+        ),
+        (["default/partial-train/0000.parquet", "default/test/0000.parquet"], {"train": 1, "test": 2}),
+        (["train/cifar10/0000.parquet", "test/cifar10/0000.parquet"], {"train": 1, "test": 2}),
+        (["split=train/part-0.parquet", "split=test/part-0.parquet"], {"train": 1, "test": 2}),
+        (["train.parquet", "train/extra-0.parquet", "test/0.parquet"], {"train": 3, "test": 4}),
+        (["mnist_train.parquet", "mnist_test.parquet"], {"train": 1, "test": 2}),
+        (["part-0.parquet", "part-1-3f0e5bd3a1c29ab7.parquet", "deadbeefdeadbeef.parquet"], {"": 7}),
+        (["label=train/0.parquet", "label=bus/0.parquet"], {"": 3}),
+    ],
+)
+def test_names_that_mean_splits(names: list[str], splits: dict[str, int], tmp_path: Path) -> None:
+    assert splits_of(tmp_path / "in", tmp_path, *names) == splits
+
+
+def test_the_name_of_the_folder_alone_tells_the_split(tmp_path: Path) -> None:
+    assert splits_of(tmp_path / "test", tmp_path, "0000.parquet", "0001.parquet") == {"test": 3}
+
+
+@pytest.mark.parametrize(
+    ("names", "named"),
+    [
+        (["train-0.parquet", "test-0.parquet", "extra-0.parquet"], "not clear to which split extra-0.parquet belongs"),
+        (
+            ["train.parquet", "test.parquet", "train_extra.parquet"],
+            "not clear to which split train_extra.parquet belongs",
+        ),
+        (["a/train/0.parquet", "a/query/0.parquet"], "not clear to which split a/query/0.parquet belongs"),
+        (["x/0.parquet", "train/test-0/x.parquet"], "not clear to which split train/test-0/x.parquet belongs"),
+        (["trainA-0.parquet", "testA-0.parquet"], "the names testA, trainA may be those of splits"),
+    ],
+)
+def test_splits_are_not_put_together_where_a_name_is_not_clear(names: list[str], named: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=named):
+        splits_of(tmp_path / "in", tmp_path, *names)

@@ -236,13 +236,16 @@ def test_names_that_stand_twice_are_told(tmp_path: Path) -> None:
         ("x.7z", "archives are packed from"),
         ("inner.tar", "those within a source"),
         ("metadata.jsonl", "labels in tables and annotation files are not read"),
+        ("brain.nii.gz", "arrays and volumes are not read"),
+        ("labels.csv.gz", "labels in tables and annotation files are not read"),
         ("a-00000.tfrecord", "record files of other tools and pickles are not read"),
     ],
 )
 def test_videos_and_nested_archives_are_refused_in_words(name: str, advice: str, tmp_path: Path, shard: Run) -> None:
     write(tmp_path / "in", {name: b"-"})
     assert "no images among 1 files; expected images" in shard(code=2)[1]
-    assert advice in shard(code=2)[1]
+    refusal = shard(code=2)[1]
+    assert advice in refusal and ("archives" in refusal) == name.endswith(("7z", "tar"))
     if not name.endswith("tar"):
         assert advice in shard(source=f"in/{name}", code=2)[1]
     write(tmp_path / "in", {"1.png": png(1)})
@@ -283,6 +286,37 @@ def test_a_list_of_images_is_left_out(tmp_path: Path, shard: Run) -> None:
     assert f"names in {listed} that match no image: 1 (b/9.png)" in errors
     listed.write_text("nothing\n")
     assert "none of its 1 names is one of" in shard("--without", str(listed), code=2)[1]
+
+
+@pytest.mark.parametrize(
+    ("line", "left"),
+    [
+        ("cat/1", {"cat/1-2": "PNG", "cat/2": "PNG"}),  # the key of the JPEG
+        ("cat/1-2", {"cat/1": "JPEG", "cat/2": "PNG"}),
+        ("cat/1.png", {"cat/1": "JPEG", "cat/2": "PNG"}),
+        ("cat/2", {"cat/1": "JPEG", "cat/1-2": "PNG"}),
+    ],
+)
+@pytest.mark.parametrize("split", ["", "train/"])
+def test_a_line_leaves_out_one_image(split: str, line: str, left: dict[str, str], tmp_path: Path, shard: Run) -> None:
+    files = {"cat/1.jpg": png(1, "JPEG"), "cat/1.png": png(1), "cat/2.png": png(2), "dog/1.png": png(3)}
+    write(tmp_path / "in", {split + name: data for name, data in files.items()})
+    (tmp_path / "list.txt").write_text(f"{split}{line}\n")
+    _, errors = shard("--without", str(tmp_path / "list.txt"))
+    kept = members(tmp_path / "out" / split)
+    assert {name.removesuffix(".cls") for name in kept if name.endswith(".cls")} == {*left, "dog/1"}
+    for key, format in left.items():
+        assert f"{key}.{'jpg' if format == 'JPEG' else 'png'}" in kept
+    assert "that match several images" not in errors
+
+
+def test_a_line_for_several_images_is_told(tmp_path: Path, shard: Run) -> None:
+    files = {f"{split}/cat/{n}.png": png(n + ord(split[1])) for split in ("train", "test") for n in range(2)}
+    write(tmp_path / "in", files | {"train/cat/0.5.png": png(5), "train/cat/0.5.jpg": png(6, "JPEG")})
+    (tmp_path / "list.txt").write_text("cat/1\ntrain/cat/0.5\n")
+    _, errors = shard("--without", str(tmp_path / "list.txt"))
+    assert [len(open_data([str(tmp_path / "out" / split)])) for split in ("train", "test")] == [1, 1]
+    assert "list.txt that match several images, all left out: 2 (cat/1 first)" in errors
 
 
 def test_the_index_records_how_the_data_were_made(tmp_path: Path, shard: Run) -> None:

@@ -24,6 +24,7 @@ from leoclr.datasets.notes import Notes
 from leoclr.datasets.packing.arrangement import NO_SPLIT, Collection, arrange, make_keys
 from leoclr.datasets.packing.file_kinds import OtherFiles
 from leoclr.datasets.packing.hold_out import hold_out
+from leoclr.datasets.packing.parquet_source import Columns
 from leoclr.datasets.packing.sources import open_source
 
 LABELLED = {"cat/1.png": b"c1", "cat/2.JPEG": b"c2", "dog/1.png": b"d1", "dog/notes.md": b"-", ".hidden/3.png": b"h"}
@@ -88,6 +89,21 @@ KINDS: list[tuple[str, Writer]] = [
     ("images.TGZ", write_gzipped),
     ("images.zip", write_zip),
 ]
+
+
+@pytest.mark.parametrize(("name", "write"), KINDS)
+def test_columns_of_what_has_none_are_refused(name: str, write: Writer, tmp_path: Path) -> None:
+    write(tmp_path / name, LABELLED)
+    for columns, options in (
+        (Columns(label="kind"), "--label-member"),
+        (Columns("a", "b"), "--image-member and --label-member"),
+    ):
+        with pytest.raises(DataError, match=f" {options}: for Parquet files only"):
+            with open_source(str(tmp_path / name), tmp_path, columns=columns):
+                pass
+    with pytest.raises(DataError, match="cifar10: --label-member: for Parquet files only"):
+        with open_source("cifar10", tmp_path, tmp_path, columns=Columns(label="kind")):
+            pass
 
 
 @pytest.mark.parametrize(("name", "write"), KINDS)
@@ -158,6 +174,50 @@ def test_a_link_in_a_zip_is_refused(tmp_path: Path) -> None:
         archive.writestr(member, "/etc/passwd")
     with pytest.raises(DataError, match="'secret.png' is a link"), open_source(str(tmp_path / "x.zip"), tmp_path):
         pass
+
+
+@pytest.mark.parametrize(("start", "cut"), [(b"", 0), (b"", 30), (b"#!/bin/sh\n", 0)])
+@pytest.mark.parametrize("gap", [b"", bytes(512)])
+def test_zips_joined_in_one_file_are_refused(start: bytes, cut: int, gap: bytes, tmp_path: Path) -> None:
+    """zipfile takes the last end, and whatever lies before its first entry or behind it for no part of the archive."""
+    for name in "ab":
+        write_zip(tmp_path / f"{name}.zip", {f"{name}/{number}.png": b"-" for number in range(3)})
+    with zipfile.ZipFile(tmp_path / "a.zip", "a") as archive:
+        archive.comment = b"the first one"
+    second = (tmp_path / "b.zip").read_bytes()
+    content = start + (tmp_path / "a.zip").read_bytes() + gap + second[: len(second) - cut]
+    (tmp_path / "x.zip").write_bytes(content)
+    with pytest.raises(DataError, match="x.zip: several zip archives in one file, of which only one could be read"):
+        with open_source(str(tmp_path / "x.zip"), tmp_path):
+            pass
+
+
+@pytest.mark.parametrize("kind", ["program", "deleted", "filled", "empty"])
+def test_a_zip_with_more_around_it_is_read(kind: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for number in range(3):
+            archive.writestr(f"{number}.png", b"-")
+        if kind == "deleted":  # from the list only
+            del archive.filelist[0]
+        if kind == "empty":
+            archive.filelist.clear()
+    content = (tmp_path / "x.zip").read_bytes()
+    around = {"program": b"#!/bin/sh\nunzip $0; exit\n" + content, "filled": content + bytes(700)}
+    (tmp_path / "x.zip").write_bytes(around.get(kind, content))
+    with open_source(str(tmp_path / "x.zip"), tmp_path) as source:
+        assert len(source.paths) == {"deleted": 2, "empty": 0}.get(kind, 3)
+
+
+def test_a_zip_with_backslashes_has_folders(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for name in ("cat/", "cat/1.png", "empty/"):
+            archive.writestr(name, b"-" if name.endswith("png") else b"")
+    (tmp_path / "x.zip").write_bytes(
+        (tmp_path / "x.zip").read_bytes().replace(b"cat/", b"cat\\").replace(b"empty/", b"empty\\")
+    )
+    with open_source(str(tmp_path / "x.zip"), tmp_path) as source:
+        assert source.paths == ["cat/1.png"] and not source.other_files
+        assert source.notes.counts() == {"folders without an image": 1}
 
 
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
