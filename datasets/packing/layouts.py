@@ -5,7 +5,7 @@ Ambiguous names raise an error that names the deciding option; files skipped by 
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -18,6 +18,7 @@ from leoclr.datasets.wording import first_of
 LayoutKind = Literal["flat", "classes", "splits", "classes-splits"]
 NO_SPLIT = ""
 _FEW = 10  # so many images in folders for each beside them: those beside are there by mistake
+_MANY = 5  # so many folders for each name in them: the names are kinds
 
 Named = tuple[str, str]  # path in the source, name within the split: CLASS/REST
 
@@ -63,7 +64,7 @@ def read_names(source: str, images: Sequence[str], layout: Layout) -> Reading:
 
 
 def _refuse_folders_that_hold_classes(source: str, kind: LayoutKind, names: Sequence[str]) -> None:
-    """Raise DataError where what would be classes all hold folders of the same names, as splits and domains do
+    """Raise DataError where what would be classes hold folders of the same names, as splits, domains and patients do
     (`photo/cat`, `photo/dog`, `sketch/cat`, `sketch/dog`), or where a split lies among the classes of another."""
     within: dict[str, list[str]] = defaultdict(list)
     for name in names:
@@ -77,14 +78,30 @@ def _refuse_folders_that_hold_classes(source: str, kind: LayoutKind, names: Sequ
         )
     if sum(map(len, within.values())) * _FEW < len(names) * (_FEW - 1) or len(within) < 2:
         return
-    shared = set.intersection(*map(_several, within.values()))
-    if shared:
+    if shared := _shared(list(within.values())):
         example = _example(dict(zip(sorted(within), ("train", "test"), strict=False)))
         splits = f", or which folder is which split, as in {example}" if kind == "classes" else ""
         raise DataError(
             f"{source}: the folders {_listed(within)} hold folders of the same names ({_listed(shared)}); which of "
             f"them are classes? Say --layout {kind} if the former are{splits}, or name the folder meant"
         )
+
+
+def _shared(within: Sequence[Sequence[str]]) -> set[str]:
+    """The names of inner folders that look like classes, from the files of each outer folder: those that all have, two
+    or more that half have, or all, where few of them lie in many outer folders. One may lack some, or hold one alone."""
+    counts = Counter(name for names in within for name in _several(names) or _innermost(names))
+    often = {name for name, count in counts.items() if count > 1}
+    half = {name for name in often if 2 * counts[name] >= len(within)}
+    if len(half) > 1 or (len(often) == len(counts) > 1 and _MANY * len(counts) <= len(within)):
+        return half if len(half) > 1 else often
+    return set.intersection(*map(_several, within))
+
+
+def _innermost(names: Sequence[str]) -> set[str]:
+    """The last of the folders around all files of a folder."""
+    folders = _wrapper(names, lambda folder: False).split("/")[:-1]
+    return set(folders[-1:])
 
 
 def _several(names: Sequence[str]) -> set[str]:

@@ -107,6 +107,9 @@ def test_the_usual_names_of_splits_need_no_word() -> None:
         ),
         (("query/x/cat", "query/x/dog", "gallery/cat", "gallery/dog"), "--split-names train=gallery,test=query"),
         (("train/a/cat", "train/a/dog", "train/b/cat", "train/b/dog", "test/cat"), "Say --layout splits if the former"),
+        (("p1/0", "p1/1", "p2/0", "p2/1", "p3/0"), r"of the same names \(0, 1\); which"),
+        (("a/ok", "a/ill", "b/ok", "b/ill", "c/ill", "d/ok", "d/ill"), r"of the same names \(ill, ok\); which"),
+        (tuple(f"p{number}/{number % 3 % 2}" for number in range(10)), r"of the same names \(0, 1\); which"),
         (("train/cat", "train/dog", "train/val/cat", "train/val/dog"), "val lies among the classes of a split"),
     ],
 )
@@ -133,6 +136,9 @@ def test_classes_with_folders_of_their_own_are_classes() -> None:
     assert read("cat/left", "cat/right", "dog/front", "dog/back").classes == ("cat", "dog")
     assert read("cat/images", "dog/images", "elk/images").classes == ("cat", "dog", "elk")
     assert read("cat/a", "cat/b", "dog/a", "dog/b", kind="classes").classes == ("cat", "dog")
+    assert read("cat/images", "dog/images", "elk/images", "elk/more").classes == ("cat", "dog", "elk")
+    users = ("ann/2020", "ann/2021", "bob/2021", "cat/2021", "dan/phone", "eva/phone")
+    assert read(*users).classes == ("ann", "bob", "cat", "dan", "eva")
     assert read("cat/a", "cat/b", "dog/a", "dog/b", "elk").classes == ("cat", "dog", "elk")
 
 
@@ -178,6 +184,16 @@ def test_a_stray_image_beside_classes_is_left_out_and_many_are_a_collection() ->
     assert shape(collection) == {"": {-1}} and len(collection) == 27
     assert "folders that are no classes, since images lie beside them, 0.png first" in lines(collection)
     assert len(read("cat", "dog", extra=mixed, kind="classes")) == 22
+
+
+def test_folders_of_a_split_that_are_no_classes_are_told() -> None:
+    mixed = tuple(f"train/{number}.png" for number in range(5))
+    collection = read("train/cat", "train/dog", "test", extra=mixed)
+    assert shape(collection) == {"train": {-1}, "test": {-1}}
+    assert "folders of the split train that are no classes, since images lie beside them, train/0.png first" in (
+        lines(collection)
+    )
+    assert lines(read("train", "test")) == "" and lines(read("train", "unlabeled/a", extra=("unlabeled/1.png",))) == ""
 
 
 def test_splits_with_other_classes_are_told() -> None:
