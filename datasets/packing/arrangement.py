@@ -20,7 +20,8 @@ from leoclr.datasets.images.file_names import is_image, suffix_of
 from leoclr.datasets.notes import Notes
 from leoclr.datasets.packing.file_kinds import SIDECAR_SUFFIXES, advice
 from leoclr.datasets.packing.layouts import NO_SPLIT as NO_SPLIT
-from leoclr.datasets.packing.layouts import Layout, LayoutKind, Named, Reading, first_folder, read_names
+from leoclr.datasets.packing.layouts import Layout, LayoutKind, Named, Reading, read_names
+from leoclr.datasets.packing.nested_folders import first_folder
 from leoclr.datasets.packing.sources import Source
 from leoclr.datasets.packing.split_names import SPLITS as SPLITS
 from leoclr.datasets.shards.index import NO_LABEL
@@ -172,8 +173,8 @@ def _note_folders_beside_images(reading: Reading, split: str, folders: Sequence[
     if reading.kind != "flat" and folders[0] == "" and len(folders) > 2:
         first = next(path for path, name in reading.splits[split] if "/" not in name)
         reading.notes.add(
-            f"folders of the split {split} that are no classes, since images lie beside them, {first} first (move these "
-            "away to have classes)",
+            f"folders of the split {split} that are no classes, since images lie beside them, {first} first (move "
+            "these away to have classes)",
             folders[1],
             len(folders) - 1,
         )

@@ -110,6 +110,11 @@ def test_the_usual_names_of_splits_need_no_word() -> None:
         (("p1/0", "p1/1", "p2/0", "p2/1", "p3/0"), r"of the same names \(0, 1\); which"),
         (("a/ok", "a/ill", "b/ok", "b/ill", "c/ill", "d/ok", "d/ill"), r"of the same names \(ill, ok\); which"),
         (tuple(f"p{number}/{number % 3 % 2}" for number in range(10)), r"of the same names \(0, 1\); which"),
+        (("train", "query", "gallery"), "train can be read in two ways: the split train or a class"),
+        (("labeled/cat", "labeled/dog", "unlabeled"), "unlabeled can be read in two ways"),
+        (("cat", "dog", "unlabeled"), "unlabeled can be read in two ways"),
+        (("train", "sketch/cat", "sketch/dog"), "train can be read in two ways"),
+        (("box_train", "box_test", "query", "gt_box", "gt_query"), "box_test, box_train can be read in two ways"),
         (("train/cat", "train/dog", "train/val/cat", "train/val/dog"), "val lies among the classes of a split"),
     ],
 )
@@ -129,6 +134,7 @@ def test_a_folder_around_all_of_a_split_is_looked_through() -> None:
 def test_words_of_splits_among_many_classes_are_classes() -> None:
     assert len(read("bullet_train", "test_tube", "cat", "dog", "elk").classes) == 5
     assert read("image", "photo").classes == ("image", "photo") and read("depth", "cat").classes == ("cat", "depth")
+    assert len(read("train", "car/old", "car/new", "ship", "bus", "plane").classes) == 5
     assert len(read("tr", "te", "de", "fr").classes) == 4
 
 
