@@ -12,11 +12,19 @@ from typing import Literal
 
 from leoclr.datasets.errors import DataError
 from leoclr.datasets.notes import Notes
-from leoclr.datasets.packing.nested_folders import first_folder, several_folders, shared_folders, wrapper_of
+from leoclr.datasets.packing.nested_folders import (
+    first_folder,
+    folders_within,
+    numbered_thousands,
+    several_folders,
+    shared_folders,
+    wrapper_of,
+)
 from leoclr.datasets.packing.split_names import (
     SPLITS,
     is_plain,
     is_split_beside,
+    numbered_parts,
     parts_of_samples,
     repeated,
     splits_of,
@@ -68,7 +76,16 @@ def read_names(source: str, images: Sequence[str], layout: Layout) -> Reading:
                 f"{source}: {_listed(folders)} can be read in two ways: classes, or images and what belongs to them. "
                 f"Say --layout {reading.kind}, or name the folder of images, or move the others away"
             )
-        _refuse_folders_that_hold_classes(source, reading.kind, [name for _, name in members])
+        names = [name for _, name in members]
+        _refuse_folders_that_hold_classes(source, reading.kind, names)
+        if numbered_parts(folders) or numbered_thousands(names):
+            flat = "--layout flat" if reading.kind == "classes" else "put the images of the split into one folder"
+            raise DataError(
+                f"{source}: {_listed(folders)} can be read in two ways: classes, or parts of one collection. Say "
+                f"--layout {reading.kind} if the former, else {flat}"
+            )
+        if inner := folders_within(names):
+            reading.notes.add("folders within the class folders, which are looked through", inner[0], len(inner))
     return reading
 
 

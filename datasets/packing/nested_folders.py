@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 _MANY = 5  # so many folders for each name of those in them: the names are kinds
+_PADDED = 5  # digits at least of a number that a program gave a folder
 
 
 def first_folder(name: str) -> str:
@@ -22,6 +23,31 @@ def wrapper_of(images: Sequence[str], is_split: Callable[[str], bool]) -> str:
         if not folder or is_split(folder) or not all(path.startswith(inside) for path in images):
             return wrapper
         wrapper = inside
+
+
+def numbered_thousands(names: Sequence[str]) -> bool:
+    """Whether the folders are those that programs make for every so many files, named by the number of the first: the
+    files' own numbers begin with it (`00012/000120034.jpg`) or are rounded down to it (`01000/01234.png`)."""
+    return len({first_folder(name) for name in names}) > 1 and all(map(_is_in_its_thousand, names))
+
+
+def _is_in_its_thousand(name: str) -> bool:
+    folder, number = first_folder(name), name.rpartition("/")[2].partition(".")[0]
+    if not (len(folder) >= _PADDED and folder.isdecimal() and number.isdecimal()):
+        return False
+    if len(number) > len(folder):
+        return number.startswith(folder)
+    return len(number) == len(folder) and int(number) // 1000 * 1000 == int(folder)
+
+
+def folders_within(names: Sequence[str]) -> list[str]:
+    """The folders in the first folders (`a/abbey`), where most files lie in such and one first folder holds several."""
+    inner = [name.split("/", 2)[:2] for name in names if name.count("/") > 1]
+    found = {tuple(pair) for pair in inner}
+    outer = {folder for folder, _ in found}
+    if 2 * len(inner) <= len(names) or len(found) == len(outer) or len(set(map(first_folder, names))) < 2:
+        return []
+    return sorted("/".join(pair) for pair in found)
 
 
 def shared_folders(within: Sequence[Sequence[str]]) -> set[str]:

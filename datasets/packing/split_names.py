@@ -54,6 +54,7 @@ _MASKS = frozenset(
     "mask masks msk msks label labels lbl annotation annotations anno annos ann segmentation segmentationclass "
     "segmentationobject seg gt groundtruth ground_truth target targets depth edges alpha matte trimap disparity".split()
 )
+_PART = re.compile(r"(.*?(?:images?|imgs?|parts?|folds?|batch|chunk|shard)[ _.-]?)[0-9]+", re.IGNORECASE)
 _COMPANIONS = frozenset("query gallery probe labeled labelled extra".split())  # of a split, and hardly of a class
 _EDGE = re.compile(r"[ _.-]")
 
@@ -110,6 +111,13 @@ def parts_of_samples(folders: Iterable[str]) -> bool:
     """Whether the names are those of images and of what belongs to them, such as images and masks, and of no class."""
     names = {name.lower() for name in folders}
     return len(names) > 1 and bool(names & _MASKS) and names <= _MASKS | _IMAGES
+
+
+def numbered_parts(folders: Iterable[str]) -> bool:
+    """Whether the names are those of the parts of a download, such as images_001 and images_002, equal but for a
+    number."""
+    found = [_PART.fullmatch(name) for name in folders]
+    return len(found) > 1 and all(found) and len({match[1].lower() for match in found if match}) == 1
 
 
 def parse_split_names(text: str) -> dict[str, str]:

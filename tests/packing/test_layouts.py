@@ -115,6 +115,10 @@ def test_the_usual_names_of_splits_need_no_word() -> None:
         (("cat", "dog", "unlabeled"), "unlabeled can be read in two ways"),
         (("train", "sketch/cat", "sketch/dog"), "train can be read in two ways"),
         (("box_train", "box_test", "query", "gt_box", "gt_query"), "box_test, box_train can be read in two ways"),
+        (("HAM_images_part_1", "HAM_images_part_2"), "two ways: classes, or parts of one .*--layout flat"),
+        (("images_001/images", "images_002/images"), "two ways: classes, or parts of one"),
+        (("fold0", "fold1"), "two ways: classes, or parts of one"),
+        (("train/batch1", "train/batch2", "test"), "--layout splits if the former, else put the images of the split"),
         (("train/cat", "train/dog", "train/val/cat", "train/val/dog"), "val lies among the classes of a split"),
     ],
 )
@@ -148,6 +152,26 @@ def test_classes_with_folders_of_their_own_are_classes() -> None:
     assert read("cat/a", "cat/b", "dog/a", "dog/b", "elk").classes == ("cat", "dog", "elk")
 
 
+@pytest.mark.parametrize("names", ["00012/000120034.jpg 00013/000130001.jpg", "00000/00003.png 01000/01234.png"])
+def test_folders_for_every_thousand_images_are_asked_about(names: str) -> None:
+    with pytest.raises(DataError, match="two ways: classes, or parts of one collection"):
+        arrange(Names(*names.split()))
+
+
+def test_numbered_classes_are_classes() -> None:
+    for folders in (("0", "1", "2"), ("001.Albatross", "002.Auklet"), ("n01440764", "n01443537"), ("cat2", "part1")):
+        assert read(*folders).classes == folders
+    signs = arrange(Names(*(f"{label:05}/{label:05}_{number:05}.ppm" for label in range(3) for number in range(2))))
+    assert signs.classes == ("00000", "00001", "00002") and lines(signs) == ""
+
+
+def test_levels_above_the_classes_are_told() -> None:
+    assert "folders within the class folders, which are looked through: 3 (a/abbey first)" in (
+        lines(read("a/abbey", "a/arch", "c/church/indoor"))
+    )
+    assert lines(read("cat/images", "dog/images")) == "" and lines(read("cat", "dog/a", "dog/b", "elk", "fox")) == ""
+
+
 def test_options_choose_a_reading() -> None:
     assert read("images", "masks", kind="classes").classes == ("images", "masks")
     pair = ("Training/cat", "Training/dog", "Testing/cat", "Testing/dog")
@@ -172,7 +196,6 @@ def test_split_names_that_say_nothing_are_refused(text: str) -> None:
 def test_words_that_are_no_splits() -> None:
     assert splits_of(["training wheels", "testament", "trained", "valley", "cat"]) == {}
     assert read("train", "car").classes == ("car", "train")
-    assert read("fold1", "fold2").classes == ("fold1", "fold2")
 
 
 @pytest.mark.parametrize("stray", ["logo.png", "data/logo.png", "data/train/logo.png"])
