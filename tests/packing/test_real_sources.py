@@ -128,6 +128,14 @@ def test_thumbnails_and_waste_bins_are_passed_over(kind: str, tmp_path: Path) ->
     assert line.startswith("passed over, ") and "systems make (thumbnails, waste): 5 (" in line
 
 
+def test_a_text_file_that_cannot_be_read_costs_no_image(tmp_path: Path, shard: Run) -> None:
+    files = write(tmp_path / "in", {"cat/1.png": png(1), "dog/2.png": png(2), "dog/2.txt": b"a dog"})
+    (files / "cat/1.txt").symlink_to("gone")
+    _, errors = shard("--max-bad", "0")
+    assert "skipped" not in errors and "left out, text files that cannot be read: 1 (cat/1.txt)" in errors
+    assert set(members(tmp_path / "out")) == {"cat/1.png", "cat/1.cls", "dog/2.png", "dog/2.txt", "dog/2.cls"}
+
+
 def test_odd_names_stay_on_one_line(tmp_path: Path, shard: Run) -> None:
     write(tmp_path / "in", {"cat/a\nb.png": b"-", "cat/1.png": png(1), "dog/\x1b[2J.csv": b"-", "dog/1.png": png(2)})
     write(tmp_path / "in", {"dog/\x85.\u2028.png": png(2), ".x\n/y.png": png(3)})
