@@ -205,7 +205,11 @@ def _read_as(source: str, images: Sequence[str], kind: LayoutKind, splits: Mappi
         wrapper = wrapper_of(images, lambda folder: False)
         if kind == "flat":
             return _flat(images, wrapper)
-        return _without_beside(Reading("classes", {NO_SPLIT: [(path, path[len(wrapper) :]) for path in images]}))
+        reading = _without_beside(Reading("classes", {NO_SPLIT: [(path, path[len(wrapper) :]) for path in images]}))
+        if len({first_folder(name) for _, name in reading.splits[NO_SPLIT]}) < 2:
+            path, _ = reading.splits[NO_SPLIT][0]
+            reading.notes.add("--layout classes finds no classes, as it takes two folders or more", path)
+        return reading
     within = kind == "classes-splits"
     wrapper = wrapper_of(images, lambda folder: folder in splits or (not within and is_plain(folder)))
     reading = Reading(kind, {})

@@ -187,6 +187,14 @@ def test_options_choose_a_reading() -> None:
         read("train/cat", "extra/cat", kind="splits")
 
 
+@pytest.mark.parametrize("images", [("cat/1.png", "cat/2.png"), ("cat/1.png", "x.png"), ("1.png", "2.png")])
+def test_classes_that_were_asked_for_and_are_not_there_are_told(images: tuple[str, ...]) -> None:
+    collection = arrange(Names(*images), Layout("classes"))
+    assert shape(collection) == {"": {-1}}
+    assert f"--layout classes finds no classes, as it takes two folders or more: 1 ({images[0]})" in lines(collection)
+    assert "finds no classes" not in lines(read("cat", "dog", kind="classes"))
+
+
 @pytest.mark.parametrize("text", ["train", "train=", "training=a", "train=a/b", "train=a,test=a"])
 def test_split_names_that_say_nothing_are_refused(text: str) -> None:
     with pytest.raises(DataError, match="expected SPLIT=FOLDER pairs such as train=Training"):
