@@ -1,6 +1,7 @@
 """What a person should know of an image file beside its pixels: its format, and what of it is not used or not declared.
 
-Packing and `leoclr check` count these remarks; training does not look for them. Headers are read, and data of JPEGs.
+Packing and `leoclr check` count these remarks; training does not look for them. Headers are read, and
+the data of JPEGs and of images with alpha.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ FURTHER_CHANNELS = "images with channels that are neither colour nor alpha, whic
 FOURTH_CHANNEL = "images with a fourth channel of which the file does not say what it is, taken for alpha"
 DAMAGED_JPEG = "damaged JPEGs, of which a part may not be what it was (often one flat colour)"
 UNMARKED_CMYK = "CMYK JPEGs without Adobe's marker, taken for what Adobe writes (0 is full ink)"
+TRANSPARENT = "images whose alpha is 0 everywhere, which become white"
+REDUCED = "TIFFs of which the first image is a reduced one (a preview), which is used"
 
+_NEW_SUBFILE_TYPE, _REDUCED_BIT = 254, 1
 _SAMPLES_PER_PIXEL, _PHOTOMETRIC, _EXTRA_SAMPLES = 277, 262, 338
 _COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3, 9: 3}  # by photometric interpretation
 _ALPHA = (1, 2)
@@ -53,7 +57,23 @@ def _remarks(image: Any, data: bytes) -> list[str]:
             found.append(FOURTH_CHANNEL)
         elif beyond > any(kind in _ALPHA for kind in extra):
             found.append(FURTHER_CHANNELS)
+        if int(tags.get(_NEW_SUBFILE_TYPE, 0)) & _REDUCED_BIT:
+            found.append(REDUCED)
+    if _is_transparent(image):
+        found.append(TRANSPARENT)
     return found
+
+
+def _is_transparent(image: Any) -> bool:
+    """Whether alpha hides all of the image; of a BMP, such alpha does not count."""
+    band = next((name for name in image.getbands() if name in ("A", "a")), None)
+    if image.format == "BMP" or (band is None and "transparency" not in image.info):
+        return False
+    try:
+        alpha = image.getchannel(band) if band else image.convert("RGBA").getchannel("A")
+    except Exception:  # which decoding puts up with in its own ways, or tells
+        return False
+    return not any(alpha.getextrema())
 
 
 def _is_damaged(data: bytes, mode: str) -> bool:

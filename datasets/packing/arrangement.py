@@ -20,7 +20,8 @@ from leoclr.datasets.images.file_names import is_image, suffix_of
 from leoclr.datasets.notes import Notes
 from leoclr.datasets.packing.file_kinds import SIDECAR_SUFFIXES, advice
 from leoclr.datasets.packing.layouts import NO_SPLIT as NO_SPLIT
-from leoclr.datasets.packing.layouts import Layout, LayoutKind, Named, Reading, first_folder, read_names
+from leoclr.datasets.packing.layouts import Layout, LayoutKind, Named, Reading, read_names
+from leoclr.datasets.packing.nested_folders import first_folder
 from leoclr.datasets.packing.sources import Source
 from leoclr.datasets.packing.split_names import SPLITS as SPLITS
 from leoclr.datasets.shards.index import NO_LABEL
@@ -149,8 +150,11 @@ def _check_names(source: str, classes: Sequence[str]) -> None:
 def _note_classes(
     reading: Reading, classes: Sequence[str], folders: Mapping[str, set[str]], unlabelled: set[str]
 ) -> None:
-    for split in sorted(unlabelled - {"unlabeled"}) if classes else ():
+    for split in sorted(unlabelled - {"unlabeled"}):
         members = reading.splits[split]
+        if not classes:
+            _note_folders_beside_images(reading, split, sorted(folders[split]))
+            continue
         first = next((path for path, name in members if "/" not in name), members[0][0])
         reading.notes.add(
             f"images of the split {split} without a class, as folders are no classes of it", first, len(members)
@@ -162,6 +166,18 @@ def _note_classes(
             reading.notes.add(f"classes of the split {split} that train lacks", extra[0], len(extra))
         if missing := sorted(trained - found):
             reading.notes.add(f"classes of train that the split {split} lacks", missing[0], len(missing))
+
+
+def _note_folders_beside_images(reading: Reading, split: str, folders: Sequence[str]) -> None:
+    """Note the folders of a split that could be classes, were there no images beside them."""
+    if reading.kind != "flat" and folders[0] == "" and len(folders) > 2:
+        first = next(path for path, name in reading.splits[split] if "/" not in name)
+        reading.notes.add(
+            f"folders of the split {split} that are no classes, since images lie beside them, {first} first (move "
+            "these away to have classes)",
+            folders[1],
+            len(folders) - 1,
+        )
 
 
 def _pictures(members: Sequence[Named], numbers: Mapping[str, int]) -> list[Picture]:

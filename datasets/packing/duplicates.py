@@ -1,20 +1,44 @@
-"""Duplicate images: equal bytes."""
+"""Duplicate images: equal bytes, told by their digests."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from leoclr.datasets.errors import BadImage
 from leoclr.datasets.files import ignore
 from leoclr.datasets.packing.arrangement import Collection
-from leoclr.datasets.packing.contents import DIGEST_BYTES, content_digest, repeated_rows
 from leoclr.datasets.packing.sources import Source
 from leoclr.datasets.threads import ordered_map
 
+DIGEST_BYTES = 16
+Contents = NDArray[np.uint64]  # digests, `(images, 2)`
 _PRIORITY = ("test", "val", "train", "", "unlabeled")  # the split that keeps an image which stands in several
+
+
+def content_digest(data: bytes) -> bytes:
+    """A digest by which different images are never taken for equal ones in practice."""
+    return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
+
+
+def repeated_rows(contents: Contents) -> list[tuple[int, int]]:
+    """(row, first row that equals it), for every row that equals an earlier one."""
+    order = np.lexsort((contents[:, 1], contents[:, 0]))  # stable: equal rows stay in order
+    equal = np.zeros(len(order), np.bool_)
+    equal[1:] = (contents[order[1:]] == contents[order[:-1]]).all(axis=1)
+    first = np.maximum.accumulate(np.where(equal, 0, np.arange(len(order))))
+    return [(int(order[place]), int(order[first[place]])) for place in np.flatnonzero(equal)]
+
+
+def shared_rows(contents: Contents, others: Contents) -> int:
+    """How many rows equal one of the others."""
+    known = len(others)
+    both = np.concatenate([others, contents])
+    return sum(row >= known > first for row, first in repeated_rows(both))
 
 
 def find_copies(

@@ -10,6 +10,14 @@ from leoclr.datasets.notes import Notes
 
 SIDECAR_SUFFIXES = ("json", "txt")
 _SYSTEM_FILES = ("thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r")
+# Of NAS (thumbnails, waste bins), Windows and Linux, in lower case; a Mac's are passed over without a word.
+_MAC_FOLDER = "__MACOSX"
+_SYSTEM_FOLDERS = frozenset(
+    "@eadir,#recycle,@recycle,#snapshot,@recently-snapshot,$recycle.bin,system volume information,lost+found".split(",")
+)
+_DOTTED_IMAGES = "passed over, hidden images (a name that begins with a dot)"
+_SYSTEM_IMAGES = "passed over, images in folders that systems make (thumbnails, waste)"
+_SYSTEM_NOTE = "passed over, folders that systems make (thumbnails, waste)"
 _ARCHIVES = frozenset("tar gz tgz bz2 tbz xz txz zst zip rar 7z lz4".split())
 _VIDEOS = frozenset("mp4 m4v mov avi mkv webm mpg mpeg wmv flv mts m2ts 3gp".split())
 _TABLES = frozenset("csv tsv xls xlsx xml mat jsonl ndjson".split())
@@ -36,8 +44,22 @@ def is_wanted(path: str) -> bool:
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a name or a folder of it begins with a dot, or is a Mac's."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
+    """Whether a name or a folder of it begins with a dot, or is one that systems make."""
+    return any(part.startswith(".") or is_of_system(part) for part in path.split("/"))
+
+
+def is_of_system(folder: str) -> bool:
+    """Whether a system makes folders of this name beside a user's own: for waste, thumbnails, or what a Mac adds."""
+    return folder == _MAC_FOLDER or folder.lower() in _SYSTEM_FOLDERS
+
+
+def note_hidden_folder(path: str, notes: Notes) -> None:
+    """Note a folder that is passed over because of its name; one of a Mac needs no word."""
+    name = path.rpartition("/")[2]
+    if name.startswith("."):
+        notes.add("passed over, hidden folders", path)
+    elif name != _MAC_FOLDER:
+        notes.add(_SYSTEM_NOTE, path)
 
 
 def _is_of_mac(path: str) -> bool:
@@ -57,7 +79,8 @@ class OtherFiles(Counter[str]):
             return
         if is_hidden(path):
             if is_image(path):
-                notes.add("passed over, hidden images (a name that begins with a dot)", path)
+                dotted = any(part.startswith(".") for part in path.split("/"))
+                notes.add(_DOTTED_IMAGES if dotted else _SYSTEM_IMAGES, path)
             return
         suffix = kind_suffix(path)
         self[f".{suffix}" if suffix else "without suffix"] += 1

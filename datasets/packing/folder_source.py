@@ -12,7 +12,7 @@ from leoclr.datasets.files import ignore
 from leoclr.datasets.images.decode import MAX_BYTES
 from leoclr.datasets.images.file_names import is_image, suffix_of
 from leoclr.datasets.notes import Notes
-from leoclr.datasets.packing.file_kinds import OtherFiles, is_hidden, is_wanted, note_bare_folders
+from leoclr.datasets.packing.file_kinds import OtherFiles, is_hidden, is_wanted, note_bare_folders, note_hidden_folder
 from leoclr.datasets.packing.file_names import file_name
 from leoclr.datasets.packing.layouts import Reading
 
@@ -84,10 +84,8 @@ class FolderSource:
         return status.st_size, status.st_mtime_ns
 
     def _is_hidden(self, below: str, entry: os.DirEntry[str]) -> bool:
-        if hidden := entry.name.startswith("."):
-            self.notes.add(
-                "passed over, hidden folders", file_name(f"{below}/{entry.name}".lstrip("/"), self._encoding)
-            )
+        if hidden := is_hidden(entry.name):
+            note_hidden_folder(file_name(f"{below}/{entry.name}".lstrip("/"), self._encoding), self.notes)
         return hidden
 
     def _place(self, path: str) -> Path:

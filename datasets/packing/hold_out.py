@@ -11,6 +11,7 @@ import numpy as np
 from leoclr.datasets.errors import DataError
 from leoclr.datasets.packing.arrangement import NO_SPLIT, Collection, Picture
 from leoclr.datasets.randomness import Permutation
+from leoclr.datasets.shards.index import NO_LABEL
 
 _HOLD_OUT = 1  # tells this use of the seed from that of the packing order
 
@@ -22,7 +23,8 @@ def hold_out(
 
     Args:
         fraction: Share that is held out, above 0 and below 1; rounded so that the whole comes out right, not each
-            class (of 1000 classes of 4 images, 0.1 takes 400 images and not none).
+            class (of 1000 classes of 4 images, 0.1 takes 400 images and not none). The last image of a class stays,
+            so that less is held out where many classes have one image.
         copy_of: For images that are copies, byte for byte, the path of the one whose side they take.
 
     Raises:
@@ -40,9 +42,18 @@ def hold_out(
     seen = 0
     for label, pictures in sorted(by_label.items()):
         seen += len(pictures)
-        count = round(fraction * seen) - len(held)
+        # To make up for small classes, no other one gives more than its share, rounded up.
+        count = min(round(fraction * seen) - len(held), int(fraction * len(pictures)) + 1)
         order = Permutation(len(pictures), seed, _HOLD_OUT, label)(np.arange(len(pictures)))
-        held.update(pictures[number].path for number in order[: max(0, count)].tolist())
+        staying = {copies.get(picture.path, picture.path) for picture in pictures} - held
+        for number in order[: max(0, count)].tolist():
+            path = pictures[number].path
+            if label != NO_LABEL and staying == {path}:  # the last image of its class
+                if len(pictures) == 1:
+                    collection.notes.add("classes of one image, which stays in train", path)
+                continue
+            held.add(path)
+            staying.discard(path)
     sides = [
         (picture, copies.get(picture.path, picture.path) in held)
         for label in sorted(by_label)
@@ -51,6 +62,10 @@ def hold_out(
     train = [picture for picture, is_held in sides if not is_held]
     val = [picture for picture, is_held in sides if is_held]
     if not train or not val:
-        raise DataError(f"--val {fraction} of {len(train) + len(val)} images leaves one of the two splits empty")
+        why = "" if val or len(by_label) < 2 else ": one image of each class stays in train"
+        raise DataError(f"--val {fraction} of {len(train) + len(val)} images leaves one of the two splits empty{why}")
+    trained = {picture.label for picture in train}
+    for label in sorted({picture.label for picture in val} - trained - {NO_LABEL}):
+        collection.notes.add("classes of the split val that train lacks", collection.classes[label])
     others = {split: pictures for split, pictures in collection.splits.items() if split != name}
     return replace(collection, splits={"train": train, "val": val, **others})

@@ -6,18 +6,36 @@ Ambiguous names raise an error that names the deciding option; files skipped by 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from leoclr.datasets.errors import DataError
 from leoclr.datasets.notes import Notes
-from leoclr.datasets.packing.split_names import SPLITS, is_plain, parts_of_samples, repeated, splits_of, suspicious
+from leoclr.datasets.packing.nested_folders import (
+    first_folder,
+    folders_within,
+    numbered_thousands,
+    several_folders,
+    shared_folders,
+    wrapper_of,
+)
+from leoclr.datasets.packing.split_names import (
+    SPLITS,
+    is_plain,
+    is_split_beside,
+    numbered_parts,
+    parts_of_samples,
+    repeated,
+    splits_of,
+    suspicious,
+)
 from leoclr.datasets.wording import first_of
 
 LayoutKind = Literal["flat", "classes", "splits", "classes-splits"]
 NO_SPLIT = ""
 _FEW = 10  # so many images in folders for each beside them: those beside are there by mistake
+_FEW_FOLDERS = 4  # so many folders of which one is named like a split and one holds folders may all be splits
 
 Named = tuple[str, str]  # path in the source, name within the split: CLASS/REST
 
@@ -58,27 +76,37 @@ def read_names(source: str, images: Sequence[str], layout: Layout) -> Reading:
                 f"{source}: {_listed(folders)} can be read in two ways: classes, or images and what belongs to them. "
                 f"Say --layout {reading.kind}, or name the folder of images, or move the others away"
             )
-        _refuse_folders_that_hold_classes(source, reading.kind, [name for _, name in members])
+        names = [name for _, name in members]
+        _refuse_folders_that_hold_classes(source, reading.kind, names)
+        if numbered_parts(folders) or numbered_thousands(names):
+            flat = "--layout flat" if reading.kind == "classes" else "put the images of the split into one folder"
+            raise DataError(
+                f"{source}: {_listed(folders)} can be read in two ways: classes, or parts of one collection. Say "
+                f"--layout {reading.kind} if the former, else {flat}"
+            )
+        if inner := folders_within(names):
+            reading.notes.add("folders within the class folders, which are looked through", inner[0], len(inner))
     return reading
 
 
 def _refuse_folders_that_hold_classes(source: str, kind: LayoutKind, names: Sequence[str]) -> None:
-    """Raise DataError where what would be classes all hold folders of the same names, as splits and domains do
+    """Raise DataError where what would be classes hold folders of the same names, as splits, domains and patients do
     (`photo/cat`, `photo/dog`, `sketch/cat`, `sketch/dog`), or where a split lies among the classes of another."""
     within: dict[str, list[str]] = defaultdict(list)
     for name in names:
         folder, _, rest = name.partition("/")
         if "/" in rest:
             within[folder].append(rest)
-    if kind == "splits" and (odd := [folder for folder in within if is_plain(folder) and _several(within[folder])]):
+    if kind == "splits" and (
+        odd := [folder for folder in within if is_plain(folder) and several_folders(within[folder])]
+    ):
         raise DataError(
             f"{source}: the folder {odd[0]} lies among the classes of a split and holds several folders: is it a class "
             "or a split? Say --layout splits, or move it beside the other splits"
         )
     if sum(map(len, within.values())) * _FEW < len(names) * (_FEW - 1) or len(within) < 2:
         return
-    shared = set.intersection(*map(_several, within.values()))
-    if shared:
+    if shared := shared_folders(list(within.values())):
         example = _example(dict(zip(sorted(within), ("train", "test"), strict=False)))
         splits = f", or which folder is which split, as in {example}" if kind == "classes" else ""
         raise DataError(
@@ -87,20 +115,9 @@ def _refuse_folders_that_hold_classes(source: str, kind: LayoutKind, names: Sequ
         )
 
 
-def _several(names: Sequence[str]) -> set[str]:
-    """The folders that hold the files of a folder, looking through such as hold all of it; none if there is one."""
-    wrapper = _wrapper(names, lambda folder: False)
-    folders = {folder for name in names if (folder := first_folder(name[len(wrapper) :]))}
-    return folders if len(folders) > 1 else set()
-
-
-def first_folder(name: str) -> str:
-    return name.partition("/")[0] if "/" in name else ""
-
-
 def _read(source: str, images: Sequence[str]) -> Reading:
     """The reading that the names give; DataError where there are two."""
-    wrapper = _wrapper(images, is_plain)
+    wrapper = wrapper_of(images, is_plain)
     beside = [path for path in images if "/" not in path[len(wrapper) :]]
     inside = [path for path in images if "/" in path[len(wrapper) :]]
     if not inside:
@@ -120,8 +137,14 @@ def _read(source: str, images: Sequence[str]) -> Reading:
     names = [path[len(wrapper) :] for path in inside]
     if splits:
         (split,) = splits  # `train` may be a class, beside car and aeroplane; but not if it holds classes
-        below = {name.split("/")[1] for name in names if name.startswith(f"{split}/") and name.count("/") > 1}
-        if len(below) > 1:
+        below: dict[str, set[str]] = defaultdict(set)
+        for name in names:
+            if name.count("/") > 1:
+                outer, inner, _ = name.split("/", 2)
+                below[outer].add(inner)
+        several = {folder for folder, inner in below.items() if len(inner) > 1}
+        few = several if len(folders) <= _FEW_FOLDERS else several & {split}
+        if few or is_split_beside(splits[split], folders - {split}):
             raise _two_readings(source, [split], f"the split {splits[split]} or a class", splits)
     elif odd := suspicious(folders):
         raise _two_readings(source, list(odd), "splits or classes", odd)
@@ -179,12 +202,16 @@ def _flat(images: Sequence[str], wrapper: str) -> Reading:
 def _read_as(source: str, images: Sequence[str], kind: LayoutKind, splits: Mapping[str, str]) -> Reading:
     """The reading that was asked for; what does not fit in is left out."""
     if kind in ("flat", "classes"):
-        wrapper = _wrapper(images, lambda folder: False)
+        wrapper = wrapper_of(images, lambda folder: False)
         if kind == "flat":
             return _flat(images, wrapper)
-        return _without_beside(Reading("classes", {NO_SPLIT: [(path, path[len(wrapper) :]) for path in images]}))
+        reading = _without_beside(Reading("classes", {NO_SPLIT: [(path, path[len(wrapper) :]) for path in images]}))
+        if len({first_folder(name) for _, name in reading.splits[NO_SPLIT]}) < 2:
+            path, _ = reading.splits[NO_SPLIT][0]
+            reading.notes.add("--layout classes finds no classes, as it takes two folders or more", path)
+        return reading
     within = kind == "classes-splits"
-    wrapper = _wrapper(images, lambda folder: folder in splits or (not within and is_plain(folder)))
+    wrapper = wrapper_of(images, lambda folder: folder in splits or (not within and is_plain(folder)))
     reading = Reading(kind, {})
     rows = []
     for path in images:
@@ -221,7 +248,7 @@ def _looked_through(reading: Reading) -> Reading:
     for split, members in reading.splits.items():
         others = [{first_folder(name) for _, name in rows} for other, rows in reading.splits.items() if other != split]
         classes = set().union(*(folders for folders in others if len(folders) > 1))
-        wrapper = _wrapper([name for _, name in members], lambda folder: folder in classes)  # noqa: B023
+        wrapper = wrapper_of([name for _, name in members], lambda folder: folder in classes)  # noqa: B023
         inside = [(path, name[len(wrapper) :]) for path, name in members]
         if wrapper and split != "unlabeled" and len({first_folder(name) for _, name in inside}) > 1:
             reading.splits[split] = inside
@@ -241,17 +268,6 @@ def _without_beside(reading: Reading) -> Reading:
             reading.splits[split] = inside
             reading.notes.add("left out, images beside the class folders", beside[0], len(beside))
     return reading
-
-
-def _wrapper(images: Sequence[str], is_split: Callable[[str], bool]) -> str:
-    """The folders around everything, with a `/` behind each; a split's folder is not one of them."""
-    wrapper = ""
-    while True:
-        folder = first_folder(images[0].removeprefix(wrapper))
-        inside = f"{wrapper}{folder}/"
-        if not folder or is_split(folder) or not all(path.startswith(inside) for path in images):
-            return wrapper
-        wrapper = inside
 
 
 def _two_readings(source: str, folders: Sequence[str], readings: str, splits: Mapping[str, str]) -> DataError:

@@ -24,7 +24,7 @@ from leoclr.datasets.files import ignore
 from leoclr.datasets.images.file_names import suffix_of
 from leoclr.datasets.notes import Notes
 from leoclr.datasets.packing.arrangement import Collection, Picture
-from leoclr.datasets.packing.contents import Contents, repeated_rows, shared_rows
+from leoclr.datasets.packing.duplicates import Contents, repeated_rows, shared_rows
 from leoclr.datasets.packing.encoding import Encoding, usual_suffix
 from leoclr.datasets.packing.file_kinds import SIDECAR_SUFFIXES
 from leoclr.datasets.packing.journal import Finished, Journal
@@ -162,6 +162,8 @@ def _pack_split(
                         notes.add("stored under the suffix of what their bytes are", sample.misnamed)
                     for remark in sample.remarks:
                         notes.add(remark, sample.path)
+                    for path in sample.unread:
+                        notes.add("left out, text files that cannot be read", path)
                 else:
                     skipped.append(sample)
                 done += 1
@@ -188,6 +190,7 @@ class _Sample:
     path: str
     misnamed: str
     remarks: tuple[str, ...]
+    unread: tuple[str, ...]  # sidecars
 
 
 def _samples(
@@ -200,23 +203,32 @@ def _samples(
         try:
             read = source.read(picture.path)
             data, suffix, remarks = recipe.encoding.apply(read, suffix_of(picture.path))
-            members = {suffix: data, **_sidecars(source, sidecars, picture)}
         except BadImage as error:
             return f"{printable(picture.path)}: {error}"
+        beside, unread = _sidecars(source, sidecars, picture)
+        members = {suffix: data, **beside}
         if picture.label != NO_LABEL:
             members["cls"] = str(picture.label).encode()
         same = data is not read or usual_suffix(suffix_of(picture.path)) == suffix
         misnamed = "" if same else f"{picture.path} is {suffix}"
-        return _Sample(picture.key, members, picture.path, misnamed, remarks)
+        return _Sample(picture.key, members, picture.path, misnamed, remarks, unread)
 
     order = Permutation(len(pictures), recipe.seed, _ORDER)(np.arange(start, len(pictures)))
     return ordered_map(make, map(int, order), recipe.workers)
 
 
-def _sidecars(source: Source, sidecars: Mapping[str, str], picture: Picture) -> dict[str, bytes]:
+def _sidecars(
+    source: Source, sidecars: Mapping[str, str], picture: Picture
+) -> tuple[dict[str, bytes], tuple[str, ...]]:
+    """The text files of an image by suffix, and those that cannot be read: the image does not go with them."""
     stem = picture.path.rpartition(".")[0]
-    found = {suffix: sidecars.get(f"{stem}.{suffix}") for suffix in SIDECAR_SUFFIXES}
-    members = {suffix: source.read(path) for suffix, path in found.items() if path is not None}
+    members, unread = dict[str, bytes](), list[str]()
+    for suffix in SIDECAR_SUFFIXES:
+        if (path := sidecars.get(f"{stem}.{suffix}")) is not None:
+            try:
+                members[suffix] = source.read(path)
+            except BadImage:
+                unread.append(path)
     if picture.renamed and "json" not in members:
         members["json"] = json.dumps({"path": picture.path}).encode()
-    return members
+    return members, tuple(unread)

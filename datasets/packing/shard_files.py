@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leoclr.datasets.images.file_names import IMAGE_SUFFIXES
-from leoclr.datasets.packing.contents import content_digest
+from leoclr.datasets.packing.duplicates import content_digest
 from leoclr.datasets.shards.checksums import checksum
 from leoclr.datasets.shards.index import SUFFIX, Index
 from leoclr.datasets.shards.scan import build_index

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from leoclr.datasets.errors import DataError
@@ -53,6 +54,8 @@ _MASKS = frozenset(
     "mask masks msk msks label labels lbl annotation annotations anno annos ann segmentation segmentationclass "
     "segmentationobject seg gt groundtruth ground_truth target targets depth edges alpha matte trimap disparity".split()
 )
+_PART = re.compile(r"(.*?(?:images?|imgs?|parts?|folds?|batch|chunk|shard)[ _.-]?)[0-9]+", re.IGNORECASE)
+_COMPANIONS = frozenset("query gallery probe labeled labelled extra".split())  # of a split, and hardly of a class
 _EDGE = re.compile(r"[ _.-]")
 
 
@@ -78,7 +81,8 @@ def is_plain(folder: str) -> bool:
 def suspicious(folders: Iterable[str]) -> dict[str, str]:
     """Names that begin as those of two splits or more do, such as trainA and testA, or half of all names and more that
     hold the words of several splits, such as seg_train, seg_test and seg_pred, or all names of which each holds a word
-    of some language that may mean one, such as tr and te; each with its split; else none."""
+    of some language that may mean one, such as tr and te, or names that are equal but for the word of a split, such as
+    box_train and box_test; each with its split; else none."""
     names = sorted(folders)
     found = {name: match for name in names if (match := _BEGINNING.match(name) or _BEGINNING.match(name.lower()))}
     stems = {(match[1] or match[2]).lower() for match in found.values()}
@@ -90,13 +94,30 @@ def suspicious(folders: Iterable[str]) -> dict[str, str]:
         meant = {name: splits[0] for name, splits in found_in.items() if splits}
         if len(set(meant.values())) > 1 and len(meant) >= least:
             return meant
-    return {}
+    alike: dict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
+    for name in names:
+        for place, word in enumerate(words[name]):
+            if word in _NAMES:
+                alike[(*words[name][:place], "", *words[name][place + 1 :])][name] = _NAMES[word]
+    return next((meant for meant in alike.values() if len(set(meant.values())) > 1), {})
+
+
+def is_split_beside(split: str, others: Iterable[str]) -> bool:
+    """Whether a folder of which the name means a split is one by its name, or by those beside it."""
+    return split == "unlabeled" or any(other.lower() in _COMPANIONS for other in others)
 
 
 def parts_of_samples(folders: Iterable[str]) -> bool:
     """Whether the names are those of images and of what belongs to them, such as images and masks, and of no class."""
     names = {name.lower() for name in folders}
     return len(names) > 1 and bool(names & _MASKS) and names <= _MASKS | _IMAGES
+
+
+def numbered_parts(folders: Iterable[str]) -> bool:
+    """Whether the names are those of the parts of a download, such as images_001 and images_002, equal but for a
+    number."""
+    found = [_PART.fullmatch(name) for name in folders]
+    return len(found) > 1 and all(found) and len({match[1].lower() for match in found if match}) == 1
 
 
 def parse_split_names(text: str) -> dict[str, str]:

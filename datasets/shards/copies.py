@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from leoclr.datasets.files import ignore
-from leoclr.datasets.packing.contents import content_digest, repeated_rows
+from leoclr.datasets.packing.duplicates import content_digest, repeated_rows
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.reader import SampleReader
 

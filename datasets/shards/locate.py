@@ -22,7 +22,7 @@ from leoclr.datasets.files import ignore
 from leoclr.datasets.shards.concatenation import concatenate
 from leoclr.datasets.shards.folder_index import check_files, missing_message, open_group
 from leoclr.datasets.shards.index import COLUMNS_SUFFIX, SUFFIX, Index
-from leoclr.datasets.shards.shard_names import shard_names, without_shards
+from leoclr.datasets.shards.shard_names import refuse_images_beside, shard_names, without_shards
 from leoclr.datasets.storage.addresses import check_address, is_remote, scheme_of, shown
 from leoclr.datasets.storage.block_cache import BlockCache
 
@@ -135,7 +135,11 @@ def shard_paths(spec: str, whatever_index: bool = False) -> list[Path]:
     spec = local_path(spec)
     path = Path(spec)
     if os.path.isdir(spec):  # unlike pathlib's, these take a name that is too long for one that is not there
-        return _shards_of_folder(_data_folder(path), whatever_index)
+        folder = _data_folder(path)
+        shards = _shards_of_folder(folder, whatever_index)
+        if shards and not whatever_index and not any(folder.glob(f"*{SUFFIX}")):
+            refuse_images_beside(folder, shards)
+        return shards
     if os.path.exists(spec):
         return [path]
     if any(character in spec for character in "{}<"):

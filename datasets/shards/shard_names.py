@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from leoclr.datasets.errors import DataError
+from leoclr.datasets.images.file_names import is_image
 from leoclr.datasets.shards.index_format import read_json
 
 _ARCHIVE = re.compile(r"\.(zip|7z|rar|tgz|tar\.(gz|bz2|xz|zst|lz4|lzma|z))$", re.IGNORECASE)
+_ENTRIES_LOOKED_AT = 64  # of a folder
+_LEVELS = 3  # as in train/cat/1.png
 
 
 def common_name(names: Sequence[str]) -> str:
@@ -33,3 +38,31 @@ def without_shards(folder: Path) -> str:
     return (
         f"{archive} is not opened: uncompress it if it is a shard; unpack it if it holds images, and name their folder"
     )
+
+
+def refuse_images_beside(folder: Path, shards: Sequence[Path]) -> None:
+    """Raise DataError where folders of images lie beside tars without an index as a data set would: several of them,
+    `train`, or one called like a tar. Nothing says then that the tars are the data, and not archives left there."""
+    images = [path.name for path in _first_entries(folder) if path.is_dir() and _has_image(path, _LEVELS)]
+    if len(images) > 1 or set(images) & {"train", *(shard.stem for shard in shards)}:
+        raise DataError(
+            f"{folder}: holds both tars ({shards[0].name}) and folders of images ({images[0]}); if the tars are "
+            f"shards, name them, as in --data {shlex.quote(str(folder / '*.tar'))}, else move them away"
+        )
+
+
+def _has_image(folder: Path, levels: int) -> bool:
+    entries = _first_entries(folder)
+    if any(is_image(path.name) for path in entries):
+        return True
+    return levels > 1 and any(path.is_dir() and _has_image(path, levels - 1) for path in entries)
+
+
+def _first_entries(folder: Path) -> list[Path]:
+    """A few of what lies in a folder and is not hidden; nothing where that cannot be read."""
+    try:
+        with os.scandir(folder) as found:
+            shown = (Path(entry.path) for entry in found if not entry.name.startswith("."))
+            return sorted(itertools.islice(shown, _ENTRIES_LOOKED_AT))
+    except OSError:
+        return []

@@ -107,6 +107,18 @@ def test_the_usual_names_of_splits_need_no_word() -> None:
         ),
         (("query/x/cat", "query/x/dog", "gallery/cat", "gallery/dog"), "--split-names train=gallery,test=query"),
         (("train/a/cat", "train/a/dog", "train/b/cat", "train/b/dog", "test/cat"), "Say --layout splits if the former"),
+        (("p1/0", "p1/1", "p2/0", "p2/1", "p3/0"), r"of the same names \(0, 1\); which"),
+        (("a/ok", "a/ill", "b/ok", "b/ill", "c/ill", "d/ok", "d/ill"), r"of the same names \(ill, ok\); which"),
+        (tuple(f"p{number}/{number % 3 % 2}" for number in range(10)), r"of the same names \(0, 1\); which"),
+        (("train", "query", "gallery"), "train can be read in two ways: the split train or a class"),
+        (("labeled/cat", "labeled/dog", "unlabeled"), "unlabeled can be read in two ways"),
+        (("cat", "dog", "unlabeled"), "unlabeled can be read in two ways"),
+        (("train", "sketch/cat", "sketch/dog"), "train can be read in two ways"),
+        (("box_train", "box_test", "query", "gt_box", "gt_query"), "box_test, box_train can be read in two ways"),
+        (("HAM_images_part_1", "HAM_images_part_2"), "two ways: classes, or parts of one .*--layout flat"),
+        (("images_001/images", "images_002/images"), "two ways: classes, or parts of one"),
+        (("fold0", "fold1"), "two ways: classes, or parts of one"),
+        (("train/batch1", "train/batch2", "test"), "--layout splits if the former, else put the images of the split"),
         (("train/cat", "train/dog", "train/val/cat", "train/val/dog"), "val lies among the classes of a split"),
     ],
 )
@@ -126,6 +138,7 @@ def test_a_folder_around_all_of_a_split_is_looked_through() -> None:
 def test_words_of_splits_among_many_classes_are_classes() -> None:
     assert len(read("bullet_train", "test_tube", "cat", "dog", "elk").classes) == 5
     assert read("image", "photo").classes == ("image", "photo") and read("depth", "cat").classes == ("cat", "depth")
+    assert len(read("train", "car/old", "car/new", "ship", "bus", "plane").classes) == 5
     assert len(read("tr", "te", "de", "fr").classes) == 4
 
 
@@ -133,7 +146,30 @@ def test_classes_with_folders_of_their_own_are_classes() -> None:
     assert read("cat/left", "cat/right", "dog/front", "dog/back").classes == ("cat", "dog")
     assert read("cat/images", "dog/images", "elk/images").classes == ("cat", "dog", "elk")
     assert read("cat/a", "cat/b", "dog/a", "dog/b", kind="classes").classes == ("cat", "dog")
+    assert read("cat/images", "dog/images", "elk/images", "elk/more").classes == ("cat", "dog", "elk")
+    users = ("ann/2020", "ann/2021", "bob/2021", "cat/2021", "dan/phone", "eva/phone")
+    assert read(*users).classes == ("ann", "bob", "cat", "dan", "eva")
     assert read("cat/a", "cat/b", "dog/a", "dog/b", "elk").classes == ("cat", "dog", "elk")
+
+
+@pytest.mark.parametrize("names", ["00012/000120034.jpg 00013/000130001.jpg", "00000/00003.png 01000/01234.png"])
+def test_folders_for_every_thousand_images_are_asked_about(names: str) -> None:
+    with pytest.raises(DataError, match="two ways: classes, or parts of one collection"):
+        arrange(Names(*names.split()))
+
+
+def test_numbered_classes_are_classes() -> None:
+    for folders in (("0", "1", "2"), ("001.Albatross", "002.Auklet"), ("n01440764", "n01443537"), ("cat2", "part1")):
+        assert read(*folders).classes == folders
+    signs = arrange(Names(*(f"{label:05}/{label:05}_{number:05}.ppm" for label in range(3) for number in range(2))))
+    assert signs.classes == ("00000", "00001", "00002") and lines(signs) == ""
+
+
+def test_levels_above_the_classes_are_told() -> None:
+    assert "folders within the class folders, which are looked through: 3 (a/abbey first)" in (
+        lines(read("a/abbey", "a/arch", "c/church/indoor"))
+    )
+    assert lines(read("cat/images", "dog/images")) == "" and lines(read("cat", "dog/a", "dog/b", "elk", "fox")) == ""
 
 
 def test_options_choose_a_reading() -> None:
@@ -151,6 +187,14 @@ def test_options_choose_a_reading() -> None:
         read("train/cat", "extra/cat", kind="splits")
 
 
+@pytest.mark.parametrize("images", [("cat/1.png", "cat/2.png"), ("cat/1.png", "x.png"), ("1.png", "2.png")])
+def test_classes_that_were_asked_for_and_are_not_there_are_told(images: tuple[str, ...]) -> None:
+    collection = arrange(Names(*images), Layout("classes"))
+    assert shape(collection) == {"": {-1}}
+    assert f"--layout classes finds no classes, as it takes two folders or more: 1 ({images[0]})" in lines(collection)
+    assert "finds no classes" not in lines(read("cat", "dog", kind="classes"))
+
+
 @pytest.mark.parametrize("text", ["train", "train=", "training=a", "train=a/b", "train=a,test=a"])
 def test_split_names_that_say_nothing_are_refused(text: str) -> None:
     with pytest.raises(DataError, match="expected SPLIT=FOLDER pairs such as train=Training"):
@@ -160,7 +204,6 @@ def test_split_names_that_say_nothing_are_refused(text: str) -> None:
 def test_words_that_are_no_splits() -> None:
     assert splits_of(["training wheels", "testament", "trained", "valley", "cat"]) == {}
     assert read("train", "car").classes == ("car", "train")
-    assert read("fold1", "fold2").classes == ("fold1", "fold2")
 
 
 @pytest.mark.parametrize("stray", ["logo.png", "data/logo.png", "data/train/logo.png"])
@@ -178,6 +221,16 @@ def test_a_stray_image_beside_classes_is_left_out_and_many_are_a_collection() ->
     assert shape(collection) == {"": {-1}} and len(collection) == 27
     assert "folders that are no classes, since images lie beside them, 0.png first" in lines(collection)
     assert len(read("cat", "dog", extra=mixed, kind="classes")) == 22
+
+
+def test_folders_of_a_split_that_are_no_classes_are_told() -> None:
+    mixed = tuple(f"train/{number}.png" for number in range(5))
+    collection = read("train/cat", "train/dog", "test", extra=mixed)
+    assert shape(collection) == {"train": {-1}, "test": {-1}}
+    assert "folders of the split train that are no classes, since images lie beside them, train/0.png first" in (
+        lines(collection)
+    )
+    assert lines(read("train", "test")) == "" and lines(read("train", "unlabeled/a", extra=("unlabeled/1.png",))) == ""
 
 
 def test_splits_with_other_classes_are_told() -> None:

@@ -111,6 +111,31 @@ def test_hidden_images_and_folders_without_images_are_told(kind: str, tmp_path: 
         ]
 
 
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_thumbnails_and_waste_bins_are_passed_over(kind: str, tmp_path: Path) -> None:
+    waste = ("$RECYCLE.BIN/S-1/0.jpg", "System Volume Information/0.jpg", "lost+found/1.jpg", "#recycle/cat/2.jpg")
+    names = ("cat/1.png", "dog/2.png", "cat/@eaDir/1.png/SYNOPHOTO_THUMB_XL.jpg", *waste, "recycle/3.png")
+    place = tmp_path / f"in.{kind}"
+    if kind == "folder":
+        write(place, dict.fromkeys(names, b"-"))
+    else:
+        with zipfile.ZipFile(place, "w") as archive:
+            for name in names:
+                archive.writestr(name, b"-")
+    with open_source(str(place), tmp_path) as source:
+        assert sorted(source.paths) == ["cat/1.png", "dog/2.png", "recycle/3.png"]
+        (line,) = source.notes.lines()
+    assert line.startswith("passed over, ") and "systems make (thumbnails, waste): 5 (" in line
+
+
+def test_a_text_file_that_cannot_be_read_costs_no_image(tmp_path: Path, shard: Run) -> None:
+    files = write(tmp_path / "in", {"cat/1.png": png(1), "dog/2.png": png(2), "dog/2.txt": b"a dog"})
+    (files / "cat/1.txt").symlink_to("gone")
+    _, errors = shard("--max-bad", "0")
+    assert "skipped" not in errors and "left out, text files that cannot be read: 1 (cat/1.txt)" in errors
+    assert set(members(tmp_path / "out")) == {"cat/1.png", "cat/1.cls", "dog/2.png", "dog/2.txt", "dog/2.cls"}
+
+
 def test_odd_names_stay_on_one_line(tmp_path: Path, shard: Run) -> None:
     write(tmp_path / "in", {"cat/a\nb.png": b"-", "cat/1.png": png(1), "dog/\x1b[2J.csv": b"-", "dog/1.png": png(2)})
     write(tmp_path / "in", {"dog/\x85.\u2028.png": png(2), ".x\n/y.png": png(3)})

@@ -383,6 +383,31 @@ def test_hold_out_of_many_small_classes_takes_the_share_of_the_whole() -> None:
     assert len(hold_out(collection, 0.1, seed=0).splits["val"]) == 20
 
 
+def test_hold_out_leaves_an_image_of_each_class() -> None:
+    single = [f"a{number}/1.png" for number in range(40)]
+    collection = arrange(Names(*single, *(f"b/{number}.png" for number in range(40))))
+    held = hold_out(collection, 0.25, seed=0)
+    assert {picture.label for picture in held.splits["train"]} == set(range(41))
+    assert len(held.splits["val"]) == 11  # no class makes up for all others
+    assert any(line.startswith("classes of one image, which stays in train: ") for line in held.notes.lines())
+    pairs = arrange(Names(*(f"{label}/{number}.png" for label in range(9) for number in range(2))))
+    copies = {f"{label}/1.png": f"{label}/0.png" for label in range(8)}
+    assert {picture.path for picture in hold_out(pairs, 0.5, 0, copies).splits["val"]} < {"8/0.png", "8/1.png"}
+    with pytest.raises(DataError, match="splits empty: one image of each class stays in train"):
+        hold_out(arrange(Names(*single)), 0.25, seed=0)
+
+
+def test_hold_out_tells_of_a_class_of_copies() -> None:
+    """Copies of images of another class go where these go."""
+    collection = arrange(Names(*(f"{name}/{number}.png" for name in "ab" for number in range(8))))
+    copies = {f"b/{number}.png": "a/0.png" for number in range(8)}
+    for seed in range(8):
+        held = hold_out(collection, 0.4, seed, copies)
+        if "a/0.png" in {picture.path for picture in held.splits["val"]}:
+            break
+    assert "classes of the split val that train lacks: 1 (b)" in list(held.notes.lines())
+
+
 def test_hold_out_refuses_what_it_cannot_do() -> None:
     with pytest.raises(DataError, match="splits train, val; leave --val out"):
         hold_out(arrange(Names("train/1.png", "val/2.png")), 0.5, seed=0)

@@ -289,6 +289,20 @@ def test_nothing_there_is_said_plainly(data: Path, tmp_path: Path) -> None:
     assert "holds no .tar shards; pack images with `leoclr shard" in refused(tmp_path / "empty")
 
 
+@pytest.mark.parametrize("images", [("data-000001/1.JPEG",), ("train/cat/1.png",), ("cat/1.png", "dog/2.png")])
+def test_tars_beside_folders_of_images_are_asked_about_unless_an_index_lists_them(
+    images: tuple[str, ...], data: Path
+) -> None:
+    for image in images:
+        (data / image).parent.mkdir(parents=True)
+        (data / image).touch()
+    line = refused(data)
+    assert f"holds both tars (data-000000.tar) and folders of images ({images[0].partition('/')[0]})" in line
+    assert not list(data.glob("*.json"))  # nothing was written into it
+    assert len(open_data([f"{data}/*.tar"])) == 9
+    assert len(open_data([str(data)])) == 9  # by the index that this made
+
+
 def test_shards_without_images_are_said_to_be_so(make_shards: Callable[..., Path]) -> None:
     assert "the shards hold no images" in refused(make_shards((0, 0)))
 
