@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from leoclr.cli.scoring.embedding import fill, opened
 from leoclr.cli.scoring.records import described_data, new_record
 from leoclr.cli.scoring.request import Request
 from leoclr.cli.terminal import progress, warn
-from leoclr.datasets.errors import BadImage, DataError
+from leoclr.datasets.errors import BadImage, DataError, RunError
 from leoclr.datasets.files import writable
 from leoclr.datasets.shards.copies import exact_copies
 from leoclr.datasets.shards.index import Index
@@ -107,7 +108,7 @@ def _groups(
     key = feature_key(encoder.identity, index.content_digest, encoder.preprocessing, arithmetic)
     folder = feature_folder(encoder.run) / f"pieces-{key[:16]}"
     dimension = encoder.backbone.feature_dim
-    with RunLock(folder):
+    with _in_folder(folder), RunLock(folder):
         pieces = PieceFolder(folder, {"features": key})
         fill(pieces, encoder, index, request, device)
         readable = np.zeros(len(index), np.bool_)
@@ -141,6 +142,15 @@ def _groups(
         f"a copy has a cosine of {threshold:g} or more with the image that is kept, the largest file; or equal bytes",
     ]
     return dict(groups), protocol
+
+
+@contextmanager
+def _in_folder(folder: Path) -> Iterator[None]:
+    """Tell in one line of a folder for features that cannot be written to."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
 
 def _listed(index: Index, number: int) -> str:
