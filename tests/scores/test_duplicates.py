@@ -138,6 +138,17 @@ def test_no_copies(command_line: Run, photos: Path, weights: Path) -> None:
     assert command_line(*call, "--picture", "x.jpg")[0] == 2
 
 
+def test_many_copies_are_doubted_and_no_list_of_them_recommended(
+    command_line: Run, photos: Path, weights: Path
+) -> None:
+    """At a cosine of 0.3, untrained features make copies of different images, in several groups."""
+    call = ("duplicates", weights, "--data", "photos", "--image-size", 16, "--device", "cpu", "--workers", 0)
+    _, out, err = command_line(*call, "--threshold", 0.3)
+    assert "of 11 images are near copies with other bytes, which is much" in err and "next:" not in err, (out, err)
+    _, _, err = command_line(*call)
+    assert "which is much" not in err and "next:" in err
+
+
 @pytest.mark.parametrize("command", ["duplicates", "embed"])
 def test_a_full_disk_is_one_line(
     command: str, command_line: Run, photos: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
