@@ -33,7 +33,7 @@ from leoclr.datasets.packing.journal import kept_shards
 from leoclr.datasets.packing.pack import PackedSplit, PackingRecipe
 from leoclr.datasets.packing.staging import STAGING_NAME
 from leoclr.datasets.shards.index import Index
-from leoclr.datasets.shards.locate import local_path, open_data, refuse_commands, shard_paths
+from leoclr.datasets.shards.locate import check_specs, local_path, open_data, refuse_commands, shard_paths
 from leoclr.datasets.shards.shard_names import without_shards
 from leoclr.datasets.storage.addresses import is_remote
 from leoclr.datasets.storage.block_cache import BlockCache
@@ -70,6 +70,23 @@ def as_shards(specs: Sequence[str], announce: bool = True) -> tuple[str, ...]:
         RunError: The cache cannot be written.
     """
     return tuple(_cached(spec, announce) if is_image_folder(spec) else spec for spec in specs)
+
+
+def shards_of_run(specs: Sequence[str], flag: str, announce: bool = True) -> tuple[str, ...]:
+    """`as_shards` for the data that a run names, which may have moved since.
+
+    Args:
+        flag: Of the command, that names other data instead.
+
+    Raises:
+        DataError, RunError: As `as_shards`, and where files are missing.
+    """
+    try:
+        shards = as_shards(specs, announce)
+        check_specs(shards)
+    except DataError as error:
+        raise DataError(f"{error}; {flag} says where they have moved to") from None
+    return shards
 
 
 def open_with_progress(shards: Sequence[str], cache: BlockCache | None = None) -> Index:

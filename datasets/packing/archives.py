@@ -212,8 +212,9 @@ def _is_joined(path: Path, first: int) -> bool:
     """Whether another archive ends before the entry at `first` or begins behind the end. A program that unpacks itself,
     an entry that was deleted, and filling do not count."""
     with path.open("rb") as file:
-        file.seek(max(0, first - _LONGEST_END))
-        before = file.read(first - file.tell())
+        begin = max(0, first - _LONGEST_END)
+        file.seek(begin)
+        before = file.read(max(0, first - begin))  # in a damaged archive `first` may be anything
         file.seek(max(0, file.seek(0, os.SEEK_END) - _LONGEST_END))
         last = file.read()
     return _behind_end(before) == b"" or (_behind_end(last) or b"").startswith((b"PK\3\4", _END))

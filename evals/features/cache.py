@@ -8,8 +8,6 @@ import json
 import os
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from leoclr.datasets.shards.index import Index
 from leoclr.evals.features.extract import Features
 from leoclr.evals.features.preprocessing import Preprocessing
@@ -64,7 +62,7 @@ class FeatureCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_features(self._path(key), features)
-        except (OSError, SafetensorError):
+        except OSError:
             return
         with contextlib.suppress(OSError):  # another process makes room, too, or files are somebody else's
             self._evict(self._path(key))

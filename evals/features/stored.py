@@ -21,11 +21,14 @@ def write_features(path: Path, features: Features) -> None:
     """Write features as a whole or not at all; their labels are those of the index and are not written.
 
     Raises:
-        OSError, SafetensorError: It cannot be done.
+        OSError: It cannot be done.
     """
     tensors: dict[str, NDArray[Any]] = {"features": features.features, "numbers": features.numbers}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, {"skipped": json.dumps(features.skipped)})
+        try:
+            save_file(tensors, temporary, {"skipped": json.dumps(features.skipped)})
+        except SafetensorError as error:  # a full disk, among others
+            raise OSError(str(error)) from error
 
 
 def read_features(path: Path, index: Index) -> Features:

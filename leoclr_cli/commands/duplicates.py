@@ -42,7 +42,8 @@ def duplicates(
 
     Of each group the largest file is kept, of equally large ones the first in the shards; the list names the others,
     and `leoclr shard --without` takes it. The picture shows the least similar groups, by which to choose the threshold.
-    Labels are not needed. Features are cached.
+    More than a tenth of the images as copies, equal bytes aside, gives a warning. Labels are not needed. Features are
+    cached.
 
     \b
     Examples:
@@ -71,5 +72,5 @@ def duplicates(
     for line in record["protocol"]:
         print(line)
     say(f"written to {output}" + (f" and {record['picture']}" if record["picture"] else ""))
-    if record["copies"] and (folder := record["folder"]):
+    if record["copies"] and not record["doubtful"] and (folder := record["folder"]):
         suggest(("shard", folder, f"shards/{shard_name(folder)}", "--without", str(output)))

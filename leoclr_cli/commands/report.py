@@ -47,7 +47,7 @@ def report(
     from leoclr.cli.reporting.run_pictures import draw_pictures
     from leoclr.cli.reporting.style import MOST_RUNS
     from leoclr.cli.run.folder import newest_run
-    from leoclr.cli.terminal import print_json, progress, say
+    from leoclr.cli.terminal import print_json, progress, say, warn
     from leoclr.datasets.files import writable
 
     folders = runs or [newest_run()]
@@ -60,6 +60,15 @@ def report(
     page = report_page(told, pictures, defaults).encode(errors="replace")
     with writable(output) as temporary:
         temporary.write_bytes(page)
+    for run, drawn in zip(told, pictures, strict=True):
+        for problem in run.problems:
+            warn(f"{run.name}: {problem.rstrip('.')}")
+        wanted: dict[str, object] = {"views": drawn.views}
+        wanted |= {"neighbours": drawn.neighbours} if samples else {}
+        wanted |= {"map": drawn.map} if samples and map_kind != "none" else {}
+        lacking = [name for name, picture in wanted.items() if picture is None]
+        if run.problems and lacking:
+            warn(f"{run.name}: the page is without {', '.join(lacking)}")
     if as_json:
         runs_told = [{"run": str(run.folder.path), "problems": run.problems} for run in told]
         print_json({"path": str(output), "bytes": len(page), "runs": runs_told})

@@ -23,7 +23,7 @@ from leoclr.cli.exporting.formats import usual_format
 from leoclr.cli.run.model_names import is_named
 from leoclr.cli.terminal import print_json, say, suggest, warn
 from leoclr.cli.training.monitoring.progress_line import duration, rate_in_words
-from leoclr.datasets.errors import DataError, SettingsError
+from leoclr.datasets.errors import SettingsError
 from leoclr.datasets.files import did_you_mean
 from leoclr.datasets.wording import counted
 
@@ -129,17 +129,15 @@ def _run_folder(resolved: Resolved, output: Path | None, resume: Path | None, ba
 def _refuse_bad_data(settings: Settings, resume: Path | None) -> None:
     """What can be said about the data without torch is said before it is imported. Folders of images are packed here,
     before other processes are started, which would wait for it no longer than `run.timeout_minutes`."""
-    from leoclr.cli.image_folders import as_shards
+    from leoclr.cli.image_folders import as_shards, shards_of_run
     from leoclr.datasets.shards.locate import check_specs
 
     announce = "RANK" not in os.environ
     for specs, flag in ((settings.data.train, "--data"), (settings.data.val or (), "--val-data")):
-        try:
+        if resume is None:
             check_specs(as_shards(specs, announce))
-        except DataError as error:
-            if resume is None:
-                raise
-            raise DataError(f"{error}; {flag} says where they have moved to") from None
+        else:
+            shards_of_run(specs, flag, announce)
 
 
 def _report(result: dict[str, Any], encoder: EncoderSettings, json_output: bool) -> None:

@@ -121,9 +121,11 @@ class AugmentationSettings(Strict):
     blur_sigma: Annotated[tuple[Sigma, Sigma], AfterValidator(going_up)] = Field(
         default=(0.1, 2.0), description="Range of the blur's standard deviation, in pixels."
     )
-    mean: tuple[Fraction, Fraction, Fraction] = Field(default=(0.485, 0.456, 0.406), description="Channel means.")
-    std: tuple[Positive, Positive, Positive] = Field(
-        default=(0.229, 0.224, 0.225), description="Channel standard deviations."
+    mean: tuple[Fraction, Fraction, Fraction] = Field(
+        default=(0.485, 0.456, 0.406), description="Channel means, of values from 0 to 1."
+    )
+    std: tuple[PositiveFraction, PositiveFraction, PositiveFraction] = Field(
+        default=(0.229, 0.224, 0.225), description="Channel standard deviations, of values from 0 to 1."
     )
 
 

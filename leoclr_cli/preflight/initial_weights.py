@@ -50,9 +50,8 @@ def start_from_weights(method: Method, settings: Settings, speaks: bool = True) 
 
 
 def _warn_of_other_normalisation(loaded: LoadedEncoder, augmentation: AugmentationSettings) -> None:
-    usual = AugmentationSettings()
     of_weights, here = (loaded.mean, loaded.std), (augmentation.mean, augmentation.std)
-    if of_weights not in (here, (usual.mean, usual.std)):  # files that do not say are taken to have the usual one
+    if loaded.states_normalisation and of_weights != here:
         mean, std = (",".join(map(str, values)) for values in of_weights)
         warn(
             "these weights know images of another normalisation; take --set augmentation.mean="

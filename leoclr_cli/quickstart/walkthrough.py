@@ -143,7 +143,7 @@ class Outcome:
                 f"done in {duration(self.seconds)}. Next, what random crops cost this encoder:",
                 f"  {self.next_command}",
                 "and with images of your own:",
-                "  leoclr shard FOLDER shards && leoclr train --data shards",
+                "  leoclr shard FOLDER shards && leoclr train --preset auto --data shards",
             ]
         )
 

@@ -54,6 +54,7 @@ class LoadedEncoder:
         digest: SHA-256 of its weights, in hexadecimal.
         source: Where it comes from, for a person to read.
         run: The run folder it belongs to, if any.
+        states_normalisation: Whether mean and std are those of the source; else they are ImageNet's.
         left_out: Names of the source that are not the backbone's (projector, classifier, a second encoder).
     """
 
@@ -67,6 +68,7 @@ class LoadedEncoder:
     digest: str
     source: str
     run: Path | None
+    states_normalisation: bool
     left_out: tuple[str, ...] = ()
 
     @property
@@ -234,7 +236,7 @@ def _from_file(path: Path, backbone: str | None) -> LoadedEncoder:
         say(f"{path}: its CIFAR stem is taken to pad by 1 pixel; solo-learn's pads by 2, and its features differ")
     size = 32 if architecture.stem == "cifar" else embedded_size(tensors) or usual_size(architecture.name)
     usual = AugmentationSettings()
-    return _filled(architecture, Input(size, usual.mean, usual.std), tensors, path, None, left_out)
+    return _filled(architecture, Input(size, usual.mean, usual.std, stated=False), tensors, path, None, left_out)
 
 
 def _from_exported(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> LoadedEncoder:
@@ -280,6 +282,7 @@ def _finished(
         digest=weights_digest(backbone.state_dict()),
         source=source,
         run=run,
+        states_normalisation=input.stated,
     )
 
 

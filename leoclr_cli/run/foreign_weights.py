@@ -56,11 +56,13 @@ class _Nothing:
 
 @dataclass(frozen=True)
 class Input:
-    """What a network was trained on: side of its images in pixels, mean and deviation per channel in 0..1."""
+    """What a network was trained on: side of its images in pixels, mean and deviation per channel in 0..1, and whether
+    its file states these two."""
 
     image_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    stated: bool = True
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,8 @@ def described(config: dict[str, Any], folder: Path, backbone: str | None) -> tup
     except (TypeError, ValueError, IndexError, AttributeError) as error:
         raise CheckpointError(f"{folder / CONFIG}: pretrained_cfg is not timm's: {error}") from None
     architecture = Architecture(name if backbone == name else f"timm:{name}")
-    return architecture, Input(size, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
+    stated = "mean" in told or "std" in told
+    return architecture, Input(size, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]), stated)
 
 
 def _hub(name: str) -> Path:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from leoclr.cli.scoring.embedding import fill, opened
 from leoclr.cli.scoring.records import described_data, new_record
 from leoclr.cli.scoring.request import Request
 from leoclr.cli.terminal import progress, warn
-from leoclr.datasets.errors import BadImage, DataError
+from leoclr.datasets.errors import BadImage, DataError, RunError
 from leoclr.datasets.files import writable
 from leoclr.datasets.shards.copies import exact_copies
 from leoclr.datasets.shards.index import Index
@@ -34,6 +35,7 @@ from leoclr.evals.near_copies import near_copies, unit_features
 
 _ROWS, _COLUMNS = 16, 7  # of the picture: groups, and copies of one
 _SUSPICIOUS = 0.5  # share of the images in one group that speaks against threshold or encoder
+_MANY = 0.1  # share of the images that are copies by their features alone, likewise
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,9 @@ def find_duplicates(request: Request, threshold: float, output: Path, picture: P
     groups, protocol = _groups(encoder, index, exact, request, device, threshold, memory)
     copies = [copy for group in groups.values() for copy in group]
     keys = [_listed(index, copy.number) for copy in sorted(copies, key=lambda copy: copy.number)]
-    _warn(index, groups)
+    doubt = _doubt(index, groups)
+    if doubt:
+        warn(doubt)
     drawn = picture if copies else None
     with writable(output) as temporary:
         temporary.write_bytes("".join(f"{key}\n" for key in keys).encode())
@@ -86,6 +90,7 @@ def find_duplicates(request: Request, threshold: float, output: Path, picture: P
         "groups": [_described(index, kept, group) for kept, group in sorted(groups.items())],
         "list": str(output),
         "picture": None if drawn is None else str(drawn),
+        "doubtful": bool(doubt),
         "protocol": protocol,
         "data": described_data(index, source),
         "folder": source[0] if len(source) == 1 and is_image_folder(source[0]) else None,
@@ -107,7 +112,7 @@ def _groups(
     key = feature_key(encoder.identity, index.content_digest, encoder.preprocessing, arithmetic)
     folder = feature_folder(encoder.run) / f"pieces-{key[:16]}"
     dimension = encoder.backbone.feature_dim
-    with RunLock(folder):
+    with _in_folder(folder), RunLock(folder):
         pieces = PieceFolder(folder, {"features": key})
         fill(pieces, encoder, index, request, device)
         readable = np.zeros(len(index), np.bool_)
@@ -143,6 +148,15 @@ def _groups(
     return dict(groups), protocol
 
 
+@contextmanager
+def _in_folder(folder: Path) -> Iterator[None]:
+    """Tell in one line of a folder for features that cannot be written to."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written ({error.strerror or error})") from error
+
+
 def _listed(index: Index, number: int) -> str:
     """A sample as `leoclr shard --without` takes it: by its key, with its split where the source had splits."""
     key = index.key(number)
@@ -151,13 +165,21 @@ def _listed(index: Index, number: int) -> str:
     return f"{Path(index.shards[int(index.shard[number])].path).parent.name}/{key}"
 
 
-def _warn(index: Index, groups: Groups) -> None:
+def _doubt(index: Index, groups: Groups) -> str:
+    """Why the copies may be none, in a line; empty where nothing speaks against them."""
     largest = max(groups, key=lambda kept: len(groups[kept]), default=None)
     if largest is not None and len(groups[largest]) + 1 > max(2, _SUSPICIOUS * len(index)):
-        warn(
+        return (
             f"{len(groups[largest]) + 1:,} of {counted(len(index), 'image')} are in one group, that of "
             f"{index.key(largest)!r}: the threshold is too low for this encoder, or it has collapsed"
         )
+    alike = sum(not copy.same_bytes for group in groups.values() for copy in group)
+    if alike > max(1, _MANY * len(index)):
+        return (
+            f"{alike:,} of {counted(len(index), 'image')} are near copies with other bytes, which is much: the encoder "
+            "may be barely trained, or the threshold too low for it; look at the picture before leaving any out"
+        )
+    return ""
 
 
 def _described(index: Index, kept: int, group: Sequence[Copy]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from leoclr.cli.image_folders import as_shards, open_with_progress
+from leoclr.cli.image_folders import as_shards, open_with_progress, shards_of_run
 from leoclr.cli.run.devices import check_precision, choose_device
 from leoclr.cli.run.encoders import LoadedEncoder, load_encoder
 from leoclr.cli.run.folder import RunFolder
@@ -128,7 +128,8 @@ def opened(request: Request) -> tuple[torch.device, LoadedEncoder, tuple[str, ..
     check_precision(request.precision, device)
     encoder = load_encoder(request.checkpoint, request.backbone).at_size(request.image_size)
     source = tuple(request.data or _data_of_run(encoder))
-    return device, encoder, source, open_with_progress(as_shards(source))
+    shards = as_shards(source) if request.data else shards_of_run(source, "--data")
+    return device, encoder, source, open_with_progress(shards)
 
 
 def fill(folder: PieceFolder, encoder: LoadedEncoder, index: Index, request: Request, device: torch.device) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from leoclr.cli.image_folders import as_shards, open_with_progress
+from leoclr.cli.image_folders import as_shards, open_with_progress, shards_of_run
 from leoclr.cli.run.devices import check_precision, choose_device
 from leoclr.cli.run.encoders import LoadedEncoder, load_encoder
 from leoclr.cli.run.folder import RunFolder, feature_folder, work_folder
@@ -225,16 +225,25 @@ class Evaluation:
 
 def _labelled_data(encoder: LoadedEncoder, request: Request) -> LabelledData:
     train_source, test_source, protocol = tuple(request.train_data or ()), tuple(request.data or ()), ""
-    if not train_source:
+    of_run = not train_source
+    if train_source:
+        train_shards = as_shards(train_source, announce=bool(test_source))
+    else:
         if encoder.run is None:
             raise EvaluationError(f"{encoder.source} does not say which data it goes with; name it with --train-data")
         train_source, val_source = RunFolder(encoder.run).data()
+        train_shards = shards_of_run(train_source, "--train-data")
         if not test_source and val_source:
             test_source, protocol = val_source, "test data: the run's validation data"
+            shards_of_run(test_source, "--data")
     if not test_source:
-        test_source = sibling_split(as_shards(train_source, announce=False))
+        test_source = sibling_split(train_shards)
         protocol = f"test data: {', '.join(test_source)}, beside the training data"
-    train = open_with_progress(as_shards(train_source))
+    train = open_with_progress(train_shards)
+    if of_run and not len(train.occurring):
+        raise EvaluationError(
+            f"the run's training data {', '.join(train_source)} has no labels; give labelled images with --train-data"
+        )
     if test_source:
         named = request.data or not protocol
         test = open_with_progress(as_shards(test_source))

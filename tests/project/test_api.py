@@ -50,9 +50,8 @@ def test_importing_it_imports_no_torch() -> None:
 def test_the_examples_run(make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     make_shards((16,), name="shards")
-    image = Image.new("RGB", (40, 30), (200, 100, 50))
-    image.save("photo.png")
-    names: dict[str, Any] = {"image": image}
+    Image.new("RGB", (40, 30), (200, 100, 50)).save("photo.png")
+    names: dict[str, Any] = {}
     for block in re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL):
         exec(compile(block, str(PAGE), "exec"), names)
     assert isinstance(names["encoder"], Encoder) and names["features"].shape == (16, 128)

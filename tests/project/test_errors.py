@@ -36,6 +36,8 @@ MISTAKES = {
     "train --wd 0": "error: --wd: no such flag; did you mean --set optimizer.weight_decay=VALUE?",
     "train --val a.tar": "error: --val: no such flag; did you mean --val-data?",
     "eval knn --arch resnet18": "error: --arch: no such flag",
+    "train ..": "error: got unexpected extra argument(s) (..); did you mean --data ..?",
+    "train nowhere": "error: got unexpected extra argument(s) (nowhere); see `leoclr train --help`",
     "train --resume nowhere": "error: nowhere: no such run",
     "train --set run.keep 4": "error: --set run.keep: must be KEY=VALUE, such as --set run.keep=4",
     "train --set 4": "error: --set 4: must be KEY=VALUE, such as --set moco.queue=4096",

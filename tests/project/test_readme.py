@@ -118,6 +118,21 @@ def test_marked_examples_run(page: Path, photos: Path, monkeypatch: pytest.Monke
             exec(compile(block.text, str(page), "exec"), {"__name__": "__main__"})
 
 
+def test_marked_trainings_fit_a_folder_of_any_size() -> None:
+    """Where no variables make everything small, the default batch is refused for few images."""
+    marked = [block.text for page in PAGES for block in blocks(page) if block.run and block.language == "sh"]
+    trainings = [words for text in marked for words in command_lines(text) if words[0] == "train"]
+    assert trainings
+    for words in trainings:
+        assert "--resume" in words or words[words.index("--preset") + 1] == "auto", words
+
+
+def test_the_graph_is_opened_under_the_name_that_it_is_written_under() -> None:
+    opened = re.findall(r'InferenceSession\("(.*?)"\)', (ROOT / "docs" / "weights.md").read_text("utf-8"))
+    exported = [shlex.split(line) for line in written_commands() if "--with-preprocessing" in line]
+    assert opened and set(opened) <= {words[words.index("-o") + 1] for words in exported if "-o" in words}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_marked_blocks_are_commands_or_python(page: Path) -> None:
     for block in blocks(page):

@@ -132,6 +132,7 @@ def test_an_empty_file_changes_nothing(tmp_path: Path, name: str) -> None:
         ("[augmentation]\ncrop_scale = [0.5]", "augmentation.crop_scale: item 2 is missing"),
         ("[augmentation]\ncrop_scale = [0.5, 2]", "augmentation.crop_scale: item 2 must be less than or equal to 1"),
         ("[augmentation]\ncrop_scale = [1, 0.5]", "augmentation.crop_scale: must be two numbers, low then high"),
+        ("[augmentation]\nstd = [58.4, 57.1, 57.4]", "augmentation.std: item 1 must be less than or equal to 1"),
         ("[augmentation]\ncrop_ratio = [1, 2, 3]", "augmentation.crop_ratio: must have at most 2 items, not 3"),
         ("[run]\ndevice = 'gpu'", "run.device: must be auto, cpu, cuda or cuda:N, got 'gpu'"),
         ("[run]\ndevice = 'cuda:'", "run.device: must be auto, cpu, cuda or cuda:N, got 'cuda:'"),

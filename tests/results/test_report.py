@@ -186,7 +186,9 @@ def test_whatever_files_say_is_text(report: Run, make_run: MakeRun, tmp_path: Pa
 def test_without_data_and_checkpoint_the_page_says_so(report: Run, make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run("first")
     shutil.rmtree(tmp_path / "shards")
-    assert report(run)[0] == 0
+    code, err = report(run)
+    assert code == 0 and f"warning: first: The training data cannot be opened: {tmp_path / 'shards'}: no such" in err
+    assert "warning: first: the page is without views, neighbours, map\n" in err
     page = Page(tmp_path / "page.html")
     assert "The training data cannot be opened" in page.text and page.tags["polyline"] == 3
     shutil.rmtree(run / "checkpoints")

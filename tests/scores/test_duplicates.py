@@ -13,6 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors import SafetensorError
 
 from leoclr.backends.networks.backbones import build_backbone
 from leoclr.cli.image_folders import as_shards
@@ -135,6 +136,31 @@ def test_no_copies(command_line: Run, photos: Path, weights: Path) -> None:
     assert code == 0 and out.startswith("4 images, 0 groups of near copies: 0 copies, 0 of them with equal bytes")
     assert Path("duplicates.txt").read_text() == "" and not Path("duplicates.png").exists()
     assert command_line(*call, "--picture", "x.jpg")[0] == 2
+
+
+def test_many_copies_are_doubted_and_no_list_of_them_recommended(
+    command_line: Run, photos: Path, weights: Path
+) -> None:
+    """At a cosine of 0.3, untrained features make copies of different images, in several groups."""
+    call = ("duplicates", weights, "--data", "photos", "--image-size", 16, "--device", "cpu", "--workers", 0)
+    _, out, err = command_line(*call, "--threshold", 0.3)
+    assert "of 11 images are near copies with other bytes, which is much" in err and "next:" not in err, (out, err)
+    _, _, err = command_line(*call)
+    assert "which is much" not in err and "next:" in err
+
+
+@pytest.mark.parametrize("command", ["duplicates", "embed"])
+def test_a_full_disk_is_one_line(
+    command: str, command_line: Run, photos: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("leoclr.evals.features.stored.save_file", full)
+    call = (weights, "--data", "photos/val", "--image-size", 16, "--device", "cpu", "--workers", 0)
+    code, out, err = command_line(command, *call)
+    last = err.splitlines()[-1]
+    assert code == 2 and out == "" and "cannot be written" in last and "No space left on device" in last
 
 
 @pytest.mark.parametrize("checksums", [True, False])

@@ -314,7 +314,7 @@ def test_classes_are_matched_by_name(leoclr: Run, run: Path, tmp_path: Path) -> 
 
 
 BAD_DATA: dict[str, tuple[Sequence[int | None], Sequence[int | None], Sequence[str], str]] = {
-    "no labels": ([None] * 9, [0, 1], CLASSES, "training data: the samples have no labels"),
+    "no labels": ([None] * 9, [0, 1], CLASSES, "has no labels; give labelled images with --train-data"),
     "no test labels": ([0, 1] * 4, [None] * 3, CLASSES, "test data: the samples have no labels"),
     "some labels": ([0, 1] * 4, [0, 1, None, 1], CLASSES, "test data: 1 of 4 samples have no label, '0002'"),
     "one class": ([1] * 9, [1, 1], CLASSES, "all 9 samples are of class 'green'"),
@@ -332,6 +332,29 @@ def test_bad_labels_are_one_line(leoclr: Run, tmp_path: Path, case: str) -> None
         code, out, err = leoclr(command, folder, "--data", test_data)
         assert code == 2 and not out
         assert err.startswith("error: ") and err.count("\n") == 1 and expected in err
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"), [("eval knn", "--train-data"), ("eval linear", "--train-data"), ("embed", "--data"),
+                          ("duplicates", "--data")]
+)  # fmt: skip
+def test_data_of_a_run_that_have_moved_can_be_named(
+    command_line: Run, run: Path, data: Path, tmp_path: Path, command: str, flag: str
+) -> None:
+    data.rename(tmp_path / "elsewhere")
+    code, out, err = command_line(*command.split(), run)
+    gone = f"error: {data / 'train'}: no such file or folder; {flag} says where they have moved to\n"
+    assert (code, out, err) == (2, "", gone)
+    code, _, err = command_line(*command.split(), run, flag, tmp_path / "elsewhere" / "train")
+    assert code == 0, err
+
+
+def test_validation_data_of_a_run_that_have_moved_can_be_named(leoclr: Run, data: Path, tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "runs" / "first", data / "train", data / "val")
+    (data / "val").rename(tmp_path / "elsewhere")
+    code, _, err = leoclr("knn", folder)
+    assert code == 2 and err.endswith("no such file or folder; --data says where they have moved to\n")
+    assert leoclr("knn", folder, "--data", tmp_path / "elsewhere")[0] == 0
 
 
 @pytest.mark.parametrize(("breakage", "expected"), [(float("nan"), "NaN or infinite"), (-1e6, "collapsed")])

@@ -66,6 +66,19 @@ def test_another_normalisation_is_told(
     assert told not in capsys.readouterr().err
 
 
+def test_the_usual_normalisation_is_told_where_the_weights_state_it(
+    make_shards: MakeShards, tmp_path: Path, settings: MakeSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_shards((16,))
+    train(settings(data), tmp_path / "first")
+    torch.save(build_backbone("resnet18", "cifar", 16).state_dict(), tmp_path / "weights.pth")
+    told = "know images of another normalisation; take --set augmentation.mean=0.485,0.456,0.406 --set augmentation.std"
+    for weights, warned in (("first", True), ("weights.pth", False)):
+        options = {"encoder__weights": str(tmp_path / weights), "train__epochs": "1"}
+        train(settings(data, augmentation__mean="0.5,0.5,0.5", **options), tmp_path / f"from-{weights}")
+        assert (told in capsys.readouterr().err) == warned, weights
+
+
 def test_a_resumed_run_does_not_need_them_again(
     make_shards: MakeShards, tmp_path: Path, settings: MakeSettings
 ) -> None:

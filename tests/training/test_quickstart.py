@@ -48,6 +48,7 @@ def test_everything_is_where_it_says(first: tuple[Path, Result]) -> None:
             assert image.format == "PNG"
             assert min(image.size) > 500
     assert f"leoclr eval robustness '{folder}/run'" in result.stdout
+    assert "leoclr train --preset auto --data shards" in result.stdout
     phases = re.findall(r"^\[(\d)/5\]", result.stderr, re.MULTILINE)
     assert phases == ["1", "2", "3", "4", "5"]
     assert "has no checkpoint yet" not in result.stderr

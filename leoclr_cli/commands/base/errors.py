@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import resource
+import shlex
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,6 +25,7 @@ INTERRUPTED = 130  # 128 + SIGINT
 _READER_GONE = 1  # as typer has it
 _TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 _NO_CHOICE = re.compile("invalid value for .*: '(.*)' is not one of (.*)")
+_EXTRA = re.compile(r"got unexpected extra argument(?:s|\(s\))? \((.*)\)")
 _QUOTED = re.compile("'(.*?)'")
 _UNWRITABLE = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT, errno.EFBIG)
 _NO_PROCESS = (errno.EAGAIN, errno.ENOMEM)
@@ -118,7 +120,13 @@ def usage(error: Any) -> str:
     if (choice := _NO_CHOICE.match(message)) and (meant := get_close_matches(choice[1], _QUOTED.findall(choice[2]), 1)):
         return f"{message}; did you mean {meant[0]}?"
     context = getattr(error, "ctx", None)
+    if (extra := _EXTRA.match(message)) and _takes_data(context) and os.path.exists(extra[1]):
+        return f"{message}; did you mean --data {shlex.quote(extra[1])}?"
     return message if context is None else f"{message}; see `{context.command_path} --help`"
+
+
+def _takes_data(context: Any) -> bool:
+    return context is not None and any("--data" in option.opts for option in context.command.params)
 
 
 def _failed(message: str, code: int, as_json: bool) -> int:
