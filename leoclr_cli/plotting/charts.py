@@ -23,6 +23,7 @@ _TEXT = 26
 _LINE = 40
 _MARGIN = 48
 _WIDTH = 1600
+_LEAST_POINTS = 2.0  # that a panel spans: what 10,000 test images cannot tell must not look like a difference
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def dot_chart(title: str, subtitle: str, panels: Sequence[Panel]) -> Image.Image
     top = _MARGIN + 3 * _LINE
     colours: dict[str, Colour] = {}
     for panel in panels:
-        scale = _Scale.over([edge for dot in panel.dots for edge in _edges(dot)], left, right)
+        scale = _Scale.over([edge for dot in panel.dots for edge in _edges(dot)], left, right, _LEAST_POINTS)
         pen.text((_MARGIN, top + _LINE // 2), panel.title, INK, font(_TEXT), anchor="ls")
         bottom = top + (len(panel.dots) + 1) * _LINE
         for tick in scale.ticks:
@@ -141,11 +142,12 @@ class _Scale:
     ticks: tuple[float, ...]
 
     @staticmethod
-    def over(values: Sequence[float], start: float, stop: float) -> _Scale:
-        """A scale that holds all values, with ticks at round numbers."""
+    def over(values: Sequence[float], start: float, stop: float, least: float = 1e-9) -> _Scale:
+        """A scale that holds all values, and spans `least` or more, with ticks at round numbers."""
         low, high = min(values), max(values)
-        if high - low < 1e-9:
-            low, high = low - 1, high + 1
+        if high - low < least:
+            half = max(least, 2.0) / 2
+            low, high = (low + high) / 2 - half, (low + high) / 2 + half
         raw = (high - low) / 5
         magnitude = 10.0 ** math.floor(math.log10(raw))
         step = next(factor * magnitude for factor in (1, 2, 5, 10) if factor * magnitude >= raw)

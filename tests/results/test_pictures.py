@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from leoclr.cli.plotting import drawing
+from leoclr.cli.plotting.charts import _Scale
 from leoclr.cli.plotting.pictures import neighbours_picture, views_picture
 from leoclr.datasets.images.augment_pillow import augment
 from leoclr.datasets.images.augmentation import UNIFORMS, AugmentationSpec, crop_box
@@ -177,3 +178,9 @@ def test_neighbours_differ_in_number_and_size() -> None:
     picture = neighbours_picture(queries, [queries, queries[:1]], None, None, [[1.0, 0.5], [0.9]], title="Two queries")
 
     assert picture.size == neighbours_picture(queries, [queries, queries], None, None, [[1.0, 0.5]] * 2, "Both").size
+
+
+def test_a_difference_that_no_test_set_can_tell_does_not_fill_a_panel() -> None:
+    scale = _Scale.over([49.79, 49.82], 0, 1000, 2.0)
+    assert scale.low <= 48.81 and scale.high >= 50.80 and scale(49.82) - scale(49.79) < 16
+    assert _Scale.over([10.0, 40.0], 0, 1000, 2.0).ticks == (10.0, 20.0, 30.0, 40.0)
