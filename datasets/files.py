@@ -107,18 +107,25 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def refused_in_a_line(path: Path) -> Iterator[None]:
+    """The block writes `path`, a file or folder: what the system refuses becomes a RunError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+@contextmanager
 def writable(path: Path) -> Iterator[Path]:
     """`atomic_path` for a file that a user asked for; its folder is made where there is none.
 
     Raises:
         RunError: It cannot be written.
     """
-    try:
+    with refused_in_a_line(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
             yield temporary
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What a person should know of an image file beside its pixels: its format, and what of it is not used or not declared.
 
-Packing and `leoclr check` count these remarks; training does not look for them. Headers are read, and
-the data of JPEGs and of images with alpha.
+Packing and `leoclr check` count these remarks; training does not look for them. Headers are read, and the
+data of JPEGs and of images with alpha.
 """
 
 from __future__ import annotations

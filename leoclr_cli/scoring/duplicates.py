@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,8 @@ from leoclr.cli.scoring.embedding import fill, opened
 from leoclr.cli.scoring.records import described_data, new_record
 from leoclr.cli.scoring.request import Request
 from leoclr.cli.terminal import progress, warn
-from leoclr.datasets.errors import BadImage, DataError, RunError
-from leoclr.datasets.files import writable
+from leoclr.datasets.errors import BadImage, DataError
+from leoclr.datasets.files import refused_in_a_line, writable
 from leoclr.datasets.shards.copies import exact_copies
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.reader import SampleReader
@@ -112,7 +111,7 @@ def _groups(
     key = feature_key(encoder.identity, index.content_digest, encoder.preprocessing, arithmetic)
     folder = feature_folder(encoder.run) / f"pieces-{key[:16]}"
     dimension = encoder.backbone.feature_dim
-    with _in_folder(folder), RunLock(folder):
+    with refused_in_a_line(folder), RunLock(folder):
         pieces = PieceFolder(folder, {"features": key})
         fill(pieces, encoder, index, request, device)
         readable = np.zeros(len(index), np.bool_)
@@ -146,15 +145,6 @@ def _groups(
         f"a copy has a cosine of {threshold:g} or more with the image that is kept, the largest file; or equal bytes",
     ]
     return dict(groups), protocol
-
-
-@contextmanager
-def _in_folder(folder: Path) -> Iterator[None]:
-    """Tell in one line of a folder for features that cannot be written to."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
 
 def _listed(index: Index, number: int) -> str:

@@ -17,7 +17,8 @@ from leoclr.cli.run.lock import RunLock
 from leoclr.cli.scoring.records import described_data, new_record, write_record
 from leoclr.cli.scoring.request import Request
 from leoclr.cli.terminal import progress, say, warn
-from leoclr.datasets.errors import EvaluationError, RunError
+from leoclr.datasets.errors import EvaluationError
+from leoclr.datasets.files import refused_in_a_line
 from leoclr.datasets.json_text import parse_json_text
 from leoclr.datasets.shards.index import Index
 from leoclr.evals.features.extract import Features, extract_features
@@ -63,14 +64,12 @@ class Embedding:
         if (before := self._finished()) is not None:
             say(f"{self._output} is there already, of the same weights, data and protocol")
             return before
-        try:
+        with refused_in_a_line(self._output):
             self._output.parent.mkdir(parents=True, exist_ok=True)
             with RunLock(self.pieces.path):
                 fill(self.pieces, self._encoder, self._index, self._request, self._device)
                 record = self._finish()
             self.pieces.remove()
-        except OSError as error:
-            raise RunError(f"{self._output}: cannot be written ({error.strerror or error})") from error
         return record
 
     def _finish(self) -> dict[str, Any]:
