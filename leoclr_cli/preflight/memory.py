@@ -20,7 +20,7 @@ from torch import Tensor
 from leoclr.backends.method import Method, Progress
 from leoclr.cli.config.plugin_errors import told_with_place
 from leoclr.cli.config.settings import Settings
-from leoclr.cli.run.devices import without_algorithm_search
+from leoclr.cli.run.devices import autocast, without_algorithm_search
 from leoclr.datasets.errors import RunError
 from leoclr.datasets.images.normalise import normalise
 from leoclr.datasets.wording import counted
@@ -167,12 +167,11 @@ def _kept(method: Method, settings: Settings, images: int, phase: int) -> int:
         return tensor
 
     device = next(trial.parameters()).device
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.train.precision)
     policy = settings.view_policy
     views, samples = blank_views(settings, images, device), first_samples(trial, images, device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            with torch.autocast(device.type, dtype, enabled=dtype is not None), without_algorithm_search():
+            with autocast(settings.train.precision, device.type), without_algorithm_search():
                 output: Any = trial(views, policy.pairs, Progress(0, 1, 1, phase), **samples)
     del output
     return sum(found.values())

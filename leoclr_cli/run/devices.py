@@ -236,6 +236,12 @@ def check_precision(precision: str, device: torch.device) -> None:
         raise RunError("this processor does not compute in bf16; take --precision float32")
 
 
+def autocast(precision: str, device_type: str) -> torch.autocast:
+    """The context of a forward pass in `train.precision`; in float32 it changes nothing."""
+    dtype = None if precision == "float32" else DTYPES[precision]
+    return torch.autocast(device_type, dtype, enabled=dtype is not None)
+
+
 def check_kernels(device: torch.device, precision: str) -> list[str]:
     """What to say where a GPU does without leoclr's own kernels, which saves it thousands of launches a step."""
     reason = (why_no_kernels(DTYPES[precision]) or why_no_jitter()) if device.type == "cuda" else None
