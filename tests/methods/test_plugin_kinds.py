@@ -215,6 +215,7 @@ def test_samples_are_the_numbers_of_the_images_in_the_data(
     assert bank[:, 0].numpy() == pytest.approx(scaled.mean((1, 2, 3)), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_method_may_do_without_pairs(
     install: Install, tmp_path: Path, make_shards: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -228,6 +229,7 @@ def test_a_method_may_do_without_pairs(
     assert not exit_code.value.code and (tmp_path / "views.png").exists()
 
 
+@pytest.mark.slow
 def test_a_method_may_need_tokens_of_a_vision_transformer(install: Install, tmp_path: Path) -> None:
     pytest.importorskip("timm")
     place = "leoclr_masked"

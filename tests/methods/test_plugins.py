@@ -114,7 +114,7 @@ def two_sizes(install: Install) -> Path:
     return install(place, TWO_SIZES, {"twosizes": f"{place}:TwoSizes"}, {"whole-and-small": f"{place}:POLICY"})
 
 
-@pytest.mark.slow(ci=True)
+@pytest.mark.slow
 def test_a_method_with_two_sizes_a_predictor_and_a_schedule_keeps_every_promise(
     two_sizes: Path, tmp_path: Path
 ) -> None:
@@ -353,6 +353,7 @@ def test_the_papers_preset_leaves_a_method_its_own_views(two_sizes: Path) -> Non
     assert resolve("imagenet", None, {}, {}).settings.views == "leoclr"
 
 
+@pytest.mark.slow
 def test_what_is_drawn_from_the_seed_is_no_lost_state(install: Install, tmp_path: Path) -> None:
     """As docs/extending.md advises for what must not depend on the number of processes."""
     source = weighted("torch.Generator().manual_seed(self.seed * 1000 + now.step)").replace(
@@ -363,6 +364,7 @@ def test_what_is_drawn_from_the_seed_is_no_lost_state(install: Install, tmp_path
     assert not run_checks("seeded", tmp_path, only=checks)
 
 
+@pytest.mark.slow
 def test_what_draws_by_torchs_generator_is_compared_in_its_state_alone(install: Install, tmp_path: Path) -> None:
     source = weighted("None")
     install("leoclr_draws", source, {"draws": "leoclr_draws:TwoSizes"}, {"whole-and-small": "leoclr_draws:POLICY"})

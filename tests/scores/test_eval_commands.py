@@ -112,8 +112,7 @@ def test_rates_are_numbers(leoclr: Run, run: Path, arguments: tuple[str, ...]) -
     assert code == 2 and not out and "lr" in err and "Traceback" not in err
 
 
-@pytest.mark.parametrize("flags", [(), ("--json",)])
-@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(("flags", "unbuffered"), [((), ""), (("--json",), "1")])
 def test_a_score_that_cannot_be_printed_is_kept(
     leoclr: Run, run: Path, tmp_path: Path, flags: tuple[str, ...], unbuffered: str
 ) -> None:

@@ -44,12 +44,7 @@ def test_optimizers(changes: dict[str, str], tiny_settings: MakeSettings, tmp_pa
     ("backend", "views"),
     [
         *((backend, "leoclr") for backend in sorted(plugins(METHODS))),
-        ("moco", "pairwise-symmetric"),
-        *(
-            pytest.param("moco", views, marks=pytest.mark.slow)
-            for views in sorted(plugins(VIEWS))
-            if views not in ("leoclr", "pairwise-symmetric")
-        ),
+        *(pytest.param("moco", views, marks=pytest.mark.slow) for views in sorted(plugins(VIEWS)) if views != "leoclr"),
     ],
 )
 def test_methods(backend: str, views: str, tiny_settings: MakeSettings, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def test_the_plan_is_the_one_that_training_follows(
     data = make_shards((9, 14))
     monkeypatch.chdir(tmp_path)
     arguments = ["train", "--data", str(data), "--batch-size", "8", "--epochs", "3", "--seed", "5", "--dry-run"]
-    arguments += ["--set", "moco.bn_splits=2"]
+    arguments += ["--set", "moco.bn_splits=2", "--backbone", "resnet18", "--set", "data.image_size=32"]
     main_ok([*arguments, "--num-processes", "2", "--json"])
     plan = json.loads(capsys.readouterr().out)
     assert (plan["samples"], plan["steps_per_epoch"], plan["steps"], plan["left_out_each_epoch"]) == (23, 2, 6, 7)

@@ -58,7 +58,7 @@ def spreads(shards: Path, output: Path, preset: str, backend: str, views: str, *
     return found
 
 
-@pytest.mark.slow(ci=True)
+@pytest.mark.slow
 def test_the_reduced_size_draws_together_without_a_warm_up_as_the_full_one_does(shards: Path, tmp_path: Path) -> None:
     found = spreads(shards, tmp_path / "run", "cifar10", "moco", "leoclr", **{"optimizer.warmup_epochs": "0"})
     assert found[0] > 0.2 and found[-1] < 0.05
@@ -68,7 +68,7 @@ def test_the_reduced_size_draws_together_without_a_warm_up_as_the_full_one_does(
     "views",
     [
         pytest.param("leoclr", marks=pytest.mark.slow(ci=True)),
-        pytest.param("pairwise", marks=pytest.mark.slow(ci=True)),
+        pytest.param("pairwise", marks=pytest.mark.slow),
         pytest.param("original", marks=pytest.mark.slow),
     ],
 )
