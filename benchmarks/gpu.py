@@ -117,15 +117,18 @@ def tests(folder: Path) -> dict[str, Row]:
     began = time.monotonic()
     files = ["training/test_devices.py", "methods/test_batchnorm_groups.py", "images/test_jitter_triton.py"]
     files += ["training/test_graph.py::test_a_gpu_replays_its_steps"]
-    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider"]
     if CARD and importlib.util.find_spec("xdist"):
         command += ["-n", "4"]
     command += [f"tests/{name}" for name in files]
-    lines = list[str]()
+    lines, failed = list[str](), list[str]()
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         for line in process.stdout or ():
             print(line, end="", file=sys.stderr, flush=True)  # what a part prints is kept where it is ended
             lines += [line.strip()] if line.strip() else []
+            if " FAILED" in line or " ERROR" in line:  # told at once, as the part may be ended before the summary
+                failed.append(line.strip())
+                _so_far({"tests": {"passed": False, "failures": failed}})
     row: Row = {"passed": process.returncode == 0, "seconds": time.monotonic() - began, "result": lines[-1]}
     failures = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
     return {"tests": row if row["passed"] else row | {"failures": failures, "printed": lines[-LINES:]}}
@@ -180,6 +183,7 @@ def _gradients(forward: Callable[[], torch.Tensor], of: list[torch.Tensor], grad
 def _milliseconds(function: Callable[[], object], times: int = 10) -> float:
     """Of one call, as in a replayed step: launching from Python would take longer than small kernels do."""
     aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
         for _ in range(3):
             function()
@@ -410,6 +414,7 @@ def _profiled(one: Callable[[], object], seconds: float) -> Row:
     from torch.profiler import ProfilerActivity, profile
 
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if CARD else [])]
+    os.environ.setdefault("TEARDOWN_CUPTI", "0")  # as torch does for its own graphs: its end may crash beside one
     with profile(activities=kinds) as profiler:
         for _ in range(PROFILED):
             one()

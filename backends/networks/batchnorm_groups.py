@@ -71,7 +71,7 @@ class _GroupBatchNorm(torch.autograd.Function):
         ctx: Any, images: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running, groups: int, eps: float
     ) -> Tensor:
         ctx.groups, ctx.eps = groups, eps
-        if _has_kernel(images):
+        if _has_kernel(images, groups):
             from leoclr.backends.networks import batchnorm_triton
 
             output, saved = batchnorm_triton.forward(_dense(images), weight, bias, running, groups, eps)
@@ -84,7 +84,7 @@ class _GroupBatchNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         images, weight, saved = ctx.saved_tensors
-        if _has_kernel(images):
+        if _has_kernel(images, ctx.groups):
             from leoclr.backends.networks import batchnorm_triton
 
             dense = _dense(images)
@@ -108,9 +108,10 @@ def without_kernels() -> Iterator[None]:
         _kernels_allowed = before
 
 
-def _has_kernel(images: Tensor) -> bool:
+def _has_kernel(images: Tensor, groups: int) -> bool:
     on_gpu = images.device.type == "cuda" and images.dtype in _KERNEL_TYPES
-    return on_gpu and _kernels_allowed and why_no_kernels(images.dtype) is None
+    counted = images.numel() // groups <= torch.iinfo(torch.int32).max  # places within a group are of 32 bits
+    return counted and on_gpu and _kernels_allowed and why_no_kernels(images.dtype) is None
 
 
 @cache

@@ -122,7 +122,8 @@ def _jitter(
     inside = pixel < pixels
     red, green, blue = _loaded(images, image, pixel, inside, image_stride, channel_stride, pixel_stride)
     drawn = parameters + image * columns
-    mean = tl.floor(tl.load(sums + image).to(tl.float32) / pixels + 0.5)
+    total = tl.load(sums + image).to(tl.float32)
+    mean = tl.floor(tl.math.div_rn(total, pixels + 0.0 * total) + 0.5)
     for blend in range(_BLENDS // 2):
         red, green, blue = _blended(red, green, blue, drawn, blend, mean)
     red, green, blue = _hue(red, green, blue, drawn)

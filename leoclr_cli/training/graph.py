@@ -12,11 +12,8 @@ one line gives the reason and all steps run without the graph.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -25,7 +22,8 @@ from torch import Tensor, nn
 from leoclr.backends.method import Method, Progress
 from leoclr.backends.step_inputs import StepInputs, WatchedProgress
 from leoclr.cli.config.settings import Settings
-from leoclr.cli.run.devices import out_of_memory, without_algorithm_search
+from leoclr.cli.run.devices import out_of_memory
+from leoclr.cli.training.cuda_capture import Capture, cuda_capture, give_back, host_waits
 from leoclr.cli.training.step import StepResult, TrainStep
 from leoclr.datasets.errors import LeoclrError
 from leoclr.datasets.wording import in_a_line
@@ -33,12 +31,10 @@ from leoclr.datasets.wording import in_a_line
 _STEPS_BEFORE = 3  # in which algorithms are chosen and the optimizer's state comes to be
 _CHECKED = 2  # the second has other inputs than the capture
 STEPS_BEFORE_REPLAY = _STEPS_BEFORE + _CHECKED  # how many steps are not replayed alone
-_SYNCHRONIZES = "synchronizing CUDA operation"  # in torch's warning
 _SAME = 0.1  # distance between the two results, over the length of the step: twice the same step is 0.01 in bf16
 
 
 Body = Callable[[Mapping[str, Tensor], Progress], StepResult]
-Capture = Callable[[Callable[[], StepResult]], Callable[[], StepResult]]
 
 
 def use_graph(take: TrainStep, say: Callable[[str], None]) -> None:
@@ -72,42 +68,6 @@ def why_not(settings: Settings, method: Method, device: torch.device, ranks: int
     if method.phases > 1 or any(group.frozen or group.weight_decay for group in method.groups):
         return f"{settings.backend} has phases, frozen groups or a schedule of weight decay"
     return None
-
-
-def cuda_capture(body: Callable[[], StepResult]) -> Callable[[], StepResult]:
-    """Record what `body` launches, without running it.
-
-    By this thread alone: others, which pin the next batches, may allocate memory meanwhile ("global", torch's default,
-    lets either them or the capture fail). cuDNN takes the algorithms that the steps before have found, and searches for
-    none: a search makes the host wait. Where the capture fails, the stream, the allocator and the generator are as
-    before, which torch leaves out.
-    """
-    graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-    stream, pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
-    try:
-        with without_algorithm_search():
-            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-                result = body()
-    except BaseException:
-        torch.cuda.set_stream(before)
-        _after_failed_capture(before.device_index, pool)
-        raise
-
-    def replay() -> StepResult:
-        graph.replay()
-        return result
-
-    return replay
-
-
-def _after_failed_capture(device: int, pool: Any) -> None:
-    """Let the device be used as before the capture. Where torch has seen to it itself, it says so by an error."""
-    with contextlib.suppress(RuntimeError, AttributeError):
-        torch._C._cuda_endAllocateToPool(device, pool)  # else the allocator waits for the end of the capture for ever
-        torch._C._cuda_releasePool(device, pool)  # else what it holds is lost
-    with contextlib.suppress(RuntimeError, AttributeError):
-        generator = torch.cuda.default_generators[device]
-        generator.graphsafe_set_state(generator.clone_state())  # the copy knows of no capture
 
 
 class StepGraph:
@@ -151,7 +111,7 @@ class StepGraph:
             return self._replay().clone()
         before, remembered = self._state(), self._remembered()
         watched = WatchedProgress(*now)
-        with _waits(self._rates.device) as waits:
+        with host_waits(self._rates.device) as waits:
             expected = self._without_replay(watched)
         if expected is None:
             vars(self._method).update(remembered)
@@ -175,7 +135,7 @@ class StepGraph:
         self._replay = replay
         self._unchecked = self._unchecked - 1 if self._check else 0
         if not self._unchecked:
-            _give_back(self._rates.device)
+            give_back(self._rates.device)
         return found
 
     def _without_replay(self, now: Progress) -> StepResult | None:
@@ -195,7 +155,7 @@ class StepGraph:
         self._restore(before)
         self._seed(now)
         self._unchecked = 0
-        _give_back(self._rates.device)
+        give_back(self._rates.device)
         return self._replay().clone()
 
     def _captured(self, now: Progress) -> Callable[[], StepResult]:
@@ -261,38 +221,14 @@ class StepGraph:
         return all(_near(before[part], expected[part], found[part]) for part in parts)
 
 
-@contextlib.contextmanager
-def _waits(device: torch.device) -> Iterator[list[str]]:
-    """Gathers where the host waits for the GPU within the block, as "file:line". Torch's other warnings, such as that
-    a step ready for a capture is taken without, have no meaning for the user."""
-    found: list[str] = []
-    if device.type != "cuda":
-        yield found
-        return
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            yield found
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    places = [(Path(each.filename), each.lineno) for each in caught if _SYNCHRONIZES in str(each.message)]
-    found += [f"{path.parent.name}/{path.name}:{line}" for path, line in places]
-
-
-def _give_back(device: torch.device) -> None:
-    """Free what steps without the graph have used: the graph has memory of its own."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
 def _near(before: list[Tensor], expected: list[Tensor], found: list[Tensor]) -> bool:
-    length = distance = 0.0
+    length = distance = rounding = 0.0
     for *kept, other in zip(before, expected, found, strict=True):
         old, one = (tensor.to(other.device) for tensor in kept)
         if one.is_floating_point():
             length += float((one.double() - old.double()).square().sum())
             distance += float((one.double() - other.double()).square().sum())
+            rounding += float((one.double() * torch.finfo(one.dtype).eps).square().sum())
         elif not torch.equal(one, other):
             return False
-    return distance <= _SAME**2 * length
+    return distance <= _SAME**2 * length + rounding

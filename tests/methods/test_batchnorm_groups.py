@@ -177,7 +177,7 @@ def test_a_network_trains_alike_by_the_kernels(monkeypatch: pytest.MonkeyPatch) 
     pixels = images((4, 3, 9, 9)) / 10
     found: list[list[Tensor]] = []
     for each, by_kernels in ((network, False), (other, True)):
-        monkeypatch.setattr(batchnorm_groups, "_has_kernel", lambda _, answer=by_kernels: answer)
+        monkeypatch.setattr(batchnorm_groups, "_has_kernel", lambda *_, answer=by_kernels: answer)
         output = each(pixels.contiguous(memory_format=torch.channels_last))
         output.square().mean().backward()
         found.append([output, *(parameter.grad for parameter in each.parameters()), *each.buffers()])  # type: ignore[list-item]

@@ -20,6 +20,7 @@ from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.devices import accelerated
 from leoclr.cli.training import build
 from leoclr.cli.training import graph as graphs
+from leoclr.cli.training.cuda_capture import cuda_capture
 from leoclr.cli.training.graph import StepGraph, use_graph, why_not
 from leoclr.cli.training.step import RunLength, StepResult, TrainStep
 from leoclr.datasets.images.augmentation import view_specs
@@ -198,7 +199,7 @@ def test_a_check_without_room_is_left_out(
 def test_a_step_that_waits_for_the_gpu_is_not_captured(
     settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graphs, "_waits", lambda device: contextlib.nullcontext(["method.py:12"]))
+    monkeypatch.setattr(graphs, "host_waits", lambda device: contextlib.nullcontext(["method.py:12"]))
     losses, found, _, said = steps(settings(), tmp_path, lambda body: pytest.fail("captured"))
     assert said == ["steps are not replayed as a CUDA graph: the host waits for the GPU within a step (method.py:12)"]
     expected, weights, _, _ = steps(settings(), tmp_path, None)
@@ -277,7 +278,7 @@ def test_a_gpu_replays_its_steps(precision: str, settings: MakeSettings, tmp_pat
     changes: dict[str, Any] = {"run__device": "cuda", "train__precision": precision}
     cuda = {name: view.cuda() for name, view in views(0).items()}
     found = []
-    for capture in (None, graphs.cuda_capture):
+    for capture in (None, cuda_capture):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(f"{__name__}.views", lambda step: {name: view + step for name, view in cuda.items()})
             found.append(steps(settings(**changes), tmp_path, capture))
