@@ -17,7 +17,7 @@ from leoclr.datasets.errors import SettingsError
 def certify(
     given: Given,
     output: Annotated[
-        Path, typer.Option("--output", metavar="FOLDER", help="Where the record and the page are written.")
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the record and the page are written.")
     ] = Path("certificate"),
     json_output: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
 ) -> None:

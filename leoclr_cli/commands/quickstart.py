@@ -19,7 +19,9 @@ PRESET = "quickstart"
 @with_settings("--epochs", "--seed")
 def quickstart(
     given: Given,
-    output: Annotated[Path, typer.Option("--output", metavar="FOLDER", help="Output folder.")] = Path("quickstart"),
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Output folder.")] = Path(
+        "quickstart"
+    ),
     json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Try everything in a few minutes: pack, pre-train, score, draw and export, on images that need no download.

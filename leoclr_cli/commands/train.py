@@ -33,7 +33,7 @@ def train(
     given: Given,
     output: Annotated[
         Path | None,
-        typer.Option("--output", metavar="RUN", help="Run folder; default: a new one in runs/."),
+        typer.Option("--output", "-o", metavar="RUN", help="Run folder; default: a new one in runs/."),
     ] = None,
     resume: Annotated[
         Path | None, typer.Option("--resume", metavar="RUN", help="Resume the run in this folder.")

@@ -52,6 +52,7 @@ def test_help_shows_examples_and_explains_every_option(path: tuple[str, ...]) ->
         assert parameter.help, f"{parameter.name} has no help"
     if not hasattr(command, "commands"):
         assert any("--json" in parameter.opts for parameter in command.params)
+    assert not [each.opts for each in command.params if "--output" in each.opts and "-o" not in each.opts]
 
 
 def test_help_imports_the_one_command_that_it_is_about() -> None:
