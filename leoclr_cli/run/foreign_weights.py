@@ -213,23 +213,28 @@ def fitting_tensors(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors a backbone wants, and the names of the classifier's or projector's, which it has no place for.
 
-    BatchNorm's step counters, which old files lack, are taken from `expected`.
+    BatchNorm's step counters, which old files lack, are taken from `expected`; where all of a file was cast, they are
+    cast back.
 
     Raises:
-        CheckpointError: Lists what is missing, unexpected or of another shape; nothing is ever loaded in part.
+        CheckpointError: Lists what is missing, unexpected, or of another shape or type; nothing is ever loaded in part.
     """
     left_out = sorted(name for name in tensors.keys() - expected.keys() if name.startswith(_HEADS))
     counters = {name: tensor for name, tensor in expected.items() if name.endswith(_COUNTER)}
     given = counters | {name: tensor for name, tensor in tensors.items() if name not in left_out}
-    shapes = [
-        f"{name} {_shape(given[name])} instead of {_shape(tensor)}"
-        for name, tensor in sorted(expected.items())
-        if name in given and _shape(given[name]) != _shape(tensor)
+    given |= {name: _as_counter(given[name], counter) for name, counter in counters.items()}
+    both = [(name, given[name], tensor) for name, tensor in sorted(expected.items()) if name in given]
+    shapes = [f"{name} {_shape(had)} instead of {_shape(want)}" for name, had, want in both if had.shape != want.shape]
+    types = [
+        f"{name} {_type(had)} instead of {_type(want)}"
+        for name, had, want in both
+        if had.shape == want.shape and not _fits(had.dtype, want.dtype)
     ]
     problems = {
         "missing": sorted(expected.keys() - given.keys()),
         "unexpected": sorted(given.keys() - expected.keys()),
         "of another shape": shapes,
+        "of another type": types,
     }
     found = [f"{len(names)} {problem}: {first_of(names, _MOST)}" for problem, names in problems.items() if names]
     if found:
@@ -237,6 +242,21 @@ def fitting_tensors(
     return given, left_out
 
 
+def _as_counter(given: Tensor, expected: Tensor) -> Tensor:
+    """A counter of steps in the type it should have; `expected` where a type of 16 bits made the number infinite."""
+    if given.shape != expected.shape or given.is_complex() or given.is_quantized:
+        return given
+    return given.to(expected.dtype) if math.isfinite(given.double().item()) else expected
+
+
+def _fits(given: torch.dtype, expected: torch.dtype) -> bool:
+    """Whether numbers of a type may be loaded in place of another: any floating-point ones for each other."""
+    return given == expected or (given.is_floating_point and expected.is_floating_point)
+
+
 def _shape(tensor: Tensor) -> str:
-    kind = "" if tensor.is_floating_point() else f" {str(tensor.dtype).removeprefix('torch.')}"
-    return ("x".join(map(str, tensor.shape)) or "scalar") + kind
+    return "x".join(map(str, tensor.shape)) or "scalar"
+
+
+def _type(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

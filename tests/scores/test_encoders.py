@@ -209,7 +209,8 @@ def test_keys_that_do_not_match_are_listed_by_kind(tmp_path: Path) -> None:
         f"{path} does not fit resnet18 (imagenet stem, width 8); "
         f"1 missing: layer1.0.bn1.bias; "
         f"10 unexpected: {extra} and 2 more; "
-        f"2 of another shape: layer4.1.bn2.bias 5 instead of 64, layer4.1.bn2.weight 64 int64 instead of 64"
+        f"1 of another shape: layer4.1.bn2.bias 5 instead of 64; "
+        f"1 of another type: layer4.1.bn2.weight int64 instead of float32"
     )
 
 

@@ -142,6 +142,48 @@ def test_patches_without_other_tokens_in_the_embedding() -> None:
     assert embedded_size(tokens) is None
 
 
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_weights_that_were_cast_as_a_whole_are_the_network_of_their_values(
+    dtype: torch.dtype, suffix: str, tmp_path: Path, resnet: nn.Module
+) -> None:
+    """Also the counters of steps, which are integers, and infinite in 16 bits after many steps."""
+    own = resnet.state_dict() | {"bn1.num_batches_tracked": torch.tensor(70_000)}
+    cast = {name: tensor.to(dtype) for name, tensor in own.items()}
+    if suffix == "pth":
+        torch.save(cast, tmp_path / "cast.pth")
+    else:
+        save_file(cast, tmp_path / "cast.safetensors")
+    loaded = load_encoder(tmp_path / f"cast.{suffix}", "resnet18")
+    expected = build_backbone("resnet18")
+    expected.load_state_dict({name: tensor.to(dtype).float() for name, tensor in resnet.state_dict().items()})
+    assert torch.equal(features(loaded.backbone), features(expected))
+    torch.testing.assert_close(features(loaded.backbone), features(resnet), atol=0.1, rtol=0.1)
+    counter = loaded.backbone.state_dict()["bn1.num_batches_tracked"]
+    assert counter.dtype == torch.int64 and abs(int(counter) - 70_000) < 300 or dtype == torch.float16
+    if dtype == torch.float64:
+        torch.save(own, tmp_path / "own.pth")
+        assert loaded.digest == load_encoder(tmp_path / "own.pth").digest
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "said"),
+    [
+        ("conv1.weight", torch.int8, "1 of another type: conv1.weight int8 instead of float32"),
+        ("bn1.bias", torch.complex64, "1 of another type: bn1.bias complex64 instead of float32"),
+        ("bn1.num_batches_tracked", torch.complex64, "bn1.num_batches_tracked complex64 instead of int64"),
+    ],
+)
+def test_weights_of_a_type_that_cannot_be_meant_are_refused_by_type(
+    name: str, dtype: torch.dtype, said: str, tmp_path: Path, resnet: nn.Module
+) -> None:
+    tensors = resnet.state_dict()
+    torch.save(tensors | {name: tensors[name].to(dtype)}, tmp_path / "odd.pth")
+    with pytest.raises(CheckpointError, match=said) as caught:
+        load_encoder(tmp_path / "odd.pth")
+    assert "shape" not in str(caught.value)
+
+
 class Evil:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return print, ("executed",)
