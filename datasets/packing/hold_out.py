@@ -12,6 +12,7 @@ from leoclr.datasets.errors import DataError
 from leoclr.datasets.packing.arrangement import NO_SPLIT, Collection, Picture
 from leoclr.datasets.randomness import Permutation
 from leoclr.datasets.shards.index import NO_LABEL
+from leoclr.datasets.wording import counted
 
 _HOLD_OUT = 1  # tells this use of the seed from that of the packing order
 
@@ -62,10 +63,24 @@ def hold_out(
     train = [picture for picture, is_held in sides if not is_held]
     val = [picture for picture, is_held in sides if is_held]
     if not train or not val:
-        why = "" if val or len(by_label) < 2 else ": one image of each class stays in train"
-        raise DataError(f"--val {fraction} of {len(train) + len(val)} images leaves one of the two splits empty{why}")
+        total = len(train) + len(val)
+        different = len({copies.get(picture.path, picture.path) for picture in (*train, *val)})
+        if (share := round(fraction * total)) == len(val):
+            why = f": the share comes to {'all' if share else 'none'} of them"
+        else:
+            why = _why_empty(total, different, one_stays=not val and len(by_label) > 1)
+        raise DataError(f"--val {fraction} of {total} images leaves one of the two splits empty{why}")
     trained = {picture.label for picture in train}
     for label in sorted({picture.label for picture in val} - trained - {NO_LABEL}):
         collection.notes.add("classes of the split val that train lacks", collection.classes[label])
     others = {split: pictures for split, pictures in collection.splits.items() if split != name}
     return replace(collection, splits={"train": train, "val": val, **others})
+
+
+def _why_empty(total: int, different: int, one_stays: bool) -> str:
+    """Why all images are on one side; of `total`, `different` are no copies of others."""
+    reasons = ["one image of each class stays in train"] if one_stays and different > 1 else []
+    if different < total:
+        only = f"{'is' if different == 1 else 'are'} only {counted(different, 'image')}"
+        reasons.append(f"equal images stay together in one split, and without copies there {only}")
+    return f": {'; '.join(reasons)}" if reasons else ""

@@ -395,6 +395,29 @@ def test_hold_out_leaves_an_image_of_each_class() -> None:
     assert {picture.path for picture in hold_out(pairs, 0.5, 0, copies).splits["val"]} < {"8/0.png", "8/1.png"}
     with pytest.raises(DataError, match="splits empty: one image of each class stays in train"):
         hold_out(arrange(Names(*single)), 0.25, seed=0)
+    with pytest.raises(DataError, match="splits empty: one image of each class stays in train$"):
+        hold_out(arrange(Names(*single)), 0.99, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("paths", "different", "said"),
+    [
+        (("1.png", "2.png", "3.png", "4.png"), 1, "equal images stay together in one split, and without copies "),
+        (("a/1.png", "a/2.png", "a/3.png", "b/4.png", "b/5.png"), 1, "equal images stay together in one split, and"),
+        (
+            ("a/1.png", "a/2.png", "b/3.png", "b/4.png"),
+            2,
+            "one image of each class stays in train; equal images stay together in one split, and without copies ",
+        ),
+    ],
+)
+def test_hold_out_says_where_copies_leave_a_split_empty(paths: tuple[str, ...], different: int, said: str) -> None:
+    size = len(paths) // different
+    copies = {path: paths[number // size * size] for number, path in enumerate(paths) if number % size}
+    left = "there is only 1 image" if different == 1 else "there are only 2 images"
+    for seed in range(4):
+        with pytest.raises(DataError, match=f"leaves one of the two splits empty: {said}.*{left}$"):
+            hold_out(arrange(Names(*paths)), 0.25, seed, copies)
 
 
 def test_hold_out_tells_of_a_class_of_copies() -> None:
@@ -411,7 +434,9 @@ def test_hold_out_tells_of_a_class_of_copies() -> None:
 def test_hold_out_refuses_what_it_cannot_do() -> None:
     with pytest.raises(DataError, match="splits train, val; leave --val out"):
         hold_out(arrange(Names("train/1.png", "val/2.png")), 0.5, seed=0)
-    with pytest.raises(DataError, match="leaves one of the two splits empty"):
+    with pytest.raises(DataError, match="leaves one of the two splits empty: the share comes to all of them"):
+        hold_out(arrange(Names("1.png", "2.png")), 0.9, seed=0)
+    with pytest.raises(DataError, match="leaves one of the two splits empty: the share comes to none of them"):
         hold_out(arrange(Names("1.png", "2.png")), 0.1, seed=0)
 
 
