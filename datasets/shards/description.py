@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from leoclr.datasets.images.file_names import is_image
+from leoclr.datasets.shards.copies import repeated_shards
 from leoclr.datasets.shards.index import NO_LABEL, Index
 from leoclr.datasets.shards.joining import UNUSABLE_LABEL
 from leoclr.datasets.shards.scan import NO_IMAGE
-from leoclr.datasets.storage.addresses import is_remote
+from leoclr.datasets.shards.unread import not_read
 from leoclr.datasets.wording import counted, first_of, printable
 
-_LIKE_SHARDS = re.compile(r"\.(tgz|tar\.[a-z0-9]{1,10})$", re.IGNORECASE)
 _SHOWN = 10
 _SHOWN_PAIRS = 3
 _KEYS_LOOKED_AT = 256
-_FILES_LOOKED_AT = 64
 
 
 def label_count(index: Index) -> str:
@@ -58,8 +53,13 @@ def shown(names: Sequence[str], count: int | None = None) -> str:
     return printable(first_of(names, _SHOWN, count))
 
 
-def remarks(index: Index) -> Iterator[str]:
-    """A line for each thing not to miss: images and labels that are left out, and classes that look alike."""
+def remarks(index: Index, named: Sequence[str] = ()) -> Iterator[str]:
+    """A line for each thing not to miss: images and labels that are left out, classes that look alike, shards that are
+    copies, and what lies beside the shards.
+
+    Args:
+        named: All data that the user named, as after `--data`: of folders among them, shards in sub-folders are told.
+    """
     left_out = Counter[str]()
     for shard in index.shards:
         left_out.update(shard.left_out)
@@ -80,36 +80,30 @@ def remarks(index: Index) -> Iterator[str]:
         have = "have" if missing > 1 else "has"
         yield f"{missing:,} of {counted(len(index), 'image')} {have} {what}, {key!r} first{reasons}"
     yield from look_alikes(index.classes)
-    yield from _not_read(index)
+    yield from _repeated(index)
+    yield from not_read(index, {*index.classes, *(key.partition("/")[0] for key in _some_keys(index))}, named)
 
 
-def _not_read(index: Index) -> Iterator[str]:
-    """A line for what lies beside local shards and may be data too: archives that look like shards, and images under
-    names that the shards hold, of which there may be more by now."""
-    folders = sorted({shard.path.rpartition("/")[0] for shard in index.shards if not is_remote(shard.path)})
-    beside = {f"{folder}/{entry.name}": entry for folder in folders for entry in _entries(folder)}
-    if archives := sorted(name for name in beside if _LIKE_SHARDS.search(name)):
-        which = counted(len(archives), "file")
-        yield f"not read, {which} beside the shards that may be shards, compressed or incomplete: {shown(archives)}"
-    packed = {*index.classes, *(key.partition("/")[0] for key in _some_keys(index))}
-    if images := sorted(name for name, entry in beside.items() if _is_packed(entry, packed)):
-        yield f"not read, images beside the shards, which hold them as they were when packed: {shown(images)}"
+def _repeated(index: Index) -> Iterator[str]:
+    """A line for shards that hold the same samples."""
+    groups = repeated_shards(index)
+    if not groups:
+        return
+    listed = "; ".join(_all_of(group) for group in groups[:_SHOWN_PAIRS])
+    more = f"; and {len(groups) - _SHOWN_PAIRS:,} more" if len(groups) > _SHOWN_PAIRS else ""
+    hold = "hold" if len(groups) == 1 else "each hold"
+    often, rest = ("double", "one") if all(len(group) == 2 for group in groups) else ("several times", "all but one")
+    yield (
+        f"{printable(listed)}{more} {hold} the same samples; their images count {often}; remove {rest}"
+        f"{' of each' if len(groups) > 1 else ''}"
+    )
 
 
-def _is_packed(entry: os.DirEntry[str], packed: Collection[str]) -> bool:
-    """Whether this is an image, or a folder with one among its first files, under a name of `packed`."""
-    if is_image(entry.name):
-        return entry.name.rpartition(".")[0] in packed
-    return entry.name in packed and any(is_image(file.name) for file in _entries(entry.path, _FILES_LOOKED_AT))
-
-
-def _entries(folder: str, most: int | None = None) -> list[os.DirEntry[str]]:
-    """What lies in a folder and is not hidden, at most so many; nothing where that cannot be read."""
-    try:
-        with os.scandir(folder or ".") as found:
-            return [entry for entry in itertools.islice(found, most) if not entry.name.startswith(".")]
-    except OSError:
-        return []
+def _all_of(names: Sequence[str]) -> str:
+    """`a and b`, `a, b and c`, `a, b, c and 4 more`."""
+    if len(names) > _SHOWN:
+        return first_of(names, _SHOWN)
+    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _some_keys(index: Index) -> list[str]:

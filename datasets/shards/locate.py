@@ -135,7 +135,7 @@ def shard_paths(spec: str, whatever_index: bool = False) -> list[Path]:
     spec = local_path(spec)
     path = Path(spec)
     if os.path.isdir(spec):  # unlike pathlib's, these take a name that is too long for one that is not there
-        folder = _data_folder(path)
+        folder = data_folder(path)
         shards = _shards_of_folder(folder, whatever_index)
         if shards and not whatever_index and not any(folder.glob(f"*{SUFFIX}")):
             refuse_images_beside(folder, shards)
@@ -280,7 +280,7 @@ def _shards_of_folder(folder: Path, whatever_index: bool = False) -> list[Path]:
     return sorted(listed | {shard for shard in folder.glob(_TARS) if not shard.name.startswith(".")})
 
 
-def _data_folder(folder: Path) -> Path:
+def data_folder(folder: Path) -> Path:
     """A folder of splits stands for its training split."""
     train = folder / "train"
     return train if train.is_dir() and not any(folder.glob(_TARS)) else folder
@@ -289,6 +289,6 @@ def _data_folder(folder: Path) -> Path:
 def _folders_of(spec: str) -> Iterator[Path]:
     path = Path(spec)
     if os.path.isdir(spec):
-        yield _data_folder(path).absolute()
+        yield data_folder(path).absolute()
     else:
         yield path.absolute().parent

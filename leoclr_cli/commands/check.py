@@ -40,11 +40,12 @@ def check(
     from leoclr.datasets.shards.description import class_line, contents, hint, remarks
     from leoclr.datasets.shards.locate import indexed_data, with_all_splits
 
-    indexes, tally, found = indexed_data(with_all_splits(data)), _Tally(), []
+    named = with_all_splits(data)
+    indexes, tally, found = indexed_data(named), _Tally(), []
     for index in indexes:
         place = index.shards[0].path.rpartition("/")[0] if index.shards else ""
         found.append({"folder": place} | described(index))
-        for line in remarks(index):
+        for line in remarks(index, named):
             warn(f"{place}: {line}")
         if (advice := hint(index)) is not None:
             say(f"{place}: {advice}")

@@ -74,7 +74,7 @@ def index(
         with console.progress("indexing", total, "bytes") as advance:
             written = write_indexes(paths, names, advance, which if image_member or label_member else None)
     for path, found in written.items():
-        for line in remarks(found):
+        for line in remarks(found, data):
             console.warn(f"{path}: {line}")
         if (advice := hint(found)) is not None:
             console.say(f"{path}: {advice}")

@@ -76,7 +76,7 @@ def refuse_problems(settings: Settings, facts: RunFacts) -> None:
 def warnings_about(settings: Settings, index: Index, facts: RunFacts) -> Iterator[str]:
     """What will work, but perhaps not as it was meant."""
     yield from settings.method.warnings(facts)
-    yield from remarks(index)
+    yield from remarks(index, (*settings.data.train, *settings.data.val))
 
 
 def resume_remarks(

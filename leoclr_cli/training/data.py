@@ -110,7 +110,7 @@ class TrainingData:
 
     def val_remarks(self) -> Iterator[str]:
         """What a person should not miss of the labelled data for the k-NN score."""
-        for line in remarks(self.val) if self.val is not None else ():
+        for line in remarks(self.val, (*self.settings.data.train, *self.val_specs)) if self.val is not None else ():
             yield f"data for the k-NN score: {line}"
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from urllib.request import Request, urlopen
@@ -16,6 +19,7 @@ from leoclr.cli.commands import check as check_command
 from leoclr.cli.commands.app import main
 from leoclr.datasets.errors import DataError
 from leoclr.datasets.shards.check import _groups
+from leoclr.datasets.shards.copies import repeated_shards
 from leoclr.datasets.shards.locate import open_data
 from leoclr.datasets.shards.reader import SampleReader
 
@@ -221,3 +225,93 @@ def test_samples_are_read_together_within_bounds(make_shards: MakeShards, monkey
     monkeypatch.setattr("leoclr.datasets.shards.check.MAX_BYTES", int(index.length[:4].max()) * 2)
     groups = list(_groups(index, 0, 9))
     assert [number for group in groups for number in group] == list(range(9)) and max(map(len, groups)) <= 3
+
+
+# Shards that are copies of others
+
+
+@pytest.mark.parametrize("with_checksums", [True, False])
+@pytest.mark.parametrize("command", [["check"], ["index"], ["train", "--dry-run", "--batch-size", "2", "--data"]])
+def test_shards_with_the_same_samples_are_told_by_all(
+    command: list[str], with_checksums: bool, make_shards: MakeShards, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_shards((4, 4, 4))
+    first = data / "data-000000.tar"
+    shutil.copy(first, data / "z.tar")
+    if with_checksums:
+        indexed(data)
+    arguments = [*command, str(data), *(["--set", "moco.bn_splits=1"] if command[0] == "train" else [])]
+    line = f"{first} and {data / 'z.tar'} hold the same samples; their images count double; remove one\n"
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="0"):
+        main(arguments)
+    assert "".join(capsys.readouterr()).count(line) == 1
+    (data / "z.tar").rename(data.parent / "z.tar")
+    for path in data.glob("*.index.*"):
+        path.unlink()
+    with pytest.raises(SystemExit, match="0"):
+        main(arguments)
+    assert "the same samples" not in "".join(capsys.readouterr())
+
+
+def packed(path: Path, contents: list[bytes], kind: int = tarfile.GNU_FORMAT) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    with tarfile.open(path, "w", format=kind) as tar:
+        for number, content in enumerate(contents):
+            info = tarfile.TarInfo(f"{number}.png")
+            info.size, info.mtime = len(content), kind
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def groups_of(*paths: str) -> list[str]:
+    return ["".join(Path(path).stem for path in group) for group in repeated_shards(open_data(paths))]
+
+
+@pytest.mark.parametrize("with_checksums", [True, False])
+def test_copies_are_told_from_shards_that_look_alike(with_checksums: bool, tmp_path: Path) -> None:
+    """Numbers as keys and images of one length, as uncompressed ones have: only the content tells these apart."""
+    images = [b"%03d" % number for number in range(40)]
+    for name in "ade":
+        packed(tmp_path / "data" / f"{name}.tar", images, tarfile.PAX_FORMAT if name == "d" else tarfile.GNU_FORMAT)
+    for name in "bf":
+        packed(tmp_path / "data" / f"{name}.tar", images[::-1])
+    packed(tmp_path / "data" / "c.tar", [*images[:-1], b"---"])
+    packed(tmp_path / "data" / "g.tar", images[:-1])
+    for name in "hi":
+        packed(tmp_path / "data" / f"{name}.tar", [])
+    if with_checksums:
+        indexed(tmp_path / "data")
+    assert groups_of(str(tmp_path / "data")) == ["ade", "bf"]
+    packed(tmp_path / "other" / "A.tar", images)  # of another folder, without checksums
+    assert groups_of(str(tmp_path / "data"), str(tmp_path / "other/*.tar")) == ["adeA", "bf"]
+
+
+def test_copies_on_a_server_are_told(
+    make_shards: MakeShards, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home-cache"))
+    data = make_shards((4, 4))
+    shutil.copy(data / "data-000000.tar", data / "data-000002.tar")
+    url = f"{serve(tmp_path)}/data/data-{{000000..000002}}.tar"
+    assert groups_of(url) == ["data-000000data-000002"]
+    indexed(data)
+    for number in range(3):
+        (data / f"data-00000{number}.tar").touch()
+    assert groups_of(url) == ["data-000000data-000002"]
+
+
+def test_many_copies_are_told_in_one_line(make_shards: MakeShards, capsys: pytest.CaptureFixture[str]) -> None:
+    data = make_shards((2, 2, 2, 2, 2))
+    for path in sorted(data.glob("*.tar")):
+        shutil.copy(path, data / f"y{path.name[-5]}.tar")
+    indexed(data)
+    name = f"{data}/data-00000"
+    told = "; ".join(f"{name}{number}.tar and {data}/y{number}.tar" for number in range(3))
+    line = f"{told}; and 2 more each hold the same samples; their images count double; remove one of each\n"
+    assert line in capsys.readouterr().err
+    shutil.copy(data / "y0.tar", data / "z.tar")
+    indexed(data)
+    errors = capsys.readouterr().err
+    assert f"{name}0.tar, {data}/y0.tar and {data}/z.tar; " in errors
+    assert "their images count several times; remove all but one of each\n" in errors

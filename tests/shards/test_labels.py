@@ -316,6 +316,34 @@ def test_images_that_shards_beside_them_were_made_of_are_not_read_and_told(
     assert any(found.startswith(line) for found in remarks(open_data([str(place)])))
 
 
+def test_shards_in_folders_beside_the_shards_are_told_where_their_folder_was_named(
+    tmp_path: Path, leoclr: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    for number, name in enumerate(("0.tar", "x/1.TAR", "x/2.tar", "val/3.tar", ".hidden/4.tar", "x/deep/5.tar")):
+        labelled(data / name, [str(number).encode(), b"9"])
+    (data / "texts").mkdir()
+    (data / "again").symlink_to(data)
+    line = "not read, {} beside the shards, to be named too if this is data: "
+    two = line.format("3 shards in folders") + f"{data / 'val'}, {data / 'x'}\n"
+    for command in (("index",), ("check", "--no-decode")):
+        assert two in leoclr(*command, data)[1]
+        errors = leoclr(*command, data, f"{data}/x/")[1]
+        assert line.format("1 shard in a folder") + f"{data / 'val'}\n" in errors
+        assert line.format("1 shard in a folder") + f"{data / 'x/deep'}\n" in errors
+        for files in (data / "*.tar", data / "{0..0}.tar", data / "0.tar"):
+            assert "not read" not in leoclr(*command, files)[1]
+    train = ("train", "--dry-run", "--batch-size", "2", "--set", "moco.bn_splits=1", "--data")
+    assert two in leoclr(*train, data)[0]
+    named = leoclr(*train, data, "--val-data", data / "val")[0]
+    assert line.format("2 shards in a folder") + f"{data / 'x'}\n" in named
+    monkeypatch.chdir(data)
+    assert line.format("3 shards in folders") + "val, x\n" in leoclr("check", "--no-decode", ".")[1]
+    index = open_data([str(data)])
+    assert any(found.startswith("not read, 3 shards") for found in remarks(index, [str(data)]))
+    assert not list(remarks(index, [str(data / "*.tar")])) and not list(remarks(index))
+
+
 def test_other_images_beside_shards_are_no_matter(tmp_path: Path) -> None:
     labelled(tmp_path / "data/a.tar", [b"1"])
     Image.new("RGB", (8, 8)).save(tmp_path / "data/views.png")
