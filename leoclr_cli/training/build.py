@@ -17,6 +17,7 @@ from leoclr.cli.config.plugins import import_method
 from leoclr.cli.config.sections import EncoderSettings
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.devices import check_backbone
+from leoclr.cli.training.own_memory import leave_read_only_memory
 from leoclr.datasets.errors import RunError, SettingsError
 
 
@@ -78,6 +79,7 @@ def method(settings: Settings, device: torch.device, images: int, ranks: int = 1
     )
     made = _made(settings, facts)
     _refuse_backbones(settings.backend, made, shapes)
+    leave_read_only_memory(made)
     memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
     made.to(device, memory_format=memory_format)  # type: ignore[call-overload]
     if train.channels_last and train.precision == "bf16" and device.type == "cpu":
