@@ -7,8 +7,11 @@ reads its progress in any other way is detected, and its steps are not replayed.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -24,23 +27,30 @@ class WatchedProgress(Progress):
     """The progress of a step that may be replayed.
 
     Attributes:
-        read: Whether anything but `step_input` has looked at it.
+        read: Where anything but `step_input` has first looked at it; empty where nothing has.
     """
 
-    read = False
+    read = ""
 
     def __getattribute__(self, name: str) -> Any:
         if name in Progress._fields or name in ("epoch", "share"):
-            object.__setattr__(self, "read", True)
+            self._note(sys._getframe(1))
         return super().__getattribute__(name)
 
     def __getitem__(self, key: Any) -> Any:
-        self.read = True
+        self._note(sys._getframe(1))
         return super().__getitem__(key)
 
     def __iter__(self) -> Iterator[Any]:
-        self.read = True
+        self._note(sys._getframe(1))
         return super().__iter__()
+
+    def _note(self, reader: FrameType) -> None:
+        """Remember the line that reads, or that asks a schedule of leoclr to."""
+        while reader.f_globals["__name__"] == "leoclr.backends.schedules" and reader.f_back is not None:
+            reader = reader.f_back
+        code = reader.f_code
+        self.read = self.read or f"{Path(code.co_filename).name}, line {reader.f_lineno}, in {code.co_name}"
 
     def unwatched(self) -> Progress:
         """The same, for a function of `step_input`."""

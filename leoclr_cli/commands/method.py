@@ -96,10 +96,10 @@ def check(
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
-    """Check that a method works with every part of leoclr; exit code 1 on a failure.
+    """Check that a method works with every part of leoclr; exit code 1 on a failure, not on a note.
 
-    Checks loss and gradients, two processes against one, a resumed run against an uninterrupted one, checkpoints,
-    export, and every installed view policy. Takes about a minute.
+    Checks loss and gradients, what a step changes, the loss under bf16, two processes against one, a resumed run
+    against an uninterrupted one, checkpoints, export, and every installed view policy. Takes about a minute.
 
     \b
     Examples:

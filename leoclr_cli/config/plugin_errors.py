@@ -18,10 +18,12 @@ def place_in_plugin(error: BaseException) -> str | None:
     """
     packages = _packages()
     found = innermost(error, lambda frame: _package(frame) in packages)
-    if found is None:
-        return None
-    code = found[0].f_code
-    return f"{code.co_filename.rpartition('/')[2]}, line {found[1]}, in {code.co_name}"
+    return None if found is None else place_of(*found)
+
+
+def place_of(frame: FrameType, line: int) -> str:
+    """A line of a file: `file.py, line 3, in forward`."""
+    return f"{frame.f_code.co_filename.rpartition('/')[2]}, line {line}, in {frame.f_code.co_name}"
 
 
 def innermost(error: BaseException, wanted: Callable[[FrameType], bool]) -> tuple[FrameType, int] | None:

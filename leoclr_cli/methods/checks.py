@@ -21,11 +21,12 @@ from leoclr.cli.config.fields import replaced
 from leoclr.cli.config.plugins import VIEWS, plugins
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.methods.gpu_checks import one_device, replay
-from leoclr.cli.methods.outcome import Failure, Result, refuse_different, result_of
+from leoclr.cli.methods.outcome import Failure, Note, Result, refuse_different, result_of
 from leoclr.cli.methods.processes import refuse_failed, run_processes
 from leoclr.cli.methods.ranks import two_steps
 from leoclr.cli.methods.small_settings import BATCH, small_settings
-from leoclr.cli.preflight.checks import facts_of, problems
+from leoclr.cli.methods.step_checks import exact_loss, state_moves
+from leoclr.cli.preflight.checks import facts_of, policy_problems, problems
 from leoclr.cli.preflight.memory import first_samples
 from leoclr.cli.run.checkpoint import load_checkpoint, save_checkpoint
 from leoclr.cli.run.encoders import load_encoder, read_encoder, write_encoder
@@ -43,6 +44,10 @@ _TOLERANCE = 1e-7  # of numbers in float64 that two processes add in another ord
 _FLOAT32 = 1e-5  # what float32 would add to that
 _EXPORT_TOLERANCE = 1e-5
 _Check = Callable[[Settings, Path], str]
+
+
+class _NotOffered(Note):
+    """Why the wrapper of a view policy cannot act on a method."""
 
 
 def check_method(
@@ -67,6 +72,8 @@ def check_method(
             raise SettingsError(refusals[0])
     checks: dict[str, _Check] = {
         "loss and gradients": _loss_and_gradients,
+        "what a step changes": state_moves,
+        "loss in float32": exact_loss,
         "two processes equal one": two_processes,
         "stopped equals uninterrupted": _resume,
         "checkpoint round trip": _checkpoint,
@@ -77,8 +84,8 @@ def check_method(
     for title, check in checks.items():
         if only is None or title in only:
             yield result_of(title, partial(check, settings, folder))
-    for other in plugins(VIEWS) if only is None and views is None else ():
-        yield result_of(f"views {other}", partial(_views, settings, other))
+    if only is None and views is None:
+        yield from _all_views(settings)
 
 
 def _loss_and_gradients(settings: Settings, folder: Path) -> str:
@@ -210,18 +217,33 @@ def _export(settings: Settings, folder: Path) -> str:
     return f"{place}, features of {features.shape[1]} numbers"
 
 
+def _all_views(settings: Settings) -> Iterator[Result]:
+    """A loss with each policy; those whose wrapper needs more than the method offers are one result."""
+    wrapped = []
+    for views in plugins(VIEWS):
+        result = result_of(f"views {views}", partial(_views, settings, views))
+        if isinstance(result.detail, _NotOffered):
+            wrapped.append(views)
+        else:
+            yield result
+    if wrapped:
+        why = f"leoclr method check {settings.backend} --views {wrapped[0]}"
+        yield Result("other views", True, f"{', '.join(wrapped)} need what it does not offer ({why})", noted=True)
+
+
 def _views(settings: Settings, views: str) -> str:
     try:
         settings = replaced(settings, {"views": views})
     except ValidationError as error:  # the policy's fault, or it has no pairs, and the method needs some
-        return f"refused: {first_fault(error)}"
-    refusals = list(problems(settings, facts_of(settings, images=2 * BATCH, ranks=1)))
-    if refusals:
-        return f"refused: {refusals[0]}"
+        return Note(f"refused: {first_fault(error)}")
+    if refusals := list(policy_problems(settings)):
+        return _NotOffered(refusals[0])
+    if refusals := list(problems(settings, facts_of(settings, images=2 * BATCH, ranks=1))):
+        return Note(f"refused: {refusals[0]}")
     try:
         method = _built(settings)
     except RunError as error:  # the backbone does not take the size of a view
-        return f"refused: {error}"
+        return Note(f"refused: {error}")
     return f"loss {_backward(method, settings, step=0):.4f}"
 
 

@@ -17,9 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from leoclr.backends.method import Method, Progress
 from leoclr.backends.networks.batchnorm_groups import without_kernels
-from leoclr.cli.config.plugin_errors import innermost
+from leoclr.cli.config.plugin_errors import innermost, place_of
 from leoclr.cli.config.settings import Settings
-from leoclr.cli.methods.outcome import Failure
+from leoclr.cli.methods.outcome import Failure, Note
 from leoclr.cli.preflight.checks import facts_of
 from leoclr.cli.preflight.memory import first_samples
 from leoclr.cli.run.devices import accelerated
@@ -55,18 +55,18 @@ class HostWaits(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = function.overloadpacket.__name__
         masks = name in _INDEXING and any(index is not None and index.dtype == torch.bool for index in arguments[1])
         if (name in _HOST_WAITS or masks) and (place := _place()) is not None:
-            self.found.append(f"{name} in {place}")
+            self.found.append(f"{name} ({place})")
         return function(*arguments, **(keywords or {}))
 
 
 def _place() -> str | None:
-    """The innermost function outside torch; None in the step's check for a finite loss, which a GPU does not have."""
+    """The innermost line outside torch; None in the step's check for a finite loss, which a GPU does not have."""
     frame = sys._getframe(2)
     while frame is not None:
         module = str(frame.f_globals.get("__name__", ""))
         if module.partition(".")[0] != "torch":
             own = module == step.__name__ and frame.f_code.co_name == "_phase"
-            return None if own else f"{module}.{frame.f_code.co_name}"
+            return None if own else place_of(frame, frame.f_lineno)
         frame = frame.f_back  # type: ignore[assignment]
     return "torch"
 
@@ -102,14 +102,16 @@ def one_device(settings: Settings, folder: Path) -> str:
                     f"tensors on the GPU and on the CPU meet in {_line(error)}: make them with device=..., or keep "
                     "them as buffers"
                 ) from None
-            return f"no fault in {step_number} steps; what follows, in {_line(error)}, cannot be told without a GPU"
+            return Note(
+                f"no fault in {step_number} steps; what follows, in {_line(error)}, cannot be told without a GPU"
+            )
     return f"{_STEPS} steps with tensors on the GPU alone"
 
 
 def replay(settings: Settings, folder: Path) -> str:
     """Whether the steps of a method can be replayed as one CUDA graph, and if not, why."""
     found = host_waits(settings, folder)
-    return f"steps run without a graph: {'; '.join(found)}" if found else "one graph a step"
+    return Note(f"steps run without a graph: {'; '.join(found)}") if found else "one graph a step"
 
 
 def host_waits(settings: Settings, folder: Path) -> list[str]:

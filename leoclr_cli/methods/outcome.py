@@ -24,28 +24,35 @@ class Result:
 
     Attributes:
         detail: What was found, or what is wrong.
+        noted: Whether what was found breaks no promise, and the method's author may want to know it.
     """
 
     name: str
     passed: bool
     detail: str
+    noted: bool = False
 
     def __str__(self) -> str:
-        return f"{'pass' if self.passed else 'FAIL'}  {self.name}: {self.detail}"
+        return f"{('note' if self.noted else 'pass') if self.passed else 'FAIL'}  {self.name}: {self.detail}"
 
     def as_json(self) -> dict[str, Any]:
         """The result for a program."""
-        return {"check": self.name, "passed": self.passed, "detail": self.detail}
+        return {"check": self.name, "passed": self.passed, "noted": self.noted, "detail": self.detail}
 
 
 class Failure(Exception):
     """A promise that is not kept. The message says which and where."""
 
 
+class Note(str):
+    """What a check found that breaks no promise, and that the method's author may want to know."""
+
+
 def result_of(name: str, check: Callable[[], str]) -> Result:
     """The result of a check that returns what it found, and raises what is wrong."""
     try:
-        return Result(name, True, check())
+        found = check()
+        return Result(name, True, found, noted=isinstance(found, Note))
     except (Failure, LeoclrError) as error:
         return Result(name, False, str(error))
     except RuntimeError as error:

@@ -117,7 +117,7 @@ class StepGraph:
             vars(self._method).update(remembered)
             return self._unchecked_replay(before, now)
         if watched.read:
-            return self._refuse("the method reads its progress on the host", expected)
+            return self._refuse(f"the method reads its progress on the host ({watched.read})", expected)
         if waits:  # a capture that fails in its midst would leave torch's allocator in disorder
             return self._refuse(f"the host waits for the GPU within a step ({waits[0]})", expected)
         after = self._state()

@@ -9,6 +9,7 @@ import pytest
 from leoclr.cli.config.fields import replaced
 from leoclr.cli.methods import checks
 from leoclr.cli.methods.checks import check_method
+from leoclr.cli.methods.outcome import Note
 from leoclr.cli.methods.small_settings import small_settings
 from leoclr.datasets.errors import SettingsError
 from tests.methods.conftest import Install
@@ -40,6 +41,16 @@ def test_a_policy_without_pairs_is_no_failure_of_a_method_that_needs_some(instal
     install("leoclr_single", source, {}, {"single": "leoclr_single:POLICY"})
     told = checks._views(small_settings("moco"), "single")
     assert told == "refused: views single: there are no pairs, so that nothing would be pulled together"
+    assert isinstance(told, Note)
+
+
+def test_policies_whose_wrapper_asks_too_much_are_one_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "plugins", lambda group: ("clsa", "pairwise", "logo"))
+    checked, others = checks._all_views(small_settings("dino"))
+    assert str(checked).startswith("pass  views pairwise: loss ")
+    assert str(others) == (
+        "note  other views: clsa, logo need what it does not offer (leoclr method check dino --views clsa)"
+    )
 
 
 def test_what_a_forward_in_training_left_may_be_missing_in_evaluation(install: Install, tmp_path: Path) -> None:

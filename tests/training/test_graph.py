@@ -4,6 +4,7 @@ processor. What is replayed has to be what is computed without."""
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from leoclr.backends.method import Progress
+from leoclr.backends.schedules import cosine
 from leoclr.backends.step_inputs import StepInputs, WatchedProgress, step_input
 from leoclr.cli.config.augmentation import augmentation_spec
 from leoclr.cli.config.fields import replaced
@@ -215,7 +217,9 @@ def test_a_method_that_reads_its_progress_is_noticed(
     update = MoCo.after_update
     monkeypatch.setattr(MoCo, "after_update", lambda self, now: update(self, now) if now.share < 2 else None)
     losses, *_, said = steps(settings(), tmp_path, lambda body: body)
-    assert said == ["steps are not replayed as a CUDA graph: the method reads its progress on the host"]
+    (told,) = said
+    place = r"test_graph\.py, line \d+, in <lambda>"
+    assert re.fullmatch(rf"steps .*as a CUDA graph: the method reads its progress on the host \({place}\)", told)
     monkeypatch.undo()
     assert losses == steps(settings(), tmp_path, None)[0]
 
@@ -239,6 +243,8 @@ def test_inputs_of_a_step_are_filled_before_each() -> None:
         watched = WatchedProgress(2, 10, 5)
         look(watched)
         assert watched.read
+    cosine(0.9, 1.0)(watched := WatchedProgress(2, 10, 5))  # told is the line that asks for it
+    assert re.fullmatch(r"test_graph\.py, line \d+, in test_inputs_of_a_step_are_filled_before_each", watched.read)
 
 
 @pytest.mark.parametrize(
