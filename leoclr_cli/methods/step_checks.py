@@ -109,8 +109,8 @@ class _CoarseProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _unchanging_forward(method: Method, settings: Settings, now: Progress) -> Output:
     """What `forward` returns; Failure where it changes state or images."""
     views = _views(settings, now, torch.float64)
-    kept, state = {name: images.clone() for name, images in views.items()}, _state(method)
-    before = {name: value.clone() for name, value in state.items()}
+    kept = {name: images.clone() for name, images in views.items()}
+    before = {name: value.clone() for name, value in _state(method).items()}
     output: Output = method(
         views, settings.view_policy.pairs, now, **first_samples(method, settings.data.batch_size, _CPU)
     )
