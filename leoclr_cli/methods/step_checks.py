@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from leoclr.backends.method import Method, Output, Progress
 from leoclr.cli.config.plugin_errors import place_of
 from leoclr.cli.config.settings import Settings
-from leoclr.cli.methods.outcome import Failure
+from leoclr.cli.methods.outcome import Failure, Note
 from leoclr.cli.preflight.memory import first_samples
 from leoclr.cli.training import build
 from leoclr.cli.training.optimizers import build_optimizer, drop_frozen_gradients
@@ -30,6 +30,7 @@ _FEWEST = 8  # numbers of a parameter: those of a few may point towards each oth
 _WITH_LAYERS = ("torch", "torchvision", "timm")  # whose layers move buffers of their own in forward
 _PRODUCTS = frozenset("addbmm addmm addmv baddbmm bmm dot linear mm mv".split())
 _COARSE = (torch.bfloat16, torch.float16)
+_EXACT = "compute it within torch.autocast(device.type, enabled=False), on losses.exact(embeddings)"
 
 
 def state_moves(settings: Settings, folder: Path) -> str:
@@ -54,21 +55,22 @@ def state_moves(settings: Settings, folder: Path) -> str:
 
 
 def exact_loss(settings: Settings, folder: Path) -> str:
-    """Whether a loss is float32 where layers are bf16; Failure where it is not."""
-    method = _built(settings)
+    """Whether a loss is float32 where layers are bf16; Failure where it is not, and a note of products that are not: a
+    head may be written as one."""
+    method, found = _built(settings), list[str]()
     for now in _progress(method):
         views, others = _views(settings, now, torch.float32), first_samples(method, settings.data.batch_size, _CPU)
         with torch.autocast("cpu", torch.bfloat16), _CoarseProducts(method) as coarse:
             output = method(views, settings.view_policy.pairs, now, **others)
         refuse_output(output)
-        if coarse.found or output.loss.dtype in _COARSE:
-            what = f"a product of matrices ({coarse.found[0]})" if coarse.found else "the loss"
-            raise Failure(
-                f"with train.precision=bf16, {what} is bf16, percents off: compute it within "
-                "torch.autocast(device.type, enabled=False), on losses.exact(embeddings)"
-            )
+        if output.loss.dtype in _COARSE:
+            raise Failure(f"with train.precision=bf16, the loss is bf16, percents off: {_EXACT}")
+        found += coarse.found
         with torch.no_grad():
             method.after_update(now)
+    if found:
+        what = f"a product of matrices ({found[0]}) is bf16, where it belongs to the loss percents off"
+        return Note(f"with train.precision=bf16, {what}: {_EXACT}")
     return f"{_STEPS} steps with layers in bf16, and no product of matrices outside of them"
 
 
