@@ -52,15 +52,17 @@ _SMALL = 3 * 100 * 100  # bytes; torch's flip takes a third of OpenCV's time for
 _KERNEL_UNITS = 256  # OpenCV filters bytes with weights of 8 bits
 
 
-def views(data: bytes, specs: Sequence[AugmentationSpec], uniforms: Sequence[Uniforms]) -> list[Pixels]:
-    """The views of an encoded image, one for each spec with its uniforms. Raises BadImage."""
-    return [
-        apply(of_view, draw(spec, numbers))
-        for of_view, spec, numbers in zip(squares(data, specs, uniforms), specs, uniforms, strict=True)
-    ]
+def views(
+    data: bytes, specs: Sequence[AugmentationSpec], uniforms: Sequence[Uniforms]
+) -> tuple[list[Pixels], tuple[int, int]]:
+    """The views of an encoded image, one for each spec with its uniforms, and its width and height. Raises BadImage."""
+    cut, size = squares(data, specs, uniforms)
+    return [apply(*each) for each in zip(cut, map(draw, specs, uniforms), strict=True)], size
 
 
-def squares(data: bytes, specs: Sequence[AugmentationSpec], uniforms: Sequence[Uniforms]) -> list[Pixels]:
+def squares(
+    data: bytes, specs: Sequence[AugmentationSpec], uniforms: Sequence[Uniforms]
+) -> tuple[list[Pixels], tuple[int, int]]:
     """As `views`, before their photometric operations."""
     full: tuple[int, int] | None = None
 
@@ -75,7 +77,8 @@ def squares(data: bytes, specs: Sequence[AugmentationSpec], uniforms: Sequence[U
 
     reduced = all(spec.reduced_decoding for spec in specs)
     image = decode_pixels(data, spare if reduced else None)
-    return [square(image, spec, numbers, full) for spec, numbers in zip(specs, uniforms, strict=True)]
+    size = full or (image.shape[1], image.shape[0])
+    return [square(image, spec, numbers, size) for spec, numbers in zip(specs, uniforms, strict=True)], size
 
 
 def _sides(

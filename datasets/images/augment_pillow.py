@@ -27,10 +27,16 @@ from leoclr.datasets.images.decode import decode_image
 from leoclr.datasets.images.strong import apply_strong
 
 
-def views(data: bytes, specs: Sequence[AugmentationSpec], uniforms: Sequence[Uniforms]) -> list[NDArray[np.uint8]]:
-    """The views of an encoded image, one for each spec with its uniforms; see `augment`. Raises BadImage."""
+def views(
+    data: bytes, specs: Sequence[AugmentationSpec], uniforms: Sequence[Uniforms]
+) -> tuple[list[NDArray[np.uint8]], tuple[int, int]]:
+    """The views of an encoded image, one for each spec with its uniforms (see `augment`), and its width and height.
+
+    Raises:
+        BadImage: It cannot be decoded.
+    """
     image = decode_image(data)
-    return [augment(image, spec, numbers) for spec, numbers in zip(specs, uniforms, strict=True)]
+    return [augment(image, spec, numbers) for spec, numbers in zip(specs, uniforms, strict=True)], image.size
 
 
 def augment(image: Image.Image, spec: AugmentationSpec, uniforms: Uniforms) -> NDArray[np.uint8]:

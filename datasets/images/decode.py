@@ -75,13 +75,13 @@ def decode_pixels(data: bytes, spare: Callable[[int, int], float] | None = None)
     Args:
         spare: Told width and height, says how many pixels there are along a side for each that is needed. A JPEG is
             then decoded at a half, a quarter or an eighth of its size, where that leaves enough, in a fraction of the
-            time. Without it, and for all other files, in full.
+            time. Without it, and for all other files, in full: it is not asked for those that are turned.
     """
 
     def decode(opened: Image.Image, data: bytes) -> NDArray[np.uint8]:
         if opened.format != "JPEG":
             return _pixels(opened, data)
-        return _jpeg_pixels(opened, data, 1.0 if spare is None else spare(*opened.size))
+        return _jpeg_pixels(opened, data, spare)
 
     return examine(data, decode)
 
@@ -147,10 +147,11 @@ def _within_limits(data: bytes, look: Callable[[Image.Image, bytes], Result]) ->
     return look(opened, data)
 
 
-def _jpeg_pixels(opened: Image.Image, data: bytes, spare: float) -> NDArray[np.uint8]:
+def _jpeg_pixels(opened: Image.Image, data: bytes, spare: Callable[[int, int], float] | None) -> NDArray[np.uint8]:
     """By libjpeg-turbo alone, which saves a quarter of Pillow's time; by Pillow what makes it hesitate."""
     if opened.mode in ("RGB", "L") and _orientation(opened) == 1:
-        factor = next((factor for factor in _REDUCTIONS if factor <= spare), 1)
+        most = 1.0 if spare is None else spare(*opened.size)
+        factor = next((factor for factor in _REDUCTIONS if factor <= most), 1)
         height, width = -(-opened.height // factor), -(-opened.width // factor)
         try:
             pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(

@@ -18,11 +18,12 @@ from leoclr.datasets.images.augmentation import AugmentationSpec, Uniforms
 
 
 class Executor(Protocol):
-    """From an encoded image to its views, each uint8 of shape `(image_size, image_size, 3)`; raises BadImage."""
+    """From an encoded image to its views, each uint8 of shape `(image_size, image_size, 3)`, and to the width and
+    height of all of it, upright; raises BadImage."""
 
     def __call__(
         self, data: bytes, specs: Sequence[AugmentationSpec], uniforms: Sequence[Uniforms]
-    ) -> list[NDArray[np.uint8]]: ...
+    ) -> tuple[list[NDArray[np.uint8]], tuple[int, int]]: ...
 
 
 EXECUTORS: Mapping[str, Executor] = MappingProxyType(

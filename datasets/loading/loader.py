@@ -129,7 +129,7 @@ class StepDataset(Dataset[Batch]):
         for attempt in range(SUBSTITUTES):
             execute = partial(EXECUTORS[self.executor], specs=specs, uniforms=numbers)
             try:
-                return self.reader.decoded(int(samples[row]), execute)
+                return self.reader.decoded(int(samples[row]), execute)[0]
             except BadImage as error:
                 bad.append(str(error))
                 samples[row] = substitute(self.plan, epoch, planned, attempt)
