@@ -21,6 +21,8 @@ from leoclr.datasets.errors import BadImage, DataError
 from leoclr.datasets.images.augment_device import draw_all
 from leoclr.datasets.images.augmentation import AugmentationSpec, Uniforms, view_specs
 from leoclr.datasets.images.executors import EXECUTORS
+from leoclr.datasets.images.view_boxes import view_box
+from leoclr.datasets.loading.extras import NO_EXTRAS, Extras, place_of
 from leoclr.datasets.loading.plan import Plan
 from leoclr.datasets.loading.view_maker import SAMPLES, parameters_of
 from leoclr.datasets.loading.workers import load_batches
@@ -43,8 +45,8 @@ class Batch:
         samples: Sample numbers, int64, shape `(n,)`.
         bad: One line for each image that could not be used; another sample took its place.
         error: Why the step could not be made at all (a shard has gone), or None.
-        draws: What the device still needs to make the views of, for `leoclr.datasets.loading.view_maker`; empty where
-            views are finished.
+        draws: What the device still needs to make the views of, for `leoclr.datasets.loading.view_maker`, and what
+            else the method asks for (`extras`); empty where views are finished, and there is nothing else.
     """
 
     step: int
@@ -74,9 +76,11 @@ class StepDataset(Dataset[Batch]):
     """The steps of a run by number. An unreadable image is replaced by another sample, chosen by its number alone,
     so that every batch is full and the same everywhere."""
 
-    def __init__(self, index: Index, plan: Plan, policy: ViewPolicy, spec: AugmentationSpec) -> None:
+    def __init__(
+        self, index: Index, plan: Plan, policy: ViewPolicy, spec: AugmentationSpec, extras: Extras = NO_EXTRAS
+    ) -> None:
         self.reader = SampleReader(index)
-        self.plan = plan
+        self.plan, self.extras = plan, extras
         self.specs = view_specs(policy, spec)
         self.executor = spec.executor
 
@@ -86,7 +90,7 @@ class StepDataset(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         planned = self.plan.step(step)
         samples = planned.samples.copy()
-        bad: list[str] = []
+        bad, sizes = list[str](), list[tuple[int, int]]()
         numbers = self._uniforms(planned.epoch, samples)
         views = {
             name: np.empty((len(samples), spec.image_size, spec.image_size, 3), np.uint8)
@@ -96,14 +100,14 @@ class StepDataset(Dataset[Batch]):
             self.reader.prefetch(samples.tolist())
             for row in range(len(samples)):
                 drawn = [of_view[row] for of_view in numbers]
-                for pixels, view in zip(
-                    views.values(), self._views(samples, row, drawn, planned.epoch, bad), strict=True
-                ):
+                made, size = self._views(samples, row, drawn, planned.epoch, bad)
+                for pixels, view in zip(views.values(), made, strict=True):
                     pixels[row] = view
+                sizes.append(size)
         except DataError as error:
             return Batch(step, {}, torch.from_numpy(samples), bad, str(error))
         tensors = {name: torch.from_numpy(pixels).permute(0, 3, 1, 2) for name, pixels in views.items()}
-        draws = self._draws(planned.epoch, samples) if self.executor == "device" else {}
+        draws = self._draws(planned.epoch, samples, sizes) | self.extras.labels_of(samples)
         return Batch(step, tensors, torch.from_numpy(samples), bad, draws=draws)
 
     def _uniforms(self, epoch: int, samples: NDArray[np.int64]) -> list[NDArray[np.float64]]:
@@ -113,23 +117,29 @@ class StepDataset(Dataset[Batch]):
             for view, spec in enumerate(self.specs.values())
         ]
 
-    def _draws(self, epoch: int, samples: NDArray[np.int64]) -> dict[str, Tensor]:
-        numbers = self._uniforms(epoch, samples)
-        return {
-            parameters_of(name): draw_all(spec, of_view)
-            for (name, spec), of_view in zip(self.specs.items(), numbers, strict=True)
-        }
+    def _draws(self, epoch: int, samples: NDArray[np.int64], sizes: list[tuple[int, int]]) -> dict[str, Tensor]:
+        """What follows from the uniforms of the samples, images of these widths and heights, beside the pixels."""
+        draws: dict[str, Tensor] = {}
+        if self.executor != "device" and not self.extras.boxes:
+            return draws
+        for (name, spec), of_view in zip(self.specs.items(), self._uniforms(epoch, samples), strict=True):
+            if self.executor == "device":
+                draws[parameters_of(name)] = draw_all(spec, of_view)
+            if self.extras.boxes:
+                boxes = [view_box(*size, spec, own) for size, own in zip(sizes, of_view, strict=True)]
+                draws[place_of(name)] = torch.tensor(boxes, dtype=torch.float32)
+        return draws
 
     def _views(
         self, samples: NDArray[np.int64], row: int, numbers: list[Uniforms], epoch: int, bad: list[str]
-    ) -> list[NDArray[np.uint8]]:
-        """The views of one sample, or of another one that takes its place in `samples`."""
+    ) -> tuple[list[NDArray[np.uint8]], tuple[int, int]]:
+        """The views of one sample, or of another one that takes its place in `samples`, and its width and height."""
         specs = tuple(self.specs.values())
         planned = int(samples[row])
         for attempt in range(SUBSTITUTES):
             execute = partial(EXECUTORS[self.executor], specs=specs, uniforms=numbers)
             try:
-                return self.reader.decoded(int(samples[row]), execute)[0]
+                return self.reader.decoded(int(samples[row]), execute)
             except BadImage as error:
                 bad.append(str(error))
                 samples[row] = substitute(self.plan, epoch, planned, attempt)

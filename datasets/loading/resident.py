@@ -20,6 +20,8 @@ from leoclr.datasets.files import ignore
 from leoclr.datasets.images.augment_device import crop_boxes, draw_all
 from leoclr.datasets.images.augmentation import AugmentationSpec, view_specs
 from leoclr.datasets.images.decode import decode_pixels
+from leoclr.datasets.images.view_boxes import view_boxes
+from leoclr.datasets.loading.extras import NO_EXTRAS, Extras, place_of
 from leoclr.datasets.loading.loader import SUBSTITUTES, Batch, substitute
 from leoclr.datasets.loading.plan import Plan
 from leoclr.datasets.loading.view_maker import boxes_of, parameters_of
@@ -89,7 +91,13 @@ def load_resident(
 
 
 def resident_batches(
-    images: ResidentImages, plan: Plan, policy: ViewPolicy, spec: AugmentationSpec, start: int, stop: int
+    images: ResidentImages,
+    plan: Plan,
+    policy: ViewPolicy,
+    spec: AugmentationSpec,
+    start: int,
+    stop: int,
+    extras: Extras = NO_EXTRAS,
 ) -> Iterator[Batch]:
     """The steps from `start` to before `stop`: what the host draws for them, as `view_maker.ViewMaker` takes it.
 
@@ -101,13 +109,15 @@ def resident_batches(
     def drawn(step: int) -> Batch:
         planned = plan.step(step)
         samples, bad = _readable(images, plan, planned.epoch, planned.samples)
-        draws: dict[str, Tensor] = {}
+        draws = extras.labels_of(samples)
         for view, (name, of_view) in enumerate(specs.items()):
             numbers = uniforms(plan.seed, planned.epoch, samples, view, of_view.uniforms)
             draws[parameters_of(name)] = draw_all(of_view, numbers)
             if of_view.kind == "crop":
                 boxes = crop_boxes(width, height, of_view, numbers).astype(np.float32)
                 draws[boxes_of(name)] = torch.from_numpy(boxes)
+            if extras.boxes:
+                draws[place_of(name)] = torch.from_numpy(view_boxes(width, height, of_view, numbers))
         batch = Batch(step, {}, torch.from_numpy(samples), bad, draws=draws)
         if not images.pixels.is_cuda:
             return batch
