@@ -148,12 +148,18 @@ class Method(nn.Module):
             checkpoint holds them one after another along their first dimension, and a resume splits them.
         takes_samples: Whether `forward` has one more argument, `samples`: which images of the data set the batch
             holds, for methods that remember each. int64, `(n,)`, from 0 to `facts.images - 1`.
+        takes_boxes: Whether it has `boxes`: where in its image each view lies, by view name. float32, `(n, 4)`: left,
+            top, right, bottom, in shares of the upright image's width and height; left and right are exchanged where
+            the view is mirrored.
+        takes_labels: Whether it has `labels`: class numbers, int64, `(n,)`, -1 for an image without one.
     """
 
     groups: tuple[ParameterGroup, ...] = ()
     phases: ClassVar[int] = 1
     per_rank: tuple[str, ...] = ()
     takes_samples: ClassVar[bool] = False
+    takes_boxes: ClassVar[bool] = False
+    takes_labels: ClassVar[bool] = False
 
     def forward(self, views: Mapping[str, Tensor], pairs: Pairs, now: Progress) -> Output:
         """The loss of this rank's part of a batch.

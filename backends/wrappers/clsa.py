@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from leoclr.backends.extras import Extra
 from leoclr.backends.losses import cross_entropy
 from leoclr.backends.method import Output, Progress
 from leoclr.backends.settings import Pairs, anchors_of
@@ -28,8 +29,8 @@ class Clsa(Wrapper):
         logits: Tensor = super().similarities(embeddings, keys)  # type: ignore[misc]
         return logits
 
-    def forward(self, views: Mapping[str, Tensor], pairs: Pairs, now: Progress, **samples: Tensor) -> Output:
-        output = super().forward(views, pairs, now, **samples)
+    def forward(self, views: Mapping[str, Tensor], pairs: Pairs, now: Progress, **extras: Extra) -> Output:
+        output = super().forward(views, pairs, now, **extras)
         strong = [self.predict(self.encoder(images)) for name, images in views.items() if name.startswith("strong")]
         losses = []
         for anchor in anchors_of(pairs):

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leoclr.backends.distributed import rank, ranks
+from leoclr.backends.extras import Extra
 from leoclr.backends.method import Facts, Output, ParameterGroup, Progress, share_batch_norm
 from leoclr.backends.networks.heads import mlp
 from leoclr.backends.settings import MethodSettings, Pairs
@@ -55,9 +56,9 @@ class LoGo(Wrapper):
         self.register_buffer("contrastive_norm", torch.zeros(()))
         self.groups = (ParameterGroup(r"^regressor\.", lr=1.0, constant_lr=True), *self.groups)
 
-    def forward(self, views: Mapping[str, Tensor], pairs: Pairs, now: Progress, **samples: Tensor) -> Output:
+    def forward(self, views: Mapping[str, Tensor], pairs: Pairs, now: Progress, **extras: Extra) -> Output:
         if now.phase == _CONTRASTIVE:
-            output = super().forward(views, pairs, now, **samples)
+            output = super().forward(views, pairs, now, **extras)
         else:
             with torch.set_grad_enabled(now.phase == _UNLIKE):
                 first, second = self.encoder(views["local1"]), self.encoder(views["local2"])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from leoclr.backends.extras import Extra
 from leoclr.backends.method import Output, Progress
 from leoclr.backends.settings import Pairs
 from leoclr.backends.wrappers.mixing import generator
@@ -22,8 +23,8 @@ from leoclr.backends.wrappers.wrapper import Wrapper, with_term
 class MixSiam(Wrapper):
     """The method's loss, and that of the mixture of its two views. The policy's pairs are symmetric."""
 
-    def forward(self, views: Mapping[str, Tensor], pairs: Pairs, now: Progress, **samples: Tensor) -> Output:
-        output = super().forward(views, pairs, now, **samples)
+    def forward(self, views: Mapping[str, Tensor], pairs: Pairs, now: Progress, **extras: Extra) -> Output:
+        output = super().forward(views, pairs, now, **extras)
         first, second = pairs[0]
         alpha = self.of_policy["alpha"]
         share = float(generator(self.draws, now.step, 0).beta(alpha, alpha))

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from leoclr.backends.extras import Extra
 from leoclr.backends.method import Facts, Output, Progress
 from leoclr.backends.networks.backbones import Backbone, convolutions
 from leoclr.backends.settings import MethodSettings, Pairs, anchors_of
@@ -43,8 +44,8 @@ class RegionCL(Wrapper):
                 "one cell; a larger data.image_size or encoder.stem cifar gives more"
             )
 
-    def forward(self, views: Mapping[str, Tensor], pairs: Pairs, now: Progress, **samples: Tensor) -> Output:
-        output = super().forward(views, pairs, now, **samples)
+    def forward(self, views: Mapping[str, Tensor], pairs: Pairs, now: Progress, **extras: Extra) -> Output:
+        output = super().forward(views, pairs, now, **extras)
         losses = []
         for number, anchor in enumerate(anchors_of(pairs)):
             images, own = views[anchor], targets_of(anchor, pairs, output)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from leoclr.backends.extras import Extra
 from leoclr.backends.method import Output, Progress
 from leoclr.backends.settings import Pairs, anchors_of
 from leoclr.backends.wrappers.mixing import generator, mixture, partners
@@ -20,8 +21,8 @@ from leoclr.backends.wrappers.wrapper import Wrapper, targets_of, with_term
 class UnMix(Wrapper):
     """The method's loss, and that of mixtures of its anchors."""
 
-    def forward(self, views: Mapping[str, Tensor], pairs: Pairs, now: Progress, **samples: Tensor) -> Output:
-        output = super().forward(views, pairs, now, **samples)
+    def forward(self, views: Mapping[str, Tensor], pairs: Pairs, now: Progress, **extras: Extra) -> Output:
+        output = super().forward(views, pairs, now, **extras)
         losses = []
         for number, anchor in enumerate(anchors_of(pairs)):
             random = generator(self.draws, now.step, number)

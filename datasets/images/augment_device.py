@@ -35,6 +35,7 @@ from leoclr.datasets.images.augmentation import (
     SOLARIZE_THRESHOLD,
     STRONG,
     AugmentationSpec,
+    whole_box,
     widest_centre,
 )
 from leoclr.datasets.images.strong import draw_strong
@@ -115,6 +116,16 @@ def crop_boxes(width: int, height: int, spec: AugmentationSpec, uniforms: NDArra
     boxes = np.stack([left, top, left + crop_width, top + crop_height], axis=1).astype(np.int64)
     boxes[~fits.any(axis=1)] = widest_centre(width, height, spec.crop_ratio)
     return boxes
+
+
+def view_boxes(width: int, height: int, spec: AugmentationSpec, uniforms: NDArray[np.float64]) -> NDArray[np.float32]:
+    """`augmentation.view_box` for many views of images of one size, `(n, 4)`."""
+    if spec.kind == "crop":
+        boxes = crop_boxes(width, height, spec, uniforms) / (width, height, width, height)
+    else:
+        boxes = np.tile(whole_box(width, height, spec), (len(uniforms), 1))
+    mirrored = uniforms[:, FLIP, None] < spec.flip
+    return np.where(mirrored, boxes[:, [2, 1, 0, 3]], boxes).astype(np.float32)
 
 
 def photometric(pixels: Tensor, parameters: Tensor, blurred: bool = True) -> Tensor:

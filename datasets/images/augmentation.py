@@ -22,6 +22,7 @@ from leoclr.datasets.images.strong import DRAWS, Strong, operations
 from leoclr.datasets.views import ViewKind, ViewPolicy
 
 Box = tuple[int, int, int, int]
+Shares = tuple[float, float, float, float]
 Uniforms = NDArray[np.float64]
 
 CROP_ATTEMPTS = 10
@@ -146,6 +147,29 @@ def placed(width: int, height: int, spec: AugmentationSpec) -> tuple[int, int, i
         raise BadImage(f"the image of {width} x {height} pixels is too thin: it would be resized to {across} x {down}")
     width, height = across, down
     return (size - width) // 2, (size - height) // 2, width, height
+
+
+def view_box(width: int, height: int, spec: AugmentationSpec, uniforms: Uniforms) -> Shares:
+    """Where in an upright image of `width` x `height` pixels a view lies: left, top, right, bottom, in shares of them.
+
+    Left and right are exchanged where the view is mirrored, so that its point at (x, y), in shares of its side, is that
+    at `left + x * (right - left)`, `top + y * (bottom - top)` of the image in any case. A padded view reaches beyond 0
+    and 1. Reduced decoding, whose pixels are larger, may put the rim of a crop up to a pixel of the view further out.
+    What `strong` turns and shears is in no box.
+    """
+    if spec.kind == "crop":
+        left, top, right, bottom = crop_box(width, height, spec, uniforms)
+        box = left / width, top / height, right / width, bottom / height
+    else:
+        box = whole_box(width, height, spec)
+    return (box[2], box[1], box[0], box[3]) if uniforms[FLIP] < spec.flip else box
+
+
+def whole_box(width: int, height: int, spec: AugmentationSpec) -> Shares:
+    """`view_box` of a whole image that is not mirrored."""
+    size = spec.image_size
+    left, top, across, down = placed(width, height, spec)
+    return -left / across, -top / down, (size - left) / across, (size - top) / down
 
 
 def _between(limits: tuple[float, float], uniform: float) -> float:

@@ -16,8 +16,8 @@ LABELS = " labels"  # int64, `(n,)`
 
 
 def place_of(view: str) -> str:
-    """The name of where a view lies, float32, `(n, 4)`, in shares of its image; see `leoclr.datasets.images.view_boxes`.
-    Other than the boxes of `view_maker`, which are in pixels, for what is cut on the device."""
+    """The name of where a view lies in its image: `augmentation.view_box`, float32, `(n, 4)`, in shares of the image.
+    The boxes of `view_maker` are in pixels, for what is cut on the device."""
     return f"{view} place"
 
 

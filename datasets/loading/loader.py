@@ -19,9 +19,8 @@ from torch.utils.data import Dataset
 
 from leoclr.datasets.errors import BadImage, DataError
 from leoclr.datasets.images.augment_device import draw_all
-from leoclr.datasets.images.augmentation import AugmentationSpec, Uniforms, view_specs
+from leoclr.datasets.images.augmentation import AugmentationSpec, Uniforms, view_box, view_specs
 from leoclr.datasets.images.executors import EXECUTORS
-from leoclr.datasets.images.view_boxes import view_box
 from leoclr.datasets.loading.extras import NO_EXTRAS, Extras, place_of
 from leoclr.datasets.loading.plan import Plan
 from leoclr.datasets.loading.view_maker import SAMPLES, parameters_of

@@ -17,10 +17,9 @@ from torch.utils.data import Dataset
 
 from leoclr.datasets.errors import BadImage, DataError
 from leoclr.datasets.files import ignore
-from leoclr.datasets.images.augment_device import crop_boxes, draw_all
+from leoclr.datasets.images.augment_device import crop_boxes, draw_all, view_boxes
 from leoclr.datasets.images.augmentation import AugmentationSpec, view_specs
 from leoclr.datasets.images.decode import decode_pixels
-from leoclr.datasets.images.view_boxes import view_boxes
 from leoclr.datasets.loading.extras import NO_EXTRAS, Extras, place_of
 from leoclr.datasets.loading.loader import SUBSTITUTES, Batch, substitute
 from leoclr.datasets.loading.plan import Plan

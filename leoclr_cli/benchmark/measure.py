@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from leoclr.backends.extras import examples
 from leoclr.cli.benchmark.operations import operations
 from leoclr.cli.benchmark.steps import END, bench_step, memory_of_a_step, uncounted
 from leoclr.cli.benchmark.summary import Alternative, Part, Rate, Report
@@ -28,13 +29,13 @@ from leoclr.cli.preflight.checks import facts_of, policy_problems
 from leoclr.cli.run.devices import accelerated, check_precision, choose_device
 from leoclr.cli.run.versions import environment, versions
 from leoclr.cli.training.data import TrainingData, worker_count
+from leoclr.cli.training.extra_inputs import as_inputs, extras_of
 from leoclr.datasets.errors import RunError
 from leoclr.datasets.images.decode import decode_image, decode_pixels
 from leoclr.datasets.loading.device_feed import Pace
 from leoclr.datasets.loading.loader import StepDataset
 from leoclr.datasets.loading.plan import Plan
 from leoclr.datasets.loading.resident import first_size
-from leoclr.datasets.loading.view_maker import SAMPLES
 from leoclr.datasets.shards.locate import open_data
 from leoclr.datasets.shards.reader import SampleReader
 
@@ -68,7 +69,7 @@ class Bench:
         self._settings = replaced(chosen, {"data.batch_size": self._batch(chosen), "train.accumulation": 1})
         self._memory = memory_of_a_step(chosen, self._settings, self._device, len(self._index), self._workers)
         self._folder, self._advance, self._slice = folder, advance, seconds / _PARTS
-        self._resident = False
+        self._extras, self._resident = extras_of(chosen, self._index), False
 
     def measure(self) -> Report:
         """All of it."""
@@ -123,7 +124,7 @@ class Bench:
     def _one_worker(self, settings: Settings) -> Rate:
         """From shards to views, as one loader process does it."""
         plan = Plan.of(self._index, settings.data.batch_size, settings.train.seed)
-        dataset = StepDataset(self._index, plan, settings.view_policy, augmentation_spec(settings))
+        dataset = StepDataset(self._index, plan, settings.view_policy, augmentation_spec(settings), self._extras)
         step = iter(range(1 << 30))
         name = f"views, one process, {settings.augmentation.executor}"
         return self._repeat(name, "data", lambda: len(dataset[next(step)].samples))
@@ -163,7 +164,8 @@ class Bench:
         generator = torch.Generator().manual_seed(0)
         with accelerated(settings, self._folder) as accelerator:
             take_step = bench_step(settings, accelerator, len(self._index))
-            inputs = {SAMPLES: torch.arange(batch, device=accelerator.device)} | {
+            extras = examples(take_step.method, sides, batch, accelerator.device)
+            inputs = as_inputs(extras) | {
                 name: torch.randint(0, 256, (batch, 3, side, side), generator=generator, dtype=torch.uint8)
                 .to(accelerator.device)
                 .contiguous(memory_format=torch.channels_last)

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from leoclr.backends.extras import examples
 from leoclr.backends.method import Method, Progress
 from leoclr.cli.config.fields import replaced
 from leoclr.cli.config.plugins import VIEWS, plugins
@@ -27,7 +28,6 @@ from leoclr.cli.methods.ranks import two_steps
 from leoclr.cli.methods.small_settings import BATCH, small_settings
 from leoclr.cli.methods.step_checks import exact_loss, state_moves
 from leoclr.cli.preflight.checks import facts_of, policy_problems, problems
-from leoclr.cli.preflight.memory import first_samples
 from leoclr.cli.run.checkpoint import load_checkpoint, save_checkpoint
 from leoclr.cli.run.encoders import load_encoder, read_encoder, write_encoder
 from leoclr.cli.training import build
@@ -264,7 +264,7 @@ def _backward(method: Method, settings: Settings, step: int, update: bool = True
     loss = float("nan")
     for phase in range(method.phases):
         now = Progress(step, 4, 2, phase)
-        output = method(views, policy.pairs, now, **first_samples(method, BATCH, _CPU))
+        output = method(views, policy.pairs, now, **examples(method, policy.views, BATCH, _CPU))
         refuse_output(output)
         if not bool(torch.isfinite(output.loss)):
             raise Failure(f"the loss must be finite, and is {float(output.loss.detach())}")

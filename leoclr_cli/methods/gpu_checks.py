@@ -15,18 +15,18 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from leoclr.backends.extras import examples
 from leoclr.backends.method import Method, Progress
 from leoclr.backends.networks.batchnorm_groups import without_kernels
 from leoclr.cli.config.plugin_errors import innermost, place_of
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.methods.outcome import Failure, Note
 from leoclr.cli.preflight.checks import facts_of
-from leoclr.cli.preflight.memory import first_samples
 from leoclr.cli.run.devices import accelerated
 from leoclr.cli.training import build, step
+from leoclr.cli.training.extra_inputs import as_inputs
 from leoclr.cli.training.graph import StepGraph, why_not
 from leoclr.cli.training.step import RunLength, StepResult, TrainStep
-from leoclr.datasets.loading.view_maker import SAMPLES
 
 _CPU, _GPU = torch.device("cpu"), torch.device("cuda")
 _STEPS, _STEPS_PER_EPOCH = 6, 2
@@ -86,12 +86,12 @@ def one_device(settings: Settings, folder: Path) -> str:
             name: torch.empty(settings.data.batch_size, 3, view.side(size), view.side(size), device=_GPU)
             for name, view in policy.views.items()
         }
-        samples = first_samples(method, settings.data.batch_size, _GPU)
+        extras = examples(method, policy.views, settings.data.batch_size, _GPU)
         try:
             for step_number in range(_STEPS):
                 for phase in range(method.phases):
                     now = Progress(step_number, _STEPS, _STEPS_PER_EPOCH, phase)
-                    method(views, policy.pairs, now, **samples)
+                    method(views, policy.pairs, now, **extras)
                     for parameter in method.parameters():
                         parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
                     method.before_update(now)
@@ -134,8 +134,9 @@ def host_waits(settings: Settings, folder: Path) -> list[str]:
         take = TrainStep(settings, accelerator, method, policy.pairs, facts.micro, length)
         device = accelerator.device
         take.replay = StepGraph(take.body, take.seed, method, take.optimizer, device, True, said.append, capture)
+        extras = as_inputs(examples(method, policy.views, facts.micro, device))
         for number in range(_STEPS):
-            take(_noise(settings, number) | {SAMPLES: torch.arange(facts.micro)}, number)
+            take(_noise(settings, number) | extras, number)
     return [line.rpartition("CUDA graph: ")[2] for line in said] or list(dict.fromkeys(watch.found))
 
 

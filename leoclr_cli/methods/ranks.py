@@ -18,9 +18,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from leoclr.backends.distributed import rank, ranks
+from leoclr.backends.extras import examples, rows
 from leoclr.backends.method import Method, Progress
 from leoclr.cli.config.settings import Settings
-from leoclr.cli.preflight.memory import first_samples
 from leoclr.cli.training import build
 from leoclr.cli.training.optimizers import build_optimizer, drop_frozen_gradients, learning_rate, schedule
 from leoclr.cli.training.step import step_seed
@@ -57,9 +57,9 @@ def two_steps(settings: Settings, stream: int = 0) -> dict[str, Tensor]:
 def _phase(
     settings: Settings, method: Method, model: nn.Module, optimizer: torch.optim.Optimizer, now: Progress
 ) -> dict[str, Tensor]:
-    views, samples = _views(settings, now.step), first_samples(method, settings.data.batch_size, _CPU)
-    mine = {name: numbers.chunk(ranks())[rank()] for name, numbers in samples.items()}
-    output = model(views, settings.view_policy.pairs, now, **mine)
+    batch, policy = settings.data.batch_size, settings.view_policy
+    extras = examples(method, policy.views, batch, _CPU, torch.float64)
+    output = model(_views(settings, now.step), policy.pairs, now, **rows(extras, _mine(batch)))
     output.loss.backward()
     loss = output.loss.detach() / ranks()
     if ranks() > 1:
@@ -83,14 +83,18 @@ def _phase(
 def _views(settings: Settings, step: int) -> dict[str, Tensor]:
     """This process's part of a batch of noise, smooth enough to be told apart."""
     generator = torch.Generator().manual_seed(step)
-    share = settings.data.batch_size // ranks()
-    mine = slice(rank() * share, (rank() + 1) * share)
     views = {}
     for name, view in settings.view_policy.views.items():
         side = view.side(settings.data.image_size)
         batch = torch.randn(settings.data.batch_size, 3, side, side, generator=generator, dtype=torch.float64)
-        views[name] = batch[mine]
+        views[name] = batch[_mine(len(batch))]
     return views
+
+
+def _mine(batch: int) -> slice:
+    """Which of a batch's images are this process's."""
+    share = batch // ranks()
+    return slice(rank() * share, (rank() + 1) * share)
 
 
 def main() -> None:

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from leoclr.backends.extras import examples
 from leoclr.backends.method import Method, Output, Progress
 from leoclr.cli.config.plugin_errors import place_of
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.methods.outcome import Failure, Note
-from leoclr.cli.preflight.memory import first_samples
 from leoclr.cli.training import build
 from leoclr.cli.training.optimizers import build_optimizer, drop_frozen_gradients
 from leoclr.cli.training.outputs import refuse_output
@@ -59,9 +59,10 @@ def exact_loss(settings: Settings, folder: Path) -> str:
     head may be written as one."""
     method, found = _built(settings), list[str]()
     for now in _progress(method):
-        views, others = _views(settings, now, torch.float32), first_samples(method, settings.data.batch_size, _CPU)
+        views = _views(settings, now, torch.float32)
+        extras = examples(method, views, settings.data.batch_size, _CPU)
         with torch.autocast("cpu", torch.bfloat16), _CoarseProducts(method) as coarse:
-            output = method(views, settings.view_policy.pairs, now, **others)
+            output = method(views, settings.view_policy.pairs, now, **extras)
         refuse_output(output)
         if output.loss.dtype in _COARSE:
             raise Failure(f"with train.precision=bf16, the loss is bf16, percents off: {_EXACT}")
@@ -113,9 +114,8 @@ def _unchanging_forward(method: Method, settings: Settings, now: Progress) -> Ou
     views = _views(settings, now, torch.float64)
     kept = {name: images.clone() for name, images in views.items()}
     before = {name: value.clone() for name, value in _state(method).items()}
-    output: Output = method(
-        views, settings.view_policy.pairs, now, **first_samples(method, settings.data.batch_size, _CPU)
-    )
+    extras = examples(method, views, settings.data.batch_size, _CPU, torch.float64)
+    output: Output = method(views, settings.view_policy.pairs, now, **extras)
     refuse_output(output)
     if changed := [name for name, images in kept.items() if not torch.equal(images, views[name])]:
         raise Failure(

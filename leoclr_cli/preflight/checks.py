@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 
+from leoclr.backends.extras import asked
 from leoclr.backends.settings import NEEDS, RunFacts
-from leoclr.cli.config.plugins import METHODS, method_settings, plugin, plugins
+from leoclr.cli.config.plugins import METHODS, import_method, method_settings, plugin, plugins
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.versions import environment, versions
 from leoclr.datasets.errors import RunError, SettingsError
 from leoclr.datasets.shards.description import remarks
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.locate import absolute
-from leoclr.datasets.wording import counted
+from leoclr.datasets.wording import counted, first_of
 
 
 def micro_batch(settings: Settings, ranks: int) -> int:
@@ -50,6 +51,13 @@ def policy_problems(settings: Settings) -> Iterator[str]:
         yield (
             f"views {settings.views} need {' and '.join(missing)}, which {settings.backend} does not have; "
             f"backends that do: {', '.join(able)}"
+        )
+        return
+    moved = [name for name, view in settings.view_policy.views.items() if view.changes.get("strong")]
+    if moved and "boxes" in asked(import_method(settings.backend, settings.views)):
+        yield (
+            f"{settings.backend} takes boxes, and strong operations may turn and shear {first_of(moved, 3)} of views "
+            f"{settings.views}, which no box can say"
         )
 
 

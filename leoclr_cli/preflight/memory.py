@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from leoclr.backends.extras import examples
 from leoclr.backends.method import Method, Progress
 from leoclr.cli.config.plugin_errors import told_with_place
 from leoclr.cli.config.settings import Settings
@@ -168,11 +169,11 @@ def _kept(method: Method, settings: Settings, images: int, phase: int) -> int:
 
     device = next(trial.parameters()).device
     policy = settings.view_policy
-    views, samples = blank_views(settings, images, device), first_samples(trial, images, device)
+    views, extras = blank_views(settings, images, device), examples(trial, policy.views, images, device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             with autocast(settings.train.precision, device.type), without_algorithm_search():
-                output: Any = trial(views, policy.pairs, Progress(0, 1, 1, phase), **samples)
+                output: Any = trial(views, policy.pairs, Progress(0, 1, 1, phase), **extras)
     del output
     return sum(found.values())
 
@@ -183,11 +184,6 @@ def blank_views(settings: Settings, images: int, device: torch.device) -> dict[s
     return {
         name: _blank(settings, view.side(size), images, device) for name, view in settings.view_policy.views.items()
     }
-
-
-def first_samples(method: Method, images: int, device: torch.device) -> dict[str, Tensor]:
-    """The first samples of a data set, as the argument of a method that takes samples; nothing for others."""
-    return {"samples": torch.arange(images, device=device)} if method.takes_samples else {}
 
 
 def _blank(settings: Settings, side: int, images: int, device: torch.device) -> Tensor:

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from leoclr.backends.extras import examples
 from leoclr.backends.method import Method, Progress
 from leoclr.cli.config.settings import Settings
-from leoclr.cli.preflight.memory import blank_views, first_samples
+from leoclr.cli.preflight.memory import blank_views
 from leoclr.cli.run.devices import autocast
 
 _SMALL_PIXELS, _SMALL_IMAGES, _LARGE_IMAGES = 64, 32, 8  # images at a time, by their side
@@ -38,11 +39,11 @@ def seconds_of_steps(method: Method, settings: Settings, micro: int, images: int
 def _seconds(method: Method, settings: Settings, images: int, device: torch.device) -> float:
     """Of the forward and backward pass of all phases of a step."""
     views, pairs = blank_views(settings, images, device), settings.view_policy.pairs
-    samples = first_samples(method, images, device)
+    extras = examples(method, settings.view_policy.views, images, device)
     began = time.perf_counter()
     for phase in range(method.phases):
         with autocast(settings.train.precision, device.type):
-            output: Any = method(views, pairs, Progress(0, 1, 1, phase), **samples)
+            output: Any = method(views, pairs, Progress(0, 1, 1, phase), **extras)
         output.loss.backward()
     if device.type == "cuda":
         torch.cuda.synchronize(device)

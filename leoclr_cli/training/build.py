@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from leoclr.backends.extras import EXTRAS
 from leoclr.backends.method import Facts, Method
 from leoclr.backends.networks.backbones import Backbone, build_backbone
 from leoclr.backends.networks.encoder import Encoder
@@ -123,6 +124,9 @@ def _made(settings: Settings, facts: Facts) -> Method:
     except ValueError as error:
         place = place_in_plugin(error)
         raise SettingsError(f"{error} ({place})" if place else str(error)) from None
+    for name in EXTRAS:  # the loader asks the class
+        if getattr(made, f"takes_{name}") != getattr(kind, f"takes_{name}"):
+            raise SettingsError(f"backend {settings.backend}: takes_{name} is set in the class, not in __init__")
     return made
 
 

@@ -16,6 +16,7 @@ from leoclr.cli.image_folders import as_shards, open_with_progress
 from leoclr.cli.preflight.auto import DataFacts, settle
 from leoclr.cli.preflight.remote_cache import block_cache, cache_line, check_cache
 from leoclr.cli.terminal import progress
+from leoclr.cli.training.extra_inputs import extras_of
 from leoclr.datasets.errors import RunError
 from leoclr.datasets.images.augmentation import view_specs
 from leoclr.datasets.loading.device_feed import on_device
@@ -71,6 +72,7 @@ class TrainingData:
             self.images = resident_images(self.index, self._device, self.workers, must=data.resident == "yes")
             if self.images is None:
                 self.settings = replaced(self.settings, {"data.resident": "no"})
+        self._extras = extras_of(self.settings, self.index)
         specs = view_specs(self.settings.view_policy, augmentation_spec(self.settings))
         self.make_views = ViewMaker(specs, None if self.images is None else self.images.pixels)
 
@@ -81,8 +83,9 @@ class TrainingData:
         """
         policy, spec = self.settings.view_policy, augmentation_spec(self.settings)
         if self.images is not None:
-            return on_device(resident_batches(self.images, self.plan, policy, spec, start, stop), self._device)
-        dataset = StepDataset(self.index, self.plan, policy, spec)
+            drawn = resident_batches(self.images, self.plan, policy, spec, start, stop, self._extras)
+            return on_device(drawn, self._device)
+        dataset = StepDataset(self.index, self.plan, policy, spec, self._extras)
         pin = self._device.type == "cuda"
         return on_device(batches(dataset, start, stop, self.workers, pin, asked_to_stop), self._device)
 

@@ -16,6 +16,7 @@ from leoclr.cli.preflight.step_time import seconds_of_steps
 from leoclr.cli.run.devices import check_precision, choose_device
 from leoclr.cli.training import build
 from leoclr.cli.training.data import worker_count
+from leoclr.cli.training.extra_inputs import extras_of
 from leoclr.cli.training.monitoring.progress_line import duration
 from leoclr.datasets.loading.plan import Plan
 from leoclr.datasets.shards.locate import open_data
@@ -41,6 +42,7 @@ def plan_of(settings: Settings, processes: int) -> dict[str, Any]:
     refuse_problems(settings, facts)
     device = choose_device(settings.run.device)
     check_precision(settings.train.precision, device)
+    extras_of(settings, index)
     method = build.method(settings, device, len(index), processes)
     start_from_weights(method, settings)
     workers = worker_count(settings.run.workers, device.type)

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from leoclr.backends import waits
+from leoclr.backends.extras import Extra, rows
 from leoclr.backends.method import Method, Output, Progress
 from leoclr.cli.config.settings import Settings
+from leoclr.cli.training.extra_inputs import from_inputs
 from leoclr.cli.training.optimizers import build_optimizer, drop_frozen_gradients, learning_rate, schedule
 from leoclr.cli.training.outputs import refuse_output
 from leoclr.datasets.images.normalise import normalise
-from leoclr.datasets.loading.view_maker import SAMPLES
 from leoclr.datasets.randomness import hash_key
 from leoclr.datasets.views import Pairs
 
@@ -120,10 +121,10 @@ class TrainStep:
         """The step itself, from inputs to the update; the optimizer's groups have their rates."""
         self._remember()
         pixels = self._make_views(inputs)
-        samples = inputs[SAMPLES] if self.method.takes_samples else None
-        result = self._phase(pixels, samples, now)
+        extras = from_inputs(self.method, inputs, pixels)
+        result = self._phase(pixels, extras, now)
         for phase in range(1, self.method.phases):
-            result = self._phase(pixels, samples, now._replace(phase=phase))
+            result = self._phase(pixels, extras, now._replace(phase=phase))
         return result
 
     @property
@@ -148,8 +149,8 @@ class TrainStep:
         for buffers, kept in self._statistics:
             torch._foreach_copy_(kept, buffers)
 
-    def _phase(self, pixels: Mapping[str, Tensor], samples: Tensor | None, now: Progress) -> StepResult:
-        result = self._gradients(pixels, samples, now)
+    def _phase(self, pixels: Mapping[str, Tensor], extras: Mapping[str, Extra], now: Progress) -> StepResult:
+        result = self._gradients(pixels, extras, now)
         total = result.loss
         if self.accelerator.scaler is None:  # which itself leaves out a step whose gradients overflow
             gradients = [p.grad for p in self.method.parameters() if p.grad is not None]
@@ -165,7 +166,7 @@ class TrainStep:
             self.method.after_update(now)
         return result._replace(loss=total)
 
-    def _gradients(self, pixels: Mapping[str, Tensor], samples: Tensor | None, now: Progress) -> StepResult:
+    def _gradients(self, pixels: Mapping[str, Tensor], extras: Mapping[str, Extra], now: Progress) -> StepResult:
         """Forward and backward of each micro-batch."""
         accelerator, train = self.accelerator, self.settings.train
         total = torch.zeros((), device=accelerator.device)
@@ -173,10 +174,9 @@ class TrainStep:
         for number in range(train.accumulation):
             part = slice(number * self.micro, (number + 1) * self.micro)
             inputs = {name: self._normalised(view[part]) for name, view in pixels.items()}
-            taken = {} if samples is None else {"samples": samples[part]}
             last = number == train.accumulation - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
-                output: Output = self.model(inputs, self.pairs, now, **taken)
+                output: Output = self.model(inputs, self.pairs, now, **rows(extras, part))
                 refuse_output(output)
                 self._last_part = last
                 accelerator.backward(output.loss / train.accumulation)
@@ -207,7 +207,7 @@ class TrainStep:
 
 def _finished(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The views among inputs that need no more than that."""
-    return {name: pixels for name, pixels in inputs.items() if name != SAMPLES}
+    return {name: pixels for name, pixels in inputs.items() if " " not in name}
 
 
 def step_seed(seed: int, rank: int, step: int) -> int:

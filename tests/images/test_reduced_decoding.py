@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -64,7 +65,7 @@ def test_what_pillow_must_decode_is_decoded_in_full() -> None:
 
 
 @pytest.mark.parametrize("original", ["squash", "pad", "center"])
-def test_a_turned_image_keeps_its_proportions(original: str) -> None:
+def test_a_turned_image_keeps_its_proportions(original: Literal["squash", "pad", "center"]) -> None:
     """The size that decides what is drawn is the upright one."""
     exif = Image.Exif()
     exif[0x0112] = 6
