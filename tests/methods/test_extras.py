@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import io
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 import webdataset
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -41,8 +42,10 @@ from leoclr.cli.training.graph import StepGraph
 from leoclr.cli.training.step import RunLength, TrainStep
 from leoclr.cli.training.trainer import train
 from leoclr.datasets.errors import RunError, SettingsError
+from leoclr.datasets.images import augment_opencv
 from leoclr.datasets.images.augment_device import view_boxes
 from leoclr.datasets.images.augmentation import FLIP, AugmentationSpec, crop_box, view_box, view_specs
+from leoclr.datasets.images.decode import decode_pixels
 from leoclr.datasets.loading.extras import LABELS, Extras, place_of
 from leoclr.datasets.loading.loader import Batch, StepDataset, batches
 from leoclr.datasets.loading.plan import Plan
@@ -227,11 +230,14 @@ def steps(
 
 @pytest.mark.parametrize("executor", ["pillow", "fast", "reduced", "device", "resident"])
 def test_each_view_is_the_part_of_its_image_that_its_box_says(
-    executor: str, placed: ModuleType, tmp_path: Path
+    executor: str, placed: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And a broken image gives way to another one, with the box and the label of that."""
     resident, reduced = executor == "resident", executor == "reduced"
-    folder = pack(tmp_path / "data", ((50, 38),) if resident else UPRIGHT_SIZES, bad=9)
+    large = 5 if reduced else 1
+    sizes = ((50, 38),) if resident else tuple((width * large, height * large) for width, height in UPRIGHT_SIZES)
+    folder = pack(tmp_path / "data", sizes, bad=9)
+    smaller = _watch_reductions(monkeypatch)
     index, labels = open_data([str(folder)]), torch.tensor(labels_in(folder))
     images = load_resident(index, torch.device("cpu"), 0) if resident else None
     assert set(labels.tolist()) == {-1, 0, 1, 2} and (images is None) is not resident
@@ -258,6 +264,20 @@ def test_each_view_is_the_part_of_its_image_that_its_box_says(
                 assert torch.equal(view, make(without.inputs)[name])
             assert set(batch.inputs) - set(without.inputs) == {LABELS, *map(place_of, placed.POLICY.views)}
         assert 40 < mirrored < 104, "half of 144"
+    assert (sum(smaller) > 30) is reduced
+
+
+def _watch_reductions(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Gathers for each image that is decoded whether it is at a reduced resolution."""
+    smaller: list[bool] = []
+
+    def watched(data: bytes, spare: Callable[[int, int], float] | None = None) -> NDArray[np.uint8]:
+        pixels = decode_pixels(data, spare)
+        smaller.append(pixels.size < decode_pixels(data).size)
+        return pixels
+
+    monkeypatch.setattr(augment_opencv, "decode_pixels", watched)
+    return smaller
 
 
 @pytest.mark.parametrize(
