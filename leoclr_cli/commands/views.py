@@ -15,7 +15,6 @@ from leoclr.cli.config.flags import Given
 from leoclr.cli.config.preset_files import AUTO
 from leoclr.datasets.errors import BadImage, DataError, SettingsError
 from leoclr.datasets.files import did_you_mean
-from leoclr.datasets.shards.locate import existing_data
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -55,6 +54,8 @@ def views(
       leoclr views cat.jpg --draws 4 --views pairwise --set augmentation.crop_scale=0.08,1
       leoclr views shards/cifar10 --count 6 --preset cifar10 --seed 3
     """
+    from leoclr.datasets.shards.locate import existing_data
+
     existing_data(images)
     if output.suffix.lower() != ".png":
         raise SettingsError(f"-o {output}: the picture is a PNG file; give a name that ends in .png")

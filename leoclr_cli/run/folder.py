@@ -17,7 +17,6 @@ from leoclr.cli.terminal import warn
 from leoclr.datasets.errors import CheckpointError, RunError
 from leoclr.datasets.files import cache_root, did_you_mean, write_atomic
 from leoclr.datasets.json_text import parse_json_text
-from leoclr.datasets.shards.locate import absolute
 
 FORMAT = 1
 RUNS = ("runs/*/run.json", "*/run.json", "*/run/run.json")  # where a run is looked for that was not named
@@ -109,6 +108,8 @@ class RunFolder:
 
     def moved(self, train: Sequence[str], val: Sequence[str]) -> None:
         """Note where the data lies now, so that the next command finds it there."""
+        from leoclr.datasets.shards.locate import absolute  # with numpy, which the help of commands can do without
+
         content = self.read()
         data = content["data"] | {"train": list(absolute(train)), "val": list(absolute(val))}
         if data != content["data"]:

@@ -12,7 +12,6 @@ import typer
 
 from leoclr.cli.options import with_fields
 from leoclr.cli.run.folder import existing_weights
-from leoclr.datasets.shards.locate import existing_data
 
 SIMILARITIES_PER_MIB = 2**18
 SUFFIXES = (".csv", ".jsonl")  # of files of predictions
@@ -174,6 +173,8 @@ class Request:
 
     def __post_init__(self) -> None:
         """Refuse what is not there at once, before torch is imported, which takes seconds."""
+        from leoclr.datasets.shards.locate import existing_data  # with numpy, which --help can do without
+
         existing_weights(self.checkpoint)
         existing_data(self.train_data)
         existing_data(self.data)

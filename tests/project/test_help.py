@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from leoclr.cli.commands.app import app
 from leoclr.cli.commands.base.loading import announce_loading
 
-HEAVY = ("accelerate", "scipy", "sklearn", "torch", "torchvision", "webdataset")
+HEAVY = ("accelerate", "numpy", "scipy", "sklearn", "torch", "torchvision", "webdataset")
 
 
 def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
