@@ -27,12 +27,11 @@ from leoclr.cli.run.foreign_weights import (
     deduce,
     embedded_size,
     fitting_tensors,
-    read_safetensors,
-    read_torch_file,
 )
-from leoclr.cli.run.layouts import summary
+from leoclr.cli.run.layouts import backbone_tensors, summary
 from leoclr.cli.run.model_names import is_named
 from leoclr.cli.run.named_weights import described, fetch, read_config, read_weights
+from leoclr.cli.run.tensor_files import read_safetensors, read_torch_file
 from leoclr.cli.run.weights_only import USUAL_PLACE, weights_group
 from leoclr.cli.terminal import say
 from leoclr.datasets.errors import CheckpointError, first_fault
@@ -228,7 +227,7 @@ def _from_file(path: Path, backbone: str | None) -> LoadedEncoder:
         tensors, metadata = read_safetensors(path)
         if _HEADER in metadata:
             return _from_exported(path, tensors, metadata)
-        left_out: list[str] = []
+        tensors, left_out = backbone_tensors(tensors, path)
     else:
         tensors, left_out = read_torch_file(path)
     architecture = deduce(tensors, path, backbone)

@@ -1,29 +1,19 @@
-"""Weights of other programs: read without unpickling, architecture inferred from names and shapes.
-
-A state dict may be at the top or under "state_dict", "model" or, of DINO's two networks, "teacher";
-`leoclr.cli.run.layouts` has the names of its parts.
-"""
+"""Weights of other programs: their architecture is inferred from names and shapes, and all of it must be there."""
 
 from __future__ import annotations
 
 import math
-import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from leoclr.backends.settings import STANDARD_WIDTH
-from leoclr.cli.run.layouts import backbone_tensors
 from leoclr.datasets.errors import CheckpointError
 from leoclr.datasets.wording import first_of
 
-_WRAPPERS = ("state_dict", "model", "teacher")
 _HEADS = ("fc.", "classifier.", "head.", "heads.", "projection_head.", "projector.", "predictor.", "prototypes.")
 _COUNTER = "num_batches_tracked"
 _MOST = 8  # names of a listing
@@ -35,23 +25,6 @@ _RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
     (True, (3, 4, 23, 3)): "resnet101",
     (True, (3, 8, 36, 3)): "resnet152",
 }
-
-
-# What training tools pickle beside the tensors: settings and records, which are replaced unseen.
-_RECORDS = ("argparse", "lightning", "lightning_fabric", "numpy", "omegaconf", "pathlib", "pytorch_lightning", "typing")
-
-
-class _Nothing:
-    """Stands for an object that is not wanted: takes any arguments and any state, keeps and does nothing."""
-
-    def __new__(cls, *arguments: Any, **named: Any) -> _Nothing:
-        return object.__new__(cls)
-
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        """Nothing."""
-
-    def __setstate__(self, state: Any) -> None:
-        """Nothing."""
 
 
 @dataclass(frozen=True)
@@ -77,19 +50,6 @@ class Architecture:
         return f"{self.name} ({self.stem} stem, width {self.width})"
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header metadata of a safetensors file.
-
-    Raises:
-        CheckpointError: It is not one.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
-
-
 @dataclass(frozen=True, eq=False)
 class Found:
     """Weights with all that is needed to build their network; `left_out` are names in the file that are not its."""
@@ -99,59 +59,6 @@ class Found:
     architecture: Architecture
     input: Input
     source: str
-
-
-def read_torch_file(path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The backbone's tensors in a file that `torch.save` wrote, and the names of the others.
-
-    torch's restricted unpickler reads it. Records of training tools beside the tensors (Lightning, OmegaConf, NumPy)
-    are replaced by an empty object; no class of theirs is imported.
-
-    Raises:
-        CheckpointError: It cannot be read, holds no state dict, or pickles anything that is not a tensor, which is
-            never executed.
-    """
-    try:
-        # Explicit: TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD in the environment would turn the default off.
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_records(path)):
-            warnings.simplefilter("ignore")  # of pickles that it refuses next
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file raises nearly any type
-        asked = re.search(r"GLOBAL (\S+) ", str(error))
-        reason = f"; it asks to run {asked[1]}" if asked else ""
-        raise CheckpointError(f"{path} is refused: not a file of tensors that torch.save wrote{reason}") from error
-    others = []
-    for wrapper in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            others += [f"{key}.{name}" for key, value in content.items() if key != wrapper for name in _tensors(value)]
-            content = content[wrapper]
-    tensors, left_out = backbone_tensors(_checked(content, path))
-    return tensors, [*others, *left_out]
-
-
-def _tensors(value: Any) -> list[str]:
-    """Names of tensors in what lies beside the state dict that is read: a second network, as a moving average."""
-    if not isinstance(value, Mapping):
-        return []
-    return [name for name, tensor in value.items() if isinstance(name, str) and isinstance(tensor, Tensor)]
-
-
-def _records(path: Path) -> list[Any]:
-    """An empty object for each class of a training tool that the file names."""
-    try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # not a zip file, or damaged: whoever loads it says so
-        return []
-    return [(_Nothing, name) for name in names if name.partition(".")[0] in _RECORDS]
-
-
-def _checked(content: Any, path: Path) -> dict[str, Tensor]:
-    if not isinstance(content, Mapping) or not content:
-        raise CheckpointError(f"{path} holds no state dict (a mapping from names to tensors)")
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise CheckpointError(f"{path} holds no state dict: {name!r} is {type(value).__name__}, not a tensor")
-    return dict(content)
 
 
 def deduce(tensors: Mapping[str, Tensor], path: Path, name: str | None) -> Architecture:
@@ -219,6 +126,8 @@ def fitting_tensors(
     Raises:
         CheckpointError: Lists what is missing, unexpected, or of another shape or type; nothing is ever loaded in part.
     """
+    # timm's gemma4_vit and others: their own names look like SimSiam's, without which they are handed over.
+    tensors = {inner if (inner := f"encoder.{name}") in expected else name: tensors[name] for name in tensors}
     left_out = sorted(name for name in tensors.keys() - expected.keys() if name.startswith(_HEADS))
     counters = {name: tensor for name, tensor in expected.items() if name.endswith(_COUNTER)}
     given = counters | {name: tensor for name, tensor in tensors.items() if name not in left_out}

@@ -10,8 +10,10 @@ from urllib.parse import urlparse
 from torch import Tensor
 
 from leoclr.cli.config.sections import AugmentationSettings
-from leoclr.cli.run.foreign_weights import Architecture, Found, Input, read_safetensors, read_torch_file
+from leoclr.cli.run.foreign_weights import Architecture, Found, Input
+from leoclr.cli.run.layouts import backbone_tensors
 from leoclr.cli.run.model_names import CONFIG, WEIGHTS, is_model_folder
+from leoclr.cli.run.tensor_files import read_safetensors, read_torch_file
 from leoclr.datasets.errors import CheckpointError, SettingsError
 from leoclr.datasets.json_text import parse_json_text
 from leoclr.datasets.wording import in_a_line
@@ -52,7 +54,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_weights(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors in a folder that `is_model_folder`, and names that are left out."""
     path = next(folder / name for name in WEIGHTS if (folder / name).is_file())
-    return (read_safetensors(path)[0], []) if path.suffix == ".safetensors" else read_torch_file(path)
+    if path.suffix == ".safetensors":
+        return backbone_tensors(read_safetensors(path)[0], path)
+    return read_torch_file(path)
 
 
 def described(config: dict[str, Any], folder: Path, backbone: str | None) -> tuple[Architecture, Input]:
