@@ -27,6 +27,7 @@ from leoclr.cli.run.foreign_weights import (
     deduce,
     embedded_size,
     fitting_tensors,
+    untold,
 )
 from leoclr.cli.run.layouts import backbone_tensors, summary
 from leoclr.cli.run.model_names import is_named
@@ -231,8 +232,8 @@ def _from_file(path: Path, backbone: str | None) -> LoadedEncoder:
     else:
         tensors, left_out = read_torch_file(path)
     architecture = deduce(tensors, path, backbone)
-    if architecture.stem == "cifar" and left_out:
-        say(f"{path}: its CIFAR stem is taken to pad by 1 pixel; solo-learn's pads by 2, and its features differ")
+    if (unknown := untold(architecture, left_out)) is not None:
+        say(f"{path}: {unknown}")
     size = 32 if architecture.stem == "cifar" else embedded_size(tensors) or usual_size(architecture.name)
     usual = AugmentationSettings()
     return _filled(architecture, Input(size, usual.mean, usual.std, stated=False), tensors, path, None, left_out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,13 @@ from leoclr.backends.settings import STANDARD_WIDTH
 from leoclr.datasets.errors import CheckpointError
 from leoclr.datasets.wording import first_of
 
-_HEADS = ("fc.", "classifier.", "head.", "heads.", "projection_head.", "projector.", "predictor.", "prototypes.")
+_HEADS = (
+    *("fc.", "classifier.", "head.", "heads.", "projection_head.", "projector.", "predictor.", "prototypes."),
+    *("head_dist.", "aux1.", "aux2.", "AuxLogits."),  # DeiT's second head; GoogLeNet's and Inception's on the way
+)
+HALVES = (0.5, 0.5, 0.5)
+# torchvision's own weights of these turn ImageNet's normalisation into mean and deviation 0.5 first (transform_input).
+TRANSFORMED = ("googlenet", "inception_v3")
 _COUNTER = "num_batches_tracked"
 _MOST = 8  # names of a listing
 # (whether the blocks are bottlenecks, blocks in each stage) -> torchvision's name
@@ -94,6 +100,19 @@ def _deduce_resnet(tensors: Mapping[str, Tensor]) -> Architecture | None:
     if name is None or inner.shape != (width, width, 3, 3) or kernel not in (3, 7):
         return None
     return Architecture(name, "imagenet" if kernel == 7 else "cifar", width)
+
+
+def untold(architecture: Architecture, left_out: Sequence[str]) -> str | None:
+    """What names and shapes leave open and is taken for granted, for the user to know."""
+    if architecture.stem == "cifar" and left_out:
+        return "its CIFAR stem is taken to pad by 1 pixel; solo-learn's pads by 2, and its features differ"
+    if architecture.name in TRANSFORMED:
+        name = architecture.name
+        return (
+            f"taken to be trained on images of ImageNet's mean and deviation; for torchvision's own weights, of 0.5, "
+            f"name torchvision:{name}"
+        )
+    return None
 
 
 def embedded_size(tensors: Mapping[str, Tensor]) -> int | None:

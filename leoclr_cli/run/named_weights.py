@@ -10,7 +10,7 @@ from urllib.parse import urlparse
 from torch import Tensor
 
 from leoclr.cli.config.sections import AugmentationSettings
-from leoclr.cli.run.foreign_weights import Architecture, Found, Input
+from leoclr.cli.run.foreign_weights import HALVES, TRANSFORMED, Architecture, Found, Input
 from leoclr.cli.run.layouts import backbone_tensors
 from leoclr.cli.run.model_names import CONFIG, WEIGHTS, is_model_folder
 from leoclr.cli.run.tensor_files import read_safetensors, read_torch_file
@@ -143,5 +143,6 @@ def _torchvision(name: str) -> Found:
             raise CheckpointError(f"torchvision:{name} cannot be fetched: {in_a_line(error)}") from error
     about = weights.transforms()
     tensors, left_out = read_torch_file(path)
-    size = Input(int(about.crop_size[0]), tuple(about.mean), tuple(about.std))
+    mean, std = (HALVES, HALVES) if model in TRANSFORMED else (tuple(about.mean), tuple(about.std))
+    size = Input(int(about.crop_size[0]), mean, std)
     return Found(tensors, left_out, Architecture(model), size, f"torchvision:{model}.{weights.name}")

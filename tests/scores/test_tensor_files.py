@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torchvision import models
+from torchvision.transforms.functional import normalize
 
 from leoclr.backends.networks.backbones import build_backbone
 from leoclr.cli.run.encoders import load_encoder
+from leoclr.cli.run.foreign_weights import Architecture, fitting_tensors
+from leoclr.cli.run.layouts import backbone_tensors
 from leoclr.datasets.errors import CheckpointError
 
 
@@ -147,3 +152,39 @@ def test_what_is_no_plain_tensor_is_named(change: Any, said: str, own: dict[str,
 def test_names_that_are_numbers_are_told(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"its names are text, and 1 is int; save model.state_dict\(\)"):
         load_encoder(saved({1: torch.zeros(1)}, tmp_path))
+
+
+def test_the_second_head_of_a_distilled_vit_is_left_out(tmp_path: Path) -> None:
+    network: Any = timm.create_model("deit_tiny_distilled_patch16_224", pretrained=False, num_classes=5)
+    loaded = load_encoder(saved(network.state_dict(), tmp_path), "timm:deit_tiny_distilled_patch16_224")
+    assert {name.partition(".")[0] for name in loaded.left_out} == {"head", "head_dist"}
+
+
+def test_a_network_whose_own_names_begin_like_a_training_tools_keeps_them(own: dict[str, Tensor]) -> None:
+    """As timm's gemma4_vit, whose names all begin with "encoder."."""
+    expected = prefixed(own, "encoder.")
+    tensors, left_out = backbone_tensors(expected | {"head.bias": torch.zeros(1)}, Path("a"))
+    fitting, _ = fitting_tensors(tensors, expected, Path("a"), Architecture("gemma"))
+    assert fitting.keys() == expected.keys() and left_out == ["head.bias"]
+
+
+def test_googlenets_weights_by_name_see_what_torchvision_shows_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They have transform_input and two auxiliary classifiers; a file of them does not tell the former."""
+    torch.manual_seed(0)
+    network: Any = models.googlenet(init_weights=False, transform_input=True)
+    kept = tmp_path / "hub" / "checkpoints" / "googlenet-1378be20.pth"
+    kept.parent.mkdir(parents=True)
+    torch.save(network.state_dict(), kept)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    loaded = load_encoder("torchvision:googlenet")
+    assert "aux1 (" in capsys.readouterr().err
+    network.fc = nn.Identity()
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        mine = loaded.backbone(normalize(images, loaded.mean, loaded.std))
+        theirs = network.eval()(normalize(images, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-4)
+    load_encoder(kept, "googlenet")
+    assert "name torchvision:googlenet" in capsys.readouterr().err
