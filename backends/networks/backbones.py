@@ -186,6 +186,22 @@ def timm_arguments(name: str, image_size: int | None) -> dict[str, Any]:
     return {"img_size": image_size} if fixed else {}
 
 
+def refused_size(backbone: Backbone, name: str, own: int, size: int) -> str | None:
+    """Why a backbone does not take images of `size` pixels, in words to follow its name; None where it does.
+
+    Args:
+        own: The size that it was built for or trained on.
+    """
+    timm = name.startswith("timm:") and timm_arguments(name.removeprefix("timm:"), size)
+    if timm or getattr(backbone, "image_size", size) != size:  # torchvision's ViTs have the attribute
+        return f"takes images of {own} px alone"
+    try:
+        convolutions(backbone, size)
+    except ValueError as error:
+        return f"is trained on images of {own} px; {error}"
+    return None
+
+
 def usual_size(name: str) -> int:
     """Side in pixels of the images that a network is made for, where nothing else says it: 224, or that of one of
     timm's networks that are built for one size."""

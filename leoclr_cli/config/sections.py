@@ -55,6 +55,8 @@ def _device(text: str) -> str:
 Text = Annotated[str, AfterValidator(_plain)]
 TextOrEmpty = Annotated[str, AfterValidator(lambda text: _plain(text) if text else text)]
 Source = Annotated[Text, AfterValidator(_without_credential)]
+LARGEST_SIDE = 1 << 14  # of an image that a network is fed with; one of float32 would take 3 GiB
+Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
 Sigma = Annotated[float, Field(gt=0, le=20, allow_inf_nan=False)]  # beyond, the fast blur's weights of 8 bits fail
 PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(going_up)]
 FractionRange = Annotated[tuple[PositiveFraction, PositiveFraction], AfterValidator(going_up)]
@@ -70,7 +72,7 @@ class DataSettings(Strict):
     )
     val: tuple[Source, ...] = Field(default=(), description="Labelled data for the k-NN score during training.")
     batch_size: PositiveCount = Field(default=256, description="Images in an optimizer step, over all processes.")
-    image_size: PositiveCount = Field(default=224, description="Side of every view, in pixels.")
+    image_size: Side = Field(default=224, description="Side of every view, in pixels.")
     resident: Literal["auto", "yes", "no"] = Field(
         default="auto",
         description="Keep all images decoded on the device and crop them there; all must have the same size. auto: on "

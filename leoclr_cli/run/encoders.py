@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from leoclr.backends.networks.backbones import Backbone, build_backbone, timm_arguments, usual_size
+from leoclr.backends.networks.backbones import Backbone, build_backbone, refused_size, usual_size
 from leoclr.backends.settings import Strict
 from leoclr.backends.weights import weights_digest
 from leoclr.cli.config.sections import AugmentationSettings, DataSettings, EncoderSettings
@@ -31,7 +31,7 @@ from leoclr.cli.run.foreign_weights import (
 )
 from leoclr.cli.run.layouts import backbone_tensors, summary
 from leoclr.cli.run.model_names import is_named
-from leoclr.cli.run.named_weights import described, fetch, read_config, read_weights
+from leoclr.cli.run.named_weights import check_pooling, described, fetch, read_config, read_weights
 from leoclr.cli.run.tensor_files import read_safetensors, read_torch_file
 from leoclr.cli.run.weights_only import USUAL_PLACE, weights_group
 from leoclr.cli.terminal import say
@@ -80,12 +80,12 @@ class LoadedEncoder:
         """The encoder for images of another size; None is its own.
 
         Raises:
-            CheckpointError: Its network is built for one size.
+            CheckpointError: Its network does not take them.
         """
         if image_size is None or image_size == self.image_size:
             return self
-        if self.name.startswith("timm:") and timm_arguments(self.name.removeprefix("timm:"), image_size):
-            raise CheckpointError(f"--image-size {image_size}: {self.name} takes images of {self.image_size} px alone")
+        if reason := refused_size(self.backbone, self.name, self.image_size, image_size):
+            raise CheckpointError(f"--image-size {image_size}: {self.name} {reason}")
         return replace(self, image_size=image_size)
 
     @property
@@ -206,8 +206,7 @@ def _from_checkpoint(sound: Sound) -> LoadedEncoder:
     architecture = Architecture(encoder.backbone, encoder.stem, encoder.width)
     input = Input(data.image_size, augmentation.mean, augmentation.std)
     run = path.resolve().parent.parent
-    is_in_run = RunFolder(run).settings_file.exists()
-    return _filled(architecture, input, tensors, path, run if is_in_run else None)
+    return _filled(architecture, input, tensors, path, run if RunFolder(run).settings_file.exists() else None)
 
 
 def _from_folder(folder: Path, backbone: str | None) -> LoadedEncoder:
@@ -216,7 +215,9 @@ def _from_folder(folder: Path, backbone: str | None) -> LoadedEncoder:
     if _HEADER in config:
         return _from_exported(folder, tensors, {_HEADER: json.dumps(config[_HEADER])})
     architecture, input = described(config, folder, backbone)
-    return _of(Found(tensors, left_out, architecture, input, str(folder)))
+    loaded = _of(Found(tensors, left_out, architecture, input, str(folder)))
+    check_pooling(config, folder, loaded.backbone)
+    return loaded
 
 
 def _of(found: Found) -> LoadedEncoder:
@@ -263,8 +264,7 @@ def _filled(
     backbone = _build(architecture, 0, input.image_size)
     fitting, classifier = fitting_tensors(tensors, backbone.state_dict(), path, architecture)
     backbone.load_state_dict(fitting)
-    finished = _finished(backbone, architecture, input, str(path), run)
-    return replace(finished, left_out=(*classifier, *left_out))
+    return replace(_finished(backbone, architecture, input, str(path), run), left_out=(*classifier, *left_out))
 
 
 def _finished(

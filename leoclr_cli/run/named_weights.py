@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from torch import Tensor
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor, nn
 
-from leoclr.cli.config.sections import AugmentationSettings
+from leoclr.backends.settings import Fraction, PositiveFraction
+from leoclr.cli.config.sections import AugmentationSettings, Side
 from leoclr.cli.run.foreign_weights import HALVES, TRANSFORMED, Architecture, Found, Input
 from leoclr.cli.run.layouts import backbone_tensors
 from leoclr.cli.run.model_names import CONFIG, WEIGHTS, is_model_folder
 from leoclr.cli.run.tensor_files import read_safetensors, read_torch_file
-from leoclr.datasets.errors import CheckpointError, SettingsError
+from leoclr.datasets.errors import CheckpointError, SettingsError, first_fault
 from leoclr.datasets.json_text import parse_json_text
 from leoclr.datasets.wording import in_a_line
 
@@ -69,24 +71,50 @@ def described(config: dict[str, Any], folder: Path, backbone: str | None) -> tup
         CheckpointError: It needs arguments that leoclr does not give, or describes an input that cannot be.
     """
     name = config["architecture"].partition(".")[0]
-    extra = sorted((config.get("model_args") or {}).keys() - {"img_size"})
-    if extra:
-        raise CheckpointError(f"{folder / CONFIG}: model_args {', '.join(extra)}: leoclr builds {name} without them")
+    arguments = _model_args(config, folder)
+    # timm writes these for every model; `check_pooling` looks at global_pool, as its default is the network's.
+    usual = {"img_size", "num_classes", "global_pool"} | ({"in_chans"} if arguments.get("in_chans") == 3 else set())
+    _refuse(sorted(arguments.keys() - usual), name, folder)
     told = config.get("pretrained_cfg", config)
-    usual = AugmentationSettings()
     try:
-        size = int(told.get("input_size", (3, 224, 224))[-1])
-        mean, std = (
-            tuple(float(value) for value in told.get(key, default))
-            for key, default in (("mean", usual.mean), ("std", usual.std))
-        )
-        if size < 1 or len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ValueError("not three means and positive deviations, or no size")
-    except (TypeError, ValueError, IndexError, AttributeError) as error:
-        raise CheckpointError(f"{folder / CONFIG}: pretrained_cfg is not timm's: {error}") from None
+        found = _Told.model_validate(told)
+    except ValidationError as error:
+        raise CheckpointError(f"{folder / CONFIG}: pretrained_cfg is not timm's: {first_fault(error)}") from None
     architecture = Architecture(name if backbone == name else f"timm:{name}")
-    stated = "mean" in told or "std" in told
-    return architecture, Input(size, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]), stated)
+    return architecture, Input(found.input_size[-1], found.mean, found.std, stated="mean" in told or "std" in told)
+
+
+def check_pooling(config: dict[str, Any], folder: Path, network: nn.Module) -> None:
+    """Raise CheckpointError where a configuration asks for another pooling than that of the network as it was built."""
+    head = getattr(network, "head", None)
+    places = (getattr(head, "global_pool", None), getattr(head, "pool_type", None), getattr(network, "global_pool", ""))
+    kinds = (getattr(place, "pool_type", place) for place in places)
+    own = next((kind for kind in kinds if kind and isinstance(kind, str)), "avg")  # torchvision's do not say
+    if _model_args(config, folder).get("global_pool", own) != own:
+        _refuse(["global_pool"], config["architecture"].partition(".")[0], folder)
+
+
+class _Told(BaseModel):
+    """What of timm's `pretrained_cfg` is read, within the bounds of the settings."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    input_size: tuple[int, Side, Side] = (3, 224, 224)
+    mean: tuple[Fraction, Fraction, Fraction] = AugmentationSettings().mean
+    std: tuple[PositiveFraction, PositiveFraction, PositiveFraction] = AugmentationSettings().std
+
+
+def _model_args(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    arguments = config.get("model_args") or {}
+    if not isinstance(arguments, dict):
+        raise CheckpointError(f"{folder / CONFIG}: model_args must be an object, such as {{}}")
+    return arguments
+
+
+def _refuse(arguments: list[str], name: str, folder: Path) -> None:
+    if arguments:
+        listed = ", ".join(arguments)
+        raise CheckpointError(f"{folder / CONFIG}: model_args {listed}: leoclr builds {name} without them")
 
 
 def _hub(name: str) -> Path:

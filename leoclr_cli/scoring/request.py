@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from leoclr.cli.config.sections import LARGEST_SIDE
 from leoclr.cli.options import with_fields
 from leoclr.cli.run.folder import existing_weights
 
@@ -47,7 +48,11 @@ Backbone = Annotated[
 ImageSize = Annotated[
     int | None,
     typer.Option(
-        "--image-size", min=8, metavar="PIXELS", help="Side of the images, in pixels; default: as in training."
+        "--image-size",
+        min=8,
+        max=LARGEST_SIDE,
+        metavar="PIXELS",
+        help="Side of the images, in pixels; default: as in training.",
     ),
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Images in a forward pass.")]

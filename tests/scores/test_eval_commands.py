@@ -276,6 +276,23 @@ def test_a_network_of_one_size_takes_no_other(leoclr: Run, tmp_path: Path, data:
 
 
 @pytest.mark.parametrize(
+    ("name", "size", "said"),
+    [
+        ("vit_b_32", 96, "--image-size 96: vit_b_32 takes images of 224 px alone"),
+        ("alexnet", 8, "--image-size 8: alexnet is trained on images of 224 px; it does not take images of 8 px ("),
+        ("alexnet", 10**9, "invalid value for '--image-size'"),
+    ],
+)
+def test_a_size_that_a_network_does_not_take_is_one_line(
+    leoclr: Run, tmp_path: Path, data: Path, name: str, size: int, said: str
+) -> None:
+    torch.save(build_backbone(name).state_dict(), tmp_path / "weights.pth")
+    flags = ("--train-data", data / "train", "--image-size", size, "--backbone", name)
+    code, _, err = leoclr("knn", tmp_path / "weights.pth", *flags)
+    assert code == 2 and said in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     ("command", "line"),
     [
         (("linear", "--lr", "3"), "--lr has no effect without --protocol sgd"),

@@ -260,6 +260,14 @@ def test_an_exported_folder_loads_back_and_a_changed_one_does_not(tmp_path: Path
         ),
         ('{"architecture": "resnet18", "pretrained_cfg": {"std": [0, 1, 1]}}', "pretrained_cfg is not timm's"),
         ('{"architecture": "no_such"}', "timm has no model 'no_such'"),
+        ('{"architecture": "resnet18", "model_args": [1]}', "config.json: model_args must be an object"),
+        ('{"architecture": "resnet18", "model_args": "x"}', "config.json: model_args must be an object"),
+        ('{"architecture": "resnet18", "model_args": {"in_chans": 1}}', "model_args in_chans: leoclr builds resnet18"),
+        ('{"architecture": "resnet18", "pretrained_cfg": 3}', "pretrained_cfg is not timm's"),
+        ('{"architecture": "resnet18", "input_size": [3, 1e400, 1e400]}', "config.json: .*input_size.1: .*finite"),
+        ('{"architecture": "resnet18", "input_size": [3, 32, 1000000000]}', "config.json: .*input_size.2: .*16384"),
+        ('{"architecture": "resnet18", "std": [NaN, 1, 1]}', "config.json: .*std.0: .*finite"),
+        ('{"architecture": "resnet18", "mean": [0, 0, Infinity]}', "config.json: .*mean.2: .*finite"),
     ],
 )
 def test_folders_that_cannot_be_read_say_why(content: str, said: str, tmp_path: Path) -> None:
@@ -267,6 +275,23 @@ def test_folders_that_cannot_be_read_say_why(content: str, said: str, tmp_path: 
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match=said):
         load_encoder(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "size"), [("resnet18", 64), ("test_vit", 160), ("test_vit3", 160)])
+@pytest.mark.parametrize("classes", [0, 5])
+def test_what_timm_saves_loads(name: str, size: int, classes: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = timm.create_model(name, num_classes=classes)
+    timm.models.save_for_hf(network, tmp_path)
+    assert torch.equal(features(load_encoder(tmp_path).backbone, size), pooled(network, size))
+
+
+def test_another_pooling_is_refused(tmp_path: Path) -> None:
+    for number, (name, pooling) in enumerate((("resnet18", "max"), ("test_vit", "avg"))):
+        network = timm.create_model(name, num_classes=0, global_pool=pooling)
+        timm.models.save_for_hf(network, tmp_path / str(number), model_args={"global_pool": pooling})
+        with pytest.raises(CheckpointError, match="global_pool: leoclr builds|does not fit"):
+            load_encoder(tmp_path / str(number))
 
 
 def test_a_folder_with_a_pickle_goes_through_the_restricted_unpickler(tmp_path: Path) -> None:
