@@ -179,9 +179,13 @@ def from_text(key: str, text: str | Iterable[str]) -> Any:
     if is_list(key):
         value = _items(text) if isinstance(text, str) else tuple(text)
     try:
-        return _adapter(key).validate_python(value)
+        found = _adapter(key).validate_python(value)
     except ValidationError as error:
         raise BadValue(_in_words(error.errors(include_url=False)[0])) from None
+    for given, read in zip(value, found, strict=True) if is_list(key) else ((value, found),):
+        if isinstance(read, int | float) and "_" in str(given):  # Python's way to write 1000 as 1_000, as no file may
+            raise BadValue(f"must be a number without underscores, got {shown_value(given)}")
+    return found
 
 
 def _items(text: str) -> tuple[Any, ...]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
+
 from leoclr.backends.method import Method
 from leoclr.backends.networks.backbones import Backbone
 from leoclr.cli.config.sections import AugmentationSettings
@@ -12,8 +14,9 @@ from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.encoders import LoadedEncoder, load_encoder
 from leoclr.cli.run.model_names import is_named
 from leoclr.cli.terminal import say, warn
-from leoclr.datasets.errors import SettingsError
+from leoclr.datasets.errors import CheckpointError, SettingsError
 from leoclr.datasets.shards.locate import absolute
+from leoclr.datasets.wording import first_of
 
 
 def start_from_weights(method: Method, settings: Settings, speaks: bool = True) -> dict[str, Any] | None:
@@ -29,7 +32,7 @@ def start_from_weights(method: Method, settings: Settings, speaks: bool = True) 
         None where the setting is empty.
 
     Raises:
-        CheckpointError: They are missing or damaged, or pickle more than tensors.
+        CheckpointError: They are missing or damaged, pickle more than tensors, or are not finite.
         SettingsError: They are of another architecture.
     """
     weights = settings.encoder.weights
@@ -39,14 +42,16 @@ def start_from_weights(method: Method, settings: Settings, speaks: bool = True) 
     found, wanted = (f"{encoder.stem} stem, width {encoder.width}" for encoder in (loaded, settings.encoder))
     if found != wanted:
         raise SettingsError(f"encoder.weights {weights} has {found}; the settings say {wanted}")
+    tensors = loaded.backbone.state_dict()
+    if broken := [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]:
+        raise CheckpointError(f"{loaded.source}: {first_of(broken, 4)}: NaN or infinite; its training has diverged")
     for backbone in method.backbones().values():
         _load(loaded, backbone, settings.data.image_size)
     source = weights if is_named(weights) else absolute([weights])[0]
-    tensors = len(loaded.backbone.state_dict())
     if speaks:
-        say(f"the backbone starts from {weights}: {tensors} tensors loaded, all that it has")
+        say(f"the backbone starts from {weights}: {len(tensors)} tensors loaded, all that it has")
         _warn_of_other_normalisation(loaded, settings.augmentation)
-    return {"source": source, "digest": loaded.digest, "tensors": tensors, "left_out": list(loaded.left_out)}
+    return {"source": source, "digest": loaded.digest, "tensors": len(tensors), "left_out": list(loaded.left_out)}
 
 
 def _warn_of_other_normalisation(loaded: LoadedEncoder, augmentation: AugmentationSettings) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from leoclr.cli.run.folder import RunFolder
 from leoclr.cli.run.json_file import number, part
 from leoclr.datasets.json_text import parse_json_text
+from leoclr.datasets.wording import counted
 
 _MAX_RECORD_BYTES = 16 * 2**20
 _SHOWN_BAD_IMAGES = 20
@@ -93,18 +94,22 @@ def _read_curves(run: ReportedRun) -> None:
     except OSError:
         run.problems.append("There is no metrics.jsonl: nothing is known of its training.")
         return
+    left_out = 0
     with lines:
         for line in lines:
             try:
                 values = parse_json_text(line)
             except ValueError:
-                continue  # half a line, from a process that was killed
+                values = None
             epoch = number(values.pop("epoch", None)) if isinstance(values, dict) else None
             if epoch is None:
+                left_out += line.endswith(b"\n")  # else half a line, from a process that was killed
                 continue
             for name, value in values.items():
                 if (found := number(value)) is not None:
                     run.curves.setdefault(name, []).append((epoch, found))
+    if left_out:
+        run.problems.append(f"metrics.jsonl: {counted(left_out, 'line')} of no measures left out.")
     for points in run.curves.values():
         points.sort(key=lambda point: point[0])
 

@@ -12,9 +12,11 @@ manifest does not list are never opened.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import resource
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -122,7 +124,7 @@ def save_checkpoint(
             (temporary / STATE).write_bytes(state_bytes)
             _seal(temporary, step)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot write checkpoint {target}: {error}{_space(folder, needed)}") from error
+        raise CheckpointError(f"cannot write checkpoint {target}: {error}{_space(folder, needed, error)}") from error
     return target
 
 
@@ -274,7 +276,11 @@ def _on_cpu(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _space(folder: Path, needed: int) -> str:
+def _space(folder: Path, needed: int, error: Exception) -> str:
+    if os.strerror(errno.EFBIG) in str(error):  # safetensors' error has no number
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        most = "" if limit == resource.RLIM_INFINITY else f" of {limit:,} bytes (`ulimit -f`)"
+        return f"; it needs {needed:,} bytes, more than the limit{most or ' of this disk'} for a file"
     try:
         free = shutil.disk_usage(folder).free
     except OSError:

@@ -21,6 +21,7 @@ from leoclr.evals.mcnemar import Comparison, compare
 from leoclr.evals.scores import Predicted
 
 _COLUMNS = ("classifier", "key", "label", "prediction", "right", "score")
+_READ = ("classifier", "key", "label", "right")
 _MAX_BYTES = 1 << 32
 
 
@@ -94,9 +95,15 @@ def _read(path: Path) -> dict[str, _Classifier]:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise EvaluationError(f"{path} is larger than {_MAX_BYTES:,} bytes: no file of predictions")
-        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
             rows = map(parse_json_text, lines) if path.suffix == ".jsonl" else csv.DictReader(lines)
             for row in rows:
+                if missing := [column for column in _READ if column not in row]:
+                    had = " ".join(", ".join(map(str, row)).split())[:300] if isinstance(row, dict) else "none"
+                    raise EvaluationError(
+                        f"{path}: a file of predictions has the columns {', '.join(_COLUMNS)}, apart by commas; this "
+                        f"one lacks {', '.join(missing)} and has {had}"
+                    )
                 classifier, key = str(row["classifier"]), str(row["key"])
                 image = (key, seen[classifier, key])
                 seen[classifier, key] += 1

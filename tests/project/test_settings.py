@@ -263,6 +263,13 @@ def test_lists_are_split_outside_braces(text: str, items: tuple[str, ...]) -> No
     [
         ("optimizer.lr", "nan", "--lr: must be a finite number, got 'nan'"),
         ("optimizer.lr", "fast", "--lr: must be a valid number, got 'fast'"),
+        ("optimizer.lr", "1_0", "--lr: must be a number without underscores, got '1_0'"),
+        ("train.epochs", "1_0", "--set train.epochs: must be a number without underscores, got '1_0'"),
+        (
+            "augmentation.crop_scale",
+            "0.2,1_0e-1",
+            "--set augmentation.crop_scale: must be a number without underscores, got '1_0e-1'",
+        ),
         ("train.epochs", "3.5", "--set train.epochs: must be a valid integer, got '3.5'"),
         ("train.channels_last", "maybe", "--set train.channels_last: must be a valid boolean, got 'maybe'"),
         ("views", "leoclrr", "--set views: must be 'byol', 'clsa', 'leoclr', "),

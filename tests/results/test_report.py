@@ -181,6 +181,7 @@ def test_whatever_files_say_is_text(report: Run, make_run: MakeRun, tmp_path: Pa
     assert "<script>alert(1)</script>" in page.text
     assert page.text.count("cannot be read") == 4
     assert "and 82 more" in page.text
+    assert "metrics.jsonl: 3 lines of no measures left out." in page.text
 
 
 def test_without_data_and_checkpoint_the_page_says_so(report: Run, make_run: MakeRun, tmp_path: Path) -> None:
@@ -357,6 +358,14 @@ def test_images_per_second_are_the_mean_of_the_run(report: Run, make_run: MakeRu
     )
     assert report(run.path, "--samples", 0)[0] == 0
     assert "50images/s, mean of the run" in Page(tmp_path / "page.html").text
+
+
+def test_garbage_among_the_measures_is_told(report: Run, make_run: MakeRun) -> None:
+    run = RunFolder(make_run("first"))
+    assert "left out" not in report(run.path, "--samples", 0)[1]
+    with run.metrics.open("ab") as lines:
+        lines.write(b"\n\xff\xfe\ngarbage\n")
+    assert "warning: first: metrics.jsonl: 3 lines of no measures left out\n" in report(run.path, "--samples", 0)[1]
 
 
 def test_no_run_and_too_many_are_one_line(report: Run, tmp_path: Path) -> None:

@@ -108,7 +108,11 @@ def test_mcnemars_test_equals_tables_and_the_normal_one_where_there_are_many() -
 
 FILES = {
     "nothing": ("", "there are no predictions in it"),
-    "other columns": ("a,b\n1,2\n", "no file of predictions"),
+    "other columns": ("a,b\n1,2\n", "this one lacks classifier, key, label, right and has a, b"),
+    "semicolons": (
+        "classifier;key;label;prediction;right;score\nlinear;0;a;a;1;1\n",
+        "has the columns classifier, key, label, prediction, right, score, apart by commas",
+    ),
     "a number": ("classifier,key,label,prediction,right,score\nknn,0,a,a,x,1\n", "no file of predictions"),
     "other classifiers": ("classifier,key,label,prediction,right,score\nknn,0,a,a,1,1\n", "none to compare"),
     "other images": ("classifier,key,label,prediction,right,score\nlinear,1,a,a,1,1\n", "differ in 2 of their test"),
@@ -127,6 +131,14 @@ def test_files_that_cannot_be_compared_are_one_line(
         main(["eval", "compare", str(tmp_path / "good.csv"), str(tmp_path / "other.csv")])
     err = capsys.readouterr().err
     assert exit.value.code == 2 and expected in err and err.count("\n") == 1
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
+    paths = [str(tmp_path / name) for name in ("plain.csv", "marked.csv")]
+    for path, encoding in zip(paths, ("utf-8", "utf-8-sig"), strict=True):
+        Path(path).write_text("classifier,key,label,prediction,right,score\nlinear,0,a,a,1,1\n", encoding)
+    with pytest.raises(SystemExit, match="0"):
+        main(["eval", "compare", *paths])
 
 
 def test_a_file_of_predictions_has_a_suffix_that_says_its_form(leoclr: Run) -> None:

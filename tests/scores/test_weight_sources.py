@@ -282,14 +282,14 @@ def test_folders_that_cannot_be_read_say_why(content: str, said: str, tmp_path: 
 def test_what_timm_saves_loads(name: str, size: int, classes: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = timm.create_model(name, num_classes=classes)
-    timm.models.save_for_hf(network, tmp_path)
+    timm.models.save_for_hf(network, str(tmp_path))
     assert torch.equal(features(load_encoder(tmp_path).backbone, size), pooled(network, size))
 
 
 def test_another_pooling_is_refused(tmp_path: Path) -> None:
     for number, (name, pooling) in enumerate((("resnet18", "max"), ("test_vit", "avg"))):
         network = timm.create_model(name, num_classes=0, global_pool=pooling)
-        timm.models.save_for_hf(network, tmp_path / str(number), model_args={"global_pool": pooling})
+        timm.models.save_for_hf(network, str(tmp_path / str(number)), model_args={"global_pool": pooling})
         with pytest.raises(CheckpointError, match="global_pool: leoclr builds|does not fit"):
             load_encoder(tmp_path / str(number))
 

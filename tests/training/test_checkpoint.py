@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import resource
 import shutil
 import subprocess
 import sys
@@ -232,6 +233,18 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_says_how_much_is_needed(sma
         save_checkpoint(folder, 2, {"model": {"weight": torch.ones(1_000_000)}}, {})
     assert list(folder.iterdir()) == [good]
     assert newest_checkpoint(folder) == (good, [])
+
+
+def test_a_limit_on_the_size_of_a_file_is_told_as_such(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    try:
+        with pytest.raises(CheckpointError) as told:
+            save_checkpoint(tmp_path, 2, {"model": {"weight": torch.ones(1_000_000)}}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "bytes, more than the limit of 1,000,000 bytes (`ulimit -f`) for a file" in str(told.value)
+    assert " free" not in str(told.value) and not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -108,6 +108,21 @@ def test_other_architectures_and_missing_files_are_refused(
     assert "none.pth: no such run, checkpoint or file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(
+    value: float, make_shards: MakeShards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = build_backbone("resnet18", "cifar", 16).state_dict()
+    tensors["layer1.0.conv1.weight"][0] = value
+    torch.save(tensors, tmp_path / "weights.pth")
+    options = [f"--set=encoder.{option}" for option in ("backbone=resnet18", "stem=cifar", "width=16")]
+    options += ["--data", str(make_shards((16,))), "--init", str(tmp_path / "weights.pth"), "--batch-size", "16"]
+    for dry in ([], ["--dry-run"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(["train", *options, "--device=cpu", "--set=moco.queue=16", "--output", str(tmp_path / "run"), *dry])
+        assert "weights.pth: layer1.0.conv1.weight: NaN or infinite" in capsys.readouterr().err
+
+
 def test_the_flag_says_what_was_loaded_and_what_was_left_out(
     make_shards: MakeShards, tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: MakeSettings
 ) -> None:
