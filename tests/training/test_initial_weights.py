@@ -119,7 +119,18 @@ def test_weights_that_are_not_finite_are_refused(
     options += ["--data", str(make_shards((16,))), "--init", str(tmp_path / "weights.pth"), "--batch-size", "16"]
     for dry in ([], ["--dry-run"]):
         with pytest.raises(SystemExit, match="2"):
-            main(["train", *options, "--device=cpu", "--set=moco.queue=16", "--output", str(tmp_path / "run"), *dry])
+            main(
+                [
+                    "train",
+                    *options,
+                    "--device=cpu",
+                    "--set=data.image_size=32",
+                    "--set=moco.queue=16",
+                    "--output",
+                    str(tmp_path / "run"),
+                    *dry,
+                ]
+            )
         assert "weights.pth: layer1.0.conv1.weight: NaN or infinite" in capsys.readouterr().err
 
 
