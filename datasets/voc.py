@@ -1,7 +1,6 @@
 """Images with boxes in the PASCAL VOC layout: Annotations/*.xml, JPEGImages/*, ImageSets/Main/SPLIT.txt.
 
-The files are not trusted. Annotations are read by expat with bounds, a document type (and with it every entity) is
-refused; archives are unpacked to names that are made here.
+The files are not trusted. Archives are unpacked to names that are made here; `voc_annotation` reads the boxes.
 """
 
 from __future__ import annotations
@@ -11,25 +10,30 @@ import os
 import re
 import shutil
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from xml.parsers import expat
+from xml.parsers.expat import ExpatError
 
 import numpy as np
 from numpy.typing import NDArray
 
 from leoclr.datasets.errors import BadImage, DataError
 from leoclr.datasets.files import ignore
-from leoclr.datasets.images.decode import MAX_BYTES, decode_image
+from leoclr.datasets.images.decode import MAX_BYTES, decode_image, upright_size
 from leoclr.datasets.images.file_names import IMAGE_SUFFIXES
+from leoclr.datasets.notes import Notes
+from leoclr.datasets.shards.description import look_alikes
+from leoclr.datasets.voc_annotation import Annotation, Object, check_boxes, inside, read_annotation, sticks_out
+from leoclr.datasets.wording import counted, first_of, printable
 
 MAX_ANNOTATION_BYTES = 2**20
-MAX_OBJECTS = 10_000
 _FOLDERS = ("Annotations", "ImageSets", "JPEGImages")
 _DEEPEST = 3
 _NAME = re.compile(r"[\w.()+-]+")
-_SIDES = ("xmin", "ymin", "xmax", "ymax")
+_HEAD = 1 << 16  # bytes that nearly always hold the header of an image
+_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -64,13 +68,13 @@ class BoxedImages:
 
     Attributes:
         digest: SHA-256 over keys, sizes of the image files, classes and boxes.
-        left_out: Boxes without extent, which are no objects.
+        remarks: A line for each oddity that is no fault, such as boxes without extent, with how often it occurs.
     """
 
     images: tuple[BoxedImage, ...]
     classes: tuple[str, ...]
     digest: str
-    left_out: int
+    remarks: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -81,25 +85,27 @@ def read_voc(roots: Sequence[Path], train_split: str, test_split: str) -> tuple[
     taken from every one that has it.
 
     Raises:
-        DataError: There is no such layout or split, a file is missing or damaged, the splits share images, no object
-            of a class is in the training split, or none at all in the test split.
+        DataError: There is no such layout or split, a file is missing or damaged, boxes do not fit their image, the
+            splits share images, no object of a class is in the training split, or none that counts in the test split.
     """
     # A folder counts once, also where it is named beside the one that it lies in.
     folders = list(dict.fromkeys(folder.resolve() for root in roots for folder in _voc_folders(root)))
     raw = [_read_split(folders, split, roots) for split in (train_split, test_split)]
-    shared = {path for _, path, _ in raw[0]} & {path for _, path, _ in raw[1]}
+    shared = {image.path for image in raw[0].images} & {image.path for image in raw[1].images}
     if shared:
         example = min(shared).name
         raise DataError(f"{len(shared)} images are in {train_split} and in {test_split}, such as {example}")
-    classes = tuple(sorted({name for _, _, objects in raw[0] for name, _, _ in objects}))
-    absent = {name for _, _, objects in raw[1] for name, _, _ in objects} - set(classes)
+    classes, tested = (sorted({one.name for image in split.images for one in image.objects}) for split in raw)
+    absent = sorted(set(tested) - set(classes))
     if not classes or absent:
-        what = f"{min(absent)!r} of {test_split} is" if absent else "objects are"
+        what = f"{absent[0]!r} of {test_split} is" if absent else "objects are"
         raise DataError(f"{train_split}: {what} not in the training images")
-    if not any(objects for _, _, objects in raw[1]):
-        raise DataError(f"{test_split}: there is no object in its images, and so no precision")
-    train, test = (_boxed(split, classes) for split in raw)
-    return train, test
+    train, test = (_boxed(split, tuple(classes)) for split in raw)
+    hard = [image.difficult.all() for image in test.images if len(image.labels)]
+    if all(hard):
+        which = "no object" if not hard else "no object that is not marked as difficult"
+        raise DataError(f"{test_split}: there is {which} in its images, and so no precision")
+    return replace(train, remarks=(*look_alikes(classes), *train.remarks)), test
 
 
 def unpack_voc(archive: Path, folder: Path, advance: Callable[[int], None] = ignore) -> None:
@@ -159,27 +165,48 @@ def _voc_folders(root: Path) -> list[Path]:
     raise DataError(f"{root} holds no {', '.join(_FOLDERS)}: it is not in the layout of PASCAL VOC")
 
 
-_Object = tuple[str, tuple[float, ...], bool]
-_Raw = tuple[str, Path, list[_Object]]
+@dataclass(frozen=True)
+class _Listed:
+    """An image and its objects as they are written."""
+
+    key: str
+    path: Path
+    objects: tuple[Object, ...]
+    size: tuple[int, int]
 
 
-def _read_split(folders: Sequence[Path], split: str, roots: Sequence[Path]) -> list[_Raw]:
+@dataclass(frozen=True)
+class _Split:
+    images: list[_Listed]
+    notes: Notes
+
+
+def _read_split(folders: Sequence[Path], split: str, roots: Sequence[Path]) -> _Split:
     lists = [folder / "ImageSets" / "Main" / f"{split}.txt" for folder in folders]
     lists = [path for path in lists if path.is_file()] if _NAME.fullmatch(split) else []
     if not lists:
         raise DataError(f"{', '.join(map(str, roots))}: there is no ImageSets/Main/{split}.txt")
-    raw = []
+    found = _Split([], Notes())
+    faults: dict[str, DataError] = {}
     for path in lists:
-        folder = path.parents[2]
-        for line in path.read_text(errors="replace").splitlines():
-            if line.strip():
-                raw.append(_read_image(folder, line.split()[0], path))
-    if not raw:
+        keys = [line.split()[0] for line in path.read_text(errors="replace").splitlines() if line.strip()]
+        for key, times in Counter(keys).items():
+            if times > 1:
+                found.notes.add(f"images named more than once in {path.name}, used once", key)
+            try:
+                found.images.append(_read_image(path.parents[2], key, path))
+            except DataError as error:
+                faults[key] = error
+    if faults:
+        first, *others = faults
+        more = f" ({counted(len(others), 'further image')} with a fault: {first_of(others, _SHOWN)})" if others else ""
+        raise DataError(printable(f"{faults[first]}{more}"))
+    if not found.images:
         raise DataError(f"{lists[0]} names no images")
-    return raw
+    return found
 
 
-def _read_image(folder: Path, key: str, listed: Path) -> _Raw:
+def _read_image(folder: Path, key: str, listed: Path) -> _Listed:
     if not _NAME.fullmatch(key):
         raise DataError(f"{listed}: {key!r} is no name of an image")
     candidates = (folder / "JPEGImages" / f"{key}.{suffix}" for suffix in ("jpg", *sorted(IMAGE_SUFFIXES)))
@@ -187,82 +214,55 @@ def _read_image(folder: Path, key: str, listed: Path) -> _Raw:
     if image is None:
         raise DataError(f"{folder / 'JPEGImages' / key}.jpg is missing; {listed} names it")
     annotation = folder / "Annotations" / f"{key}.xml"
+    content = _read_annotation(annotation, listed)
+    size = _size_of(image)
+    try:
+        check_boxes(content, size)
+    except ValueError as error:
+        raise DataError(f"{annotation}: {error}") from None
+    return _Listed(key, image, content.objects, size)
+
+
+def _read_annotation(annotation: Path, listed: Path) -> Annotation:
     try:
         if annotation.stat().st_size > MAX_ANNOTATION_BYTES:
             raise DataError(f"{annotation} is larger than {MAX_ANNOTATION_BYTES:,} bytes")
-        return key, image, read_annotation(annotation.read_bytes())
+        return read_annotation(annotation.read_bytes())
     except OSError as error:
         raise DataError(f"{annotation}: {error.strerror}; {listed} names it") from None
-    except (expat.ExpatError, ValueError) as error:
+    except (ExpatError, ValueError) as error:
         raise DataError(f"{annotation} is no annotation of PASCAL VOC: {error}") from None
 
 
-def read_annotation(data: bytes) -> list[_Object]:
-    """The objects of an annotation: name, sides (xmin, ymin, xmax, ymax as written, from 1), and whether difficult.
-
-    Raises:
-        ExpatError, ValueError: It is not well-formed, has a document type, or has no usable box.
-    """
-    parser = expat.ParserCreate()
-    path: list[str] = []
-    texts: list[str] = []
-    objects: list[dict[str, str]] = []
-
-    def start(name: str, attributes: dict[str, str]) -> None:
-        path.append(name)
-        texts.append("")
-        if path == ["annotation", "object"]:
-            if len(objects) >= MAX_OBJECTS:
-                raise ValueError(f"more than {MAX_OBJECTS:,} objects")
-            objects.append({})
-        if len(path) > 16:
-            raise ValueError("elements inside elements without end")
-
-    def end(name: str) -> None:
-        text = texts.pop().strip()
-        path.pop()
-        if path == ["annotation", "object"] and name in ("name", "difficult"):
-            objects[-1][name] = text
-        elif path == ["annotation", "object", "bndbox"] and name in _SIDES:
-            objects[-1][name] = text
-
-    def text(data: str) -> None:
-        if texts:
-            texts[-1] += data
-
-    def refuse(*_: object) -> None:
-        raise ValueError("it has a document type")
-
-    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = start, end, text
-    parser.StartDoctypeDeclHandler = refuse
-    parser.Parse(data, True)
-    return [_object(found) for found in objects]
+def _size_of(image: Path) -> tuple[int, int]:
+    try:
+        with image.open("rb") as file:
+            head = file.read(_HEAD)
+            try:
+                return upright_size(head)
+            except BadImage:
+                return upright_size(head + file.read(MAX_BYTES))
+    except BadImage as error:
+        raise BadImage(f"{image}: {error}") from None
+    except OSError as error:
+        raise DataError(f"{image}: {error.strerror}") from None
 
 
-def _object(found: dict[str, str]) -> _Object:
-    missing = [name for name in ("name", *_SIDES) if not found.get(name)]
-    if missing:
-        raise ValueError(f"an object has no {missing[0]}")
-    sides = tuple(float(found[side]) for side in _SIDES)
-    if not np.isfinite(sides).all():
-        raise ValueError("a box is not finite")
-    return found["name"], sides, found.get("difficult", "0") not in ("", "0")
-
-
-def _boxed(split: Sequence[_Raw], classes: tuple[str, ...]) -> BoxedImages:
+def _boxed(split: _Split, classes: tuple[str, ...]) -> BoxedImages:
     numbers = {name: number for number, name in enumerate(classes)}
     digest = hashlib.sha256("\0".join(classes).encode())
-    images, left_out = [], 0
-    for key, path, objects in split:
-        kept = [one for one in objects if one[1][2] > one[1][0] - 1 and one[1][3] > one[1][1] - 1]
-        left_out += len(objects) - len(kept)
+    images = []
+    for listed in split.images:
+        kept = [one for one in listed.objects if inside(one.sides, listed.size)]
+        if left_out := len(listed.objects) - len(kept):
+            split.notes.add("boxes without extent in their image, left out", listed.key, left_out)
+        if beyond := sum(sticks_out(one.sides, listed.size) for one in kept):
+            split.notes.add("boxes that reach beyond their image, used as they are", listed.key, beyond)
         # Pixels count from 1 in VOC; a box from 1 to 2 covers two pixels, from 0 to 2.
-        boxes = np.array([sides for _, sides, _ in kept], np.float32).reshape(-1, 4) - np.array(
-            [1, 1, 0, 0], np.float32
-        )
-        labels = np.array([numbers[name] for name, _, _ in kept], np.int64)
-        difficult = np.array([hard for *_, hard in kept], np.bool_)
-        digest.update(f"{key}\0{path.stat().st_size}\0".encode() + boxes.tobytes() + labels.tobytes())
+        boxes = np.array([one.sides for one in kept], np.float32).reshape(-1, 4) - np.array([1, 1, 0, 0], np.float32)
+        labels = np.array([numbers[one.name] for one in kept], np.int64)
+        difficult = np.array([one.difficult for one in kept], np.bool_)
+        digest.update(f"{listed.key}\0{listed.path.stat().st_size}\0".encode() + boxes.tobytes() + labels.tobytes())
         digest.update(difficult.tobytes())
-        images.append(BoxedImage(key, path, boxes, labels, difficult))
-    return BoxedImages(tuple(images), classes, digest.hexdigest(), left_out)
+        images.append(BoxedImage(listed.key, listed.path, boxes, labels, difficult))
+    return BoxedImages(tuple(images), classes, digest.hexdigest(), tuple(split.notes.lines()))

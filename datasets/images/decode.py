@@ -44,6 +44,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange width and height
 _PILLOW_MODULES = r"PIL\."
 _DAMAGED = ("decoder error", "could not create decoder")  # how Pillow puts it of TIFF and WebP
 _REDUCTIONS = (8, 4, 2)  # those that libjpeg-turbo computes in vector instructions
@@ -89,6 +90,16 @@ def decode_pixels(data: bytes, spare: Callable[[int, int], float] | None = None)
 def image_size(data: bytes) -> tuple[int, int]:
     """(width, height) by the header, before any rotation that it asks for. Raises BadImage."""
     return examine(data, lambda opened, _: opened.size)
+
+
+def upright_size(data: bytes) -> tuple[int, int]:
+    """(width, height) by the header, after any rotation that it asks for. Raises BadImage."""
+
+    def upright(opened: Image.Image, _: bytes) -> tuple[int, int]:
+        width, height = opened.size
+        return (height, width) if _orientation(opened) in _SIDEWAYS else (width, height)
+
+    return examine(data, upright)
 
 
 def depends_on_levels(data: bytes) -> bool:

@@ -17,7 +17,7 @@ from leoclr.cli.run.devices import choose_device
 from leoclr.cli.run.encoders import LoadedEncoder, fresh_encoder, load_encoder
 from leoclr.cli.run.folder import work_folder
 from leoclr.cli.scoring.records import Record, kept, new_record, path_in_run, show
-from leoclr.cli.terminal import progress, say
+from leoclr.cli.terminal import progress, say, warn
 from leoclr.datasets.errors import EvaluationError
 from leoclr.datasets.files import cache_root
 from leoclr.datasets.voc import BoxedImages, read_voc, unpack_voc
@@ -98,6 +98,8 @@ def score_detection(
     work = Work(None if no_cache else work_folder(run), {"kind": "detection", **identity})
     found = work.result()
     if found is None:
+        for remark in _remarks((train, test), wanted):  # before hours of training; its record repeats them
+            warn(remark)
         found = work.finish(_train_and_score(encoder, train, test, wanted, device, workers, work))
     record = _record(encoder, roots, (train, test), wanted, device, found, began)
     with kept(record, output or path_in_run(record, run)):
@@ -155,6 +157,11 @@ def _folder_of(root: Path) -> Path:
     return folder
 
 
+def _remarks(splits: tuple[BoxedImages, BoxedImages], wanted: Wanted) -> list[str]:
+    names = (wanted.train_split, wanted.test_split)
+    return [f"{name}: {remark}" for name, split in zip(names, splits, strict=True) for remark in split.remarks]
+
+
 def _record(
     encoder: LoadedEncoder,
     roots: Sequence[Path],
@@ -167,11 +174,7 @@ def _record(
     names = (wanted.train_split, wanted.test_split)
     source = [os.path.abspath(root) for root in roots]
     start = "random weights" if wanted.random else "the encoder's weights"
-    notes = [
-        f"{name}: {split.left_out} boxes have no extent and are left out"
-        for name, split in zip(names, splits, strict=True)
-        if split.left_out
-    ]
+    notes = _remarks(splits, wanted)
     if (encoder.name, encoder.width) != ("resnet50", STANDARD_WIDTH):
         notes.append(f"the body is {encoder.name} of width {encoder.width}, not the paper's ResNet-50")
     content = {

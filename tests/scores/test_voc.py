@@ -10,10 +10,11 @@ from xml.parsers import expat
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from leoclr.datasets.errors import DataError
-from leoclr.datasets.voc import read_annotation, read_voc, unpack_voc
+from leoclr.datasets.voc import read_voc, unpack_voc
+from leoclr.datasets.voc_annotation import read_annotation
 
 Box = tuple[str, tuple[float, float, float, float], bool]
 
@@ -50,7 +51,8 @@ def test_boxes_and_classes_are_read(tmp_path: Path) -> None:
     assert train.classes == test.classes == ("cat", "dog")
     assert train.images[0].boxes.tolist() == [[4, 5, 30, 20], [0, 0, 10, 20]]  # pixels from 0
     assert train.images[0].labels.tolist() == [1, 0] and train.images[0].difficult.tolist() == [True, False]
-    assert train.left_out == 1 and train.images[1].boxes.shape == (0, 4)
+    assert train.remarks == ("boxes without extent in their image, left out: 1 (b)",)
+    assert train.images[1].boxes.shape == (0, 4)
     assert test.images[0].pixels().shape == (20, 30, 3) and len(test) == 1
     assert train.digest != test.digest
 
@@ -132,8 +134,10 @@ EXTERNAL = (
         annotation([("cat", (1, 1, float("nan"), 20), False)]),
         annotation([("cat", (1, 1, 10, 20), False)]).replace("<ymax>20</ymax>", ""),
         annotation([("cat", (1, 1, 10, 20), False)]).replace("20", "twenty"),
+        annotation([("cat", (1, 1, 10, 20), False)]).replace("<name>cat", "<name>dog</name><name>cat", 1),
+        annotation([("cat", (1, 1, 10, 20), False)]).replace("<bndbox>", "<bndbox></bndbox><bndbox>", 1),
     ],
-    ids=["entities", "external", "open", "text", "deep", "many", "nan", "side", "word"],
+    ids=["entities", "external", "open", "text", "deep", "many", "nan", "side", "word", "names", "boxes"],
 )
 def test_annotations_that_do_harm_are_refused(text: str) -> None:
     with pytest.raises((expat.ExpatError, ValueError)):
@@ -161,5 +165,82 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
 
 
 def test_coordinates_are_floats(tmp_path: Path) -> None:
-    ((name, sides, hard),) = read_annotation(annotation([("cat", (1.5, 2, 3, 4), False)]).encode())
+    ((name, sides, hard),) = read_annotation(annotation([("cat", (1.5, 2, 3, 4), False)]).encode()).objects
     assert (name, hard) == ("cat", False) and np.allclose(sides, [1.5, 2, 3, 4])
+
+
+@pytest.mark.parametrize(
+    ("written", "hard"),
+    [("0", False), ("1", True), ("", False), ("0.0", False), ("False", False), ("TRUE", True), ("Unspecified", False)],
+)
+def test_difficult_is_a_truth_value(written: str, hard: bool) -> None:
+    text = annotation([CAT]).replace("<difficult>0", f"<difficult>{written}")
+    assert [one.difficult for one in read_annotation(text.encode()).objects] == [hard]
+    with pytest.raises(ValueError, match="<difficult> is 0 or 1, not '00'"):
+        read_annotation(text.replace(f"<difficult>{written}", "<difficult>00").encode())
+
+
+def test_a_test_split_of_difficult_objects_has_no_precision(tmp_path: Path) -> None:
+    root = write_voc(tmp_path, {"trainval": {"a": [DOG]}, "test": {"c": [DOG], "d": []}})
+    with pytest.raises(DataError, match="test: there is no object that is not marked as difficult"):
+        read_voc([root], "trainval", "test")
+
+
+@pytest.mark.parametrize(
+    ("sides", "size", "fault"),
+    [
+        ((1, 1, 10, 100), "", "the box of 'cat' (1, 1, 10, 100) lies far outside of its image of 30 x 20 pixels"),
+        ((-9, 1, 10, 20), "", "lies far outside"),
+        ((40, 1, 50, 20), "", "lies far outside"),
+        ((0.1, 0.2, 0.5, 1), "", "the box of 'cat' (0.1, 0.2, 0.5, 1) is in parts of the image; VOC counts pixels"),
+        ((1, 1, 10, 20), "<width>60</width><height>40</height>", "its <size> is 60 x 40 and its image, upright, 30 x"),
+        ((1, 1, 10, 20), "<width>20</width><height>30</height>", "its <size> is 20 x 30"),
+        ((0, 0, 31, 20), "", ""),
+        ((1, 1, 10, 20), "<width>0</width><height>0</height>", ""),
+        ((1, 1, 10, 20), "<width>31</width><height>20</height>", ""),
+    ],
+)
+def test_boxes_of_another_image_are_refused(
+    sides: tuple[float, float, float, float], size: str, fault: str, tmp_path: Path
+) -> None:
+    root = write_voc(tmp_path, {"trainval": {key: [CAT] for key in "abcdef"}, "test": {"t": [CAT]}})
+    for key in "bcdef":
+        text = annotation([("cat", sides, False)]).replace("<object>", f"<size>{size}</size><object>", 1)
+        (root / "Annotations" / f"{key}.xml").write_text(text)
+    if not fault:
+        assert read_voc([root], "trainval", "test")[0].remarks == ()
+        return
+    with pytest.raises(DataError) as caught:
+        read_voc([root], "trainval", "test")
+    message = str(caught.value)
+    assert message.startswith(f"{root}/Annotations/b.xml: ") and fault in message
+    assert message.endswith(" (4 further images with a fault: c, d, e and 1 more)")
+
+
+def test_size_is_that_of_the_upright_image(tmp_path: Path) -> None:
+    root = write_voc(tmp_path, {"trainval": {"a": [("cat", (1, 1, 20, 30), False)]}, "test": {"c": [CAT]}})
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (30, 20)).save(root / "JPEGImages" / "a.jpg", exif=exif)
+    size = "<size><width>20</width><height>30</height></size><object>"
+    file = root / "Annotations" / "a.xml"
+    file.write_text(file.read_text().replace("<object>", size, 1))
+    train, _ = read_voc([root], "trainval", "test")
+    assert train.images[0].pixels().shape == (30, 20, 3)
+
+
+def test_oddities_are_counted(tmp_path: Path) -> None:
+    boxes: list[Box] = [CAT, ("Cat", (1, 1, 33, 20), False), ("cat", (0, 0, 0, 0), False), FLAT]
+    root = write_voc(tmp_path, {"trainval": {"a": boxes, "b": [DOG]}, "test": {"c": [CAT]}})
+    listed = root / "ImageSets" / "Main" / "trainval.txt"
+    listed.write_text("a\nb\na\n")
+    train, test = read_voc([root], "trainval", "test")
+    assert [image.key for image in train.images] == ["a", "b"] and len(train.images[0].boxes) == 2
+    assert train.remarks == (
+        "class names that differ only by case, Unicode form, spaces or leading zeros are classes of their own: "
+        "'Cat' and 'cat'",
+        "images named more than once in trainval.txt, used once: 1 (a)",
+        "boxes without extent in their image, left out: 2 (a first)",
+        "boxes that reach beyond their image, used as they are: 1 (a)",
+    )
+    assert test.remarks == ()
