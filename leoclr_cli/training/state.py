@@ -23,6 +23,7 @@ from leoclr.cli.run.versions import environment, versions
 from leoclr.cli.training.optimizers import load_optimizer_tensors, optimizer_tensors
 from leoclr.datasets.errors import CheckpointError, RunError, first_fault
 from leoclr.datasets.shards.index import Index
+from leoclr.datasets.shards.spot_check import changed_sample, spot_check
 from leoclr.datasets.wording import in_a_line
 
 
@@ -35,6 +36,7 @@ class SavedValues(BaseModel):
         model_config = ConfigDict(strict=True)
         digest: str
         samples: int
+        spot_check: list[int] = []  # which earlier versions did not save
 
     data: Data
     bad_images: list[str]
@@ -63,6 +65,7 @@ class RunState:
     ) -> None:
         self._settings, self._index, self._method, self._optimizer = settings, index, method, optimizer
         self._accelerator = accelerator
+        self._spot_check = spot_check(index)  # of the images as they are before the first step
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """By group and name, on whatever device they are. Where the method has buffers of each rank's own, all ranks
@@ -78,7 +81,11 @@ class RunState:
             "step": step,
             **more,
             "settings": self._settings.model_dump(mode="json"),
-            "data": {"digest": self._index.digest, "samples": len(self._index)},
+            "data": {
+                "digest": self._index.digest,
+                "samples": len(self._index),
+                "spot_check": self._spot_check,
+            },
             "encoder": next(iter(self._method.backbones())),
             "scaler": scaler.state_dict() if scaler is not None else None,
             "versions": versions(),
@@ -100,6 +107,11 @@ class RunState:
                 f"{checkpoint.path} was trained on other data ({saved.data.samples:,} images, digest "
                 f"{saved.data.digest[:12]}) than {', '.join(self._settings.data.train)} ({len(index):,} images, "
                 f"digest {index.digest[:12]}); resume on the same shards"
+            )
+        if (number := changed_sample(index, saved.data.spot_check, self._spot_check)) is not None:
+            raise RunError(
+                f"{index.shards[int(index.shard[number])].path}: sample {index.key(number)!r} has other bytes than "
+                f"when {checkpoint.path} was saved, at the same place; resume on the same shards"
             )
         try:
             self._method.load_state_dict(self._own_part(checkpoint.tensors["model"]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import signal
 from collections.abc import Callable
 from functools import partial
@@ -331,6 +332,33 @@ def test_resuming_on_other_data_is_refused(make_shards: MakeShards, tmp_path: Pa
     train(settings(make_shards((16,))), tmp_path / "run")
     with pytest.raises(RunError, match="trained on other data"):
         train(settings(make_shards((17,), "other")), tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("indexed_again", [False, True])
+def test_resuming_on_other_bytes_at_the_same_places_is_refused(
+    indexed_again: bool,
+    make_shards: MakeShards,
+    tmp_path: Path,
+    stop_after: Callable[[int], None],
+    settings: MakeSettings,
+) -> None:
+    data = make_shards((16, 16))
+    first, second = sorted(data.glob("*.tar"))
+    stop_after(1)
+    train(settings(data), tmp_path / "run")
+    (path,) = data.glob("*.index.json")  # made by the run, without checksums
+    copied = shutil.copytree(data, tmp_path / "copy", copy_function=shutil.copyfile)  # with other times
+    shutil.copytree(tmp_path / "run", tmp_path / "run2")
+    assert train(settings(copied), tmp_path / "run2", resume=True).step == 8
+    index = Index.load(path)
+    content = bytearray(second.read_bytes())
+    for offset, length in zip(index.offset[16:], index.length[16:], strict=True):
+        content[offset + length // 2] ^= 1
+    second.write_bytes(content)
+    if indexed_again:
+        build_index([first, second]).save(path)
+    with pytest.raises(RunError, match=f"{second.name}: sample .* has other bytes than when .* was saved"):
+        train(settings(data), tmp_path / "run", resume=True)
 
 
 def test_names_of_classes_may_be_learnt_later(
