@@ -181,7 +181,7 @@ def test_whatever_files_say_is_text(report: Run, make_run: MakeRun, tmp_path: Pa
     assert "<script>alert(1)</script>" in page.text
     assert page.text.count("cannot be read") == 4
     assert "and 82 more" in page.text
-    assert "metrics.jsonl: 3 lines of no measures left out." in page.text
+    assert "metrics.jsonl: 2 lines of no measures left out." in page.text
 
 
 def test_without_data_and_checkpoint_the_page_says_so(report: Run, make_run: MakeRun, tmp_path: Path) -> None:
