@@ -67,7 +67,7 @@ def _after_failed_capture(device: int, pool: Any) -> None:
 
 
 @contextlib.contextmanager
-def host_waits(device: torch.device) -> Iterator[list[str]]:
+def device_waits(device: torch.device) -> Iterator[list[str]]:
     """Gathers where the host waits for the GPU within the block, as "file:line". Torch's other warnings, such as that
     a step ready for a capture is taken without, have no meaning for the user."""
     found: list[str] = []

@@ -17,6 +17,8 @@ from leoclr.datasets.loading.extras import LABELS, Extras, place_of
 from leoclr.datasets.loading.view_maker import SAMPLES
 from leoclr.datasets.shards.index import Index
 
+_INPUTS = {"samples": SAMPLES, "labels": LABELS}  # boxes have one for each view
+
 
 def extras_of(settings: Settings, index: Index) -> Extras:
     """What the loader is to give. Raises RunError where the method asks for what these views or data do not have."""
@@ -35,7 +37,7 @@ def from_inputs(method: Method, inputs: Mapping[str, Tensor], views: Iterable[st
         if name == "boxes":
             found[name] = {view: inputs[place_of(view)] for view in views}
         else:
-            found[name] = inputs[SAMPLES if name == "samples" else LABELS]
+            found[name] = inputs[_INPUTS[name]]
     return found
 
 
@@ -44,7 +46,7 @@ def as_inputs(extras: Mapping[str, Extra]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name, extra in extras.items():
         if isinstance(extra, Tensor):
-            found[SAMPLES if name == "samples" else LABELS] = extra
+            found[_INPUTS[name]] = extra
         else:
             found |= {place_of(view): boxes for view, boxes in extra.items()}
     return found

@@ -23,7 +23,7 @@ from leoclr.backends.method import Method, Progress
 from leoclr.backends.step_inputs import StepInputs, WatchedProgress
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.run.devices import out_of_memory
-from leoclr.cli.training.cuda_capture import Capture, cuda_capture, give_back, host_waits
+from leoclr.cli.training.cuda_capture import Capture, cuda_capture, device_waits, give_back
 from leoclr.cli.training.step import StepResult, TrainStep
 from leoclr.datasets.errors import LeoclrError
 from leoclr.datasets.wording import in_a_line
@@ -111,7 +111,7 @@ class StepGraph:
             return self._replay().clone()
         before, remembered = self._state(), self._remembered()
         watched = WatchedProgress(*now)
-        with host_waits(self._rates.device) as waits:
+        with device_waits(self._rates.device) as waits:
             expected = self._without_replay(watched)
         if expected is None:
             vars(self._method).update(remembered)

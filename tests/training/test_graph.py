@@ -201,7 +201,7 @@ def test_a_check_without_room_is_left_out(
 def test_a_step_that_waits_for_the_gpu_is_not_captured(
     settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graphs, "host_waits", lambda device: contextlib.nullcontext(["method.py:12"]))
+    monkeypatch.setattr(graphs, "device_waits", lambda device: contextlib.nullcontext(["method.py:12"]))
     losses, found, _, said = steps(settings(), tmp_path, lambda body: pytest.fail("captured"))
     assert said == ["steps are not replayed as a CUDA graph: the host waits for the GPU within a step (method.py:12)"]
     expected, weights, _, _ = steps(settings(), tmp_path, None)
