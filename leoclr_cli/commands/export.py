@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from leoclr.cli import terminal as console
-from leoclr.cli.exporting.formats import ExportFormat
+from leoclr.cli.exporting.formats import ExportFormat, formats_of
 from leoclr.cli.run.folder import RunFolder, existing_weights
 from leoclr.datasets.errors import SettingsError
 
@@ -80,6 +80,9 @@ def export(
         raise SettingsError(f"--license {license}: must be an identifier such as apache-2.0, cc-by-4.0 or other")
     if with_preprocessing and format is not ExportFormat.onnx:
         raise SettingsError("--with-preprocessing is part of an ONNX graph: add --format onnx")
+    if output is not None and format not in (fitting := formats_of(output.name)):
+        others = " or ".join(f"--format {other}" for other in fitting)
+        raise SettingsError(f"-o {output}: --format {format} writes another kind of file; add {others}, or rename it")
     if push is not None:
         if not format.is_folder:
             raise SettingsError("--push uploads a folder: add --format hf")

@@ -26,6 +26,14 @@ class ExportFormat(StrEnum):
         return _SUFFIXES.get(self, f".{self}")
 
 
+def formats_of(name: str) -> tuple[ExportFormat, ...]:
+    """The formats that a file of this name can hold, by its suffix; all where it says nothing."""
+    for suffix, formats in _OF_SUFFIXES.items():
+        if name.lower().endswith(suffix):
+            return formats
+    return tuple(ExportFormat)
+
+
 def usual_format(backbone: str, width: int) -> ExportFormat:
     """The most portable format of those that hold an architecture in any stem.
 
@@ -42,4 +50,10 @@ _SUFFIXES = {
     ExportFormat.torchvision: ".pth",
     ExportFormat.timm: ".timm.pth",
     ExportFormat.detectron2: ".detectron2.pth",
+}
+_STATE_DICTS = (ExportFormat.torchvision, ExportFormat.timm, ExportFormat.detectron2)
+_OF_SUFFIXES = {
+    ".safetensors": (ExportFormat.safetensors,),
+    ".onnx": (ExportFormat.onnx,),
+    **dict.fromkeys((".pth", ".pt", ".pth.tar", ".bin"), _STATE_DICTS),
 }

@@ -41,7 +41,12 @@ def start_from_weights(method: Method, settings: Settings, speaks: bool = True) 
     loaded = load_encoder(weights, settings.encoder.backbone)
     found, wanted = (f"{encoder.stem} stem, width {encoder.width}" for encoder in (loaded, settings.encoder))
     if found != wanted:
-        raise SettingsError(f"encoder.weights {weights} has {found}; the settings say {wanted}")
+        changes = " ".join(
+            f"--set encoder.{name}={getattr(loaded, name)}"
+            for name in ("stem", "width")
+            if getattr(loaded, name) != getattr(settings.encoder, name)
+        )
+        raise SettingsError(f"encoder.weights {weights} has {found}; the settings say {wanted}; take {changes}")
     tensors = loaded.backbone.state_dict()
     if broken := [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]:
         raise CheckpointError(f"{loaded.source}: {first_of(broken, 4)}: NaN or infinite; its training has diverged")

@@ -333,6 +333,21 @@ def test_only_an_onnx_graph_takes_pixels(run: Path) -> None:
         CliRunner().invoke(app, [str(run), "--format", "timm", "--with-preprocessing"], catch_exceptions=False)
 
 
+@pytest.mark.parametrize(
+    ("name", "format", "advice"),
+    [
+        ("a.pth", "safetensors", "torchvision or --format timm"),
+        ("a.onnx", "timm", "onnx"),
+        ("a.safetensors", "hf", "saf"),
+    ],
+)
+def test_a_name_of_another_format_is_refused(run: Path, tmp_path: Path, name: str, format: str, advice: str) -> None:
+    with pytest.raises(SettingsError, match=f"--format {format} writes another kind of file; add --format {advice}"):
+        arguments = [str(run), "--format", format, "-o", str(tmp_path / name)]
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert not list(tmp_path.glob("a.*"))
+
+
 def test_the_command_prints_nothing_but_json_when_asked(graph_of_pixels: tuple[LoadedEncoder, dict[str, Any]]) -> None:
     encoder, result = graph_of_pixels
     assert result["bytes"] == Path(result["path"]).stat().st_size

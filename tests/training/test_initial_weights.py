@@ -100,7 +100,8 @@ def test_other_architectures_and_missing_files_are_refused(
 ) -> None:
     data = make_shards((16,))
     torch.save(build_backbone("resnet18", "cifar", 32).state_dict(), tmp_path / "wide.pth")
-    with pytest.raises(SettingsError, match="has cifar stem, width 32; the settings say cifar stem, width 16"):
+    problem = "has cifar stem, width 32; the settings say cifar stem, width 16; take --set encoder.width=32$"
+    with pytest.raises(SettingsError, match=problem):
         train(settings(data, encoder__weights=str(tmp_path / "wide.pth")), tmp_path / "run")
     assert not (tmp_path / "run" / "run.json").exists()
     with pytest.raises(SystemExit, match="2"):
