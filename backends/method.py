@@ -73,6 +73,7 @@ class Facts:
         new_backbone: Makes a backbone with random weights, as the settings say.
         projector: The settings `encoder.projector_layers`, `_hidden` and `_dim`.
         pairs: Of the view policy.
+        sizes: Side of each view of the policy in pixels, by view name.
         batch_size: Images in a step, over all processes.
         images: Images in the data set.
         image_size: Side of a view of full size, in pixels.
@@ -85,6 +86,7 @@ class Facts:
     new_backbone: Callable[[], Backbone]
     projector: tuple[int, int, int] = (2, 0, 128)
     pairs: Pairs = (("x1", "x2"),)
+    sizes: Mapping[str, int] = field(default_factory=lambda: {"x1": 224, "x2": 224})
     batch_size: int = 256
     images: int = 0
     image_size: int = 224

@@ -30,7 +30,7 @@ _CPU = torch.device("cpu")
 
 
 def two_steps(settings: Settings, stream: int = 0) -> dict[str, Tensor]:
-    """Losses, the first gradients and the end state, of all processes together.
+    """Losses, the first gradients and the state after each step, of all processes together.
 
     Args:
         stream: Another number draws other numbers by torch's generator, which has its own in each process, as in
@@ -50,8 +50,9 @@ def two_steps(settings: Settings, stream: int = 0) -> dict[str, Tensor]:
         torch.manual_seed(step_seed(stream, rank(), step))
         for phase in range(method.phases):
             found |= _phase(settings, method, model, optimizer, now._replace(phase=phase))
-    state = {name: value for name, value in method.state_dict().items() if name not in method.per_rank}
-    return found | {f"state after {STEPS} steps: {name}": value.contiguous().clone() for name, value in state.items()}
+        state = {name: value for name, value in method.state_dict().items() if name not in method.per_rank}
+        found |= {f"state after step {step}: {name}": value.contiguous().clone() for name, value in state.items()}
+    return found
 
 
 def _phase(

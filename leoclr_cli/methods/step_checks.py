@@ -1,30 +1,35 @@
-"""What each part of a step may change, and in which precision a loss is computed."""
+"""What each part of a step may change, what it may not forget, and in which precision a loss is computed."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from leoclr.backends.extras import examples
+from leoclr.backends.extras import examples, rows
 from leoclr.backends.method import Method, Output, Progress
+from leoclr.cli.config.fields import replaced
 from leoclr.cli.config.plugin_errors import place_of
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.methods.outcome import Failure, Note
+from leoclr.cli.preflight.checks import facts_of, problems
 from leoclr.cli.training import build
 from leoclr.cli.training.optimizers import build_optimizer, drop_frozen_gradients
 from leoclr.cli.training.outputs import refuse_output
+from leoclr.datasets.errors import RunError
 from leoclr.datasets.wording import first_of
 
 _CPU = torch.device("cpu")
 _STEPS, _STEPS_PER_EPOCH = 4, 2
+_MICRO_BATCHES = 2  # of a step with train.accumulation
 _TOWARDS, _SCALED = 1 - 1e-6, 0.999  # cosines: in float64, what moves towards another parameter has 1
 _FEWEST = 8  # numbers of a parameter: those of a few may point towards each other by chance
 _WITH_LAYERS = ("torch", "torchvision", "timm")  # whose layers move buffers of their own in forward
@@ -39,6 +44,7 @@ def state_moves(settings: Settings, folder: Path) -> str:
     In float64, where rounding does not bend the way of a momentum copy.
     """
     method = _built(settings).double()
+    _refuse_unnamed_copies(method)
     optimizer = build_optimizer(method, settings.optimizer)
     for now in _progress(method):
         torch.autograd.backward(_unchanging_forward(method, settings, now).loss)
@@ -51,6 +57,7 @@ def state_moves(settings: Settings, folder: Path) -> str:
             method.after_update(now)
             _refuse_trained_copies(before, trained)
         optimizer.zero_grad()
+    _refuse_forgotten(settings)
     return f"{_STEPS} steps: forward changes neither state nor images, and no momentum copy is trained"
 
 
@@ -59,7 +66,7 @@ def exact_loss(settings: Settings, folder: Path) -> str:
     head may be written as one."""
     method, found = _built(settings), list[str]()
     for now in _progress(method):
-        views = _views(settings, now, torch.float32)
+        views = _views(settings, now.step, torch.float32)
         extras = examples(method, views, settings.data.batch_size, _CPU)
         with torch.autocast("cpu", torch.bfloat16), _CoarseProducts(method) as coarse:
             output = method(views, settings.view_policy.pairs, now, **extras)
@@ -111,7 +118,7 @@ class _CoarseProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _unchanging_forward(method: Method, settings: Settings, now: Progress) -> Output:
     """What `forward` returns; Failure where it changes state or images."""
-    views = _views(settings, now, torch.float64)
+    views = _views(settings, now.step, torch.float64)
     kept = {name: images.clone() for name, images in views.items()}
     before = {name: value.clone() for name, value in _state(method).items()}
     extras = examples(method, views, settings.data.batch_size, _CPU, torch.float64)
@@ -128,6 +135,64 @@ def _unchanging_forward(method: Method, settings: Settings, now: Progress) -> Ou
             "after_update"
         )
     return output
+
+
+def _refuse_unnamed_copies(method: Method) -> None:
+    """Raise Failure where a copy of a backbone, of equal weights, is none of `backbones()`."""
+    named = method.backbones()
+    states = {place: backbone.state_dict() for place, backbone in named.items()}
+    known = {id(part) for backbone in named.values() for part in backbone.modules()}
+    for name, part in method.named_modules():
+        if id(part) in known or not isinstance(getattr(part, "feature_dim", None), int):
+            continue
+        for place, state in states.items():
+            if _equal(part.state_dict(), state):
+                raise Failure(
+                    f"{name} begins as a copy of {place} and is not in backbones(): --init would fill {place} alone"
+                )
+
+
+def _refuse_forgotten(settings: Settings) -> None:
+    """Raise Failure where state follows one micro-batch of a step and not the others.
+
+    Another first micro-batch must change what another last one changes. Settings that refuse accumulation are left
+    alone.
+    """
+    try:
+        settings = replaced(settings, {"train.accumulation": _MICRO_BATCHES})
+        facts = facts_of(settings, images=2 * settings.data.batch_size, ranks=1)
+    except (ValidationError, RunError):  # a batch that cannot be divided
+        return
+    if any(problems(settings, facts)):
+        return
+    usual, other_first, other_last = (_accumulated(settings, each) for each in ((0, 1), (2, 1), (0, 2)))
+    by_first, by_last = (
+        {name for name, value in usual.items() if not torch.equal(value, other[name])}
+        for other in (other_first, other_last)
+    )
+    for which, forgotten in (("last", by_last - by_first), ("first", by_first - by_last)):
+        if forgotten:
+            raise Failure(
+                f"{first_of(sorted(forgotten), 1)} follows the {which} micro-batch of a step alone: with "
+                "train.accumulation a step has several; let forward add to a list that after_update empties"
+            )
+
+
+def _accumulated(settings: Settings, numbers: Sequence[int]) -> dict[str, Tensor]:
+    """The state after a step of micro-batches with these numbers, without that of the optimizer."""
+    method, pairs = _built(settings).double(), settings.view_policy.pairs
+    micro = settings.data.batch_size // len(numbers)
+    extras = examples(method, settings.view_policy.views, micro * (max(numbers) + 1), _CPU, torch.float64)
+    for now in _phases(method, step=0):
+        for number in numbers:
+            views = _views(settings, number, torch.float64)
+            part = rows(extras, slice(number * micro, (number + 1) * micro))
+            output = method({name: images[:micro] for name, images in views.items()}, pairs, now, **part)
+            torch.autograd.backward(output.loss)
+        with torch.no_grad():
+            method.before_update(now)
+            method.after_update(now)
+    return _state(method)
 
 
 def _refuse_trained_copies(before: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> None:
@@ -151,6 +216,12 @@ def _refuse_trained_copies(before: Mapping[str, Tensor], trained: Mapping[str, T
         )
 
 
+def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(
+        value.shape == other[name].shape and torch.equal(value, other[name]) for name, value in one.items()
+    )
+
+
 def _cosine(one: Tensor, other: Tensor) -> float:
     return float(F.cosine_similarity(one.flatten(), other.flatten(), dim=0))
 
@@ -160,15 +231,20 @@ def _built(settings: Settings) -> Method:
 
 
 def _progress(method: Method) -> Iterator[Progress]:
-    """All phases of all steps; torch's generator is seeded for each step."""
+    """All phases of all steps."""
     for step in range(_STEPS):
-        torch.manual_seed(step)
-        for phase in range(method.phases):
-            yield Progress(step, _STEPS, _STEPS_PER_EPOCH, phase)
+        yield from _phases(method, step)
 
 
-def _views(settings: Settings, now: Progress, dtype: torch.dtype) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(now.step)
+def _phases(method: Method, step: int) -> Iterator[Progress]:
+    """All phases of a step, for which torch's generator is seeded."""
+    torch.manual_seed(step)
+    for phase in range(method.phases):
+        yield Progress(step, _STEPS, _STEPS_PER_EPOCH, phase)
+
+
+def _views(settings: Settings, seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
     sides = {name: view.side(settings.data.image_size) for name, view in settings.view_policy.views.items()}
     return {
         name: torch.randn(settings.data.batch_size, 3, side, side, generator=generator, dtype=dtype)

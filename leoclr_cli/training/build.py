@@ -70,6 +70,7 @@ def method(settings: Settings, device: torch.device, images: int, ranks: int = 1
         new_backbone=new_backbone,
         projector=(encoder.projector_layers, encoder.projector_hidden, encoder.projector_dim),
         pairs=settings.view_policy.pairs,
+        sizes={name: view.side(settings.data.image_size) for name, view in settings.view_policy.views.items()},
         batch_size=settings.data.batch_size,
         images=images,
         image_size=settings.data.image_size,

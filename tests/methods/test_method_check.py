@@ -94,6 +94,23 @@ def test_pythons_own_generator_is_no_source_of_numbers(install: Install, tmp_pat
     assert "only torch's generator is seeded" in failed.detail
 
 
+@pytest.mark.slow
+def test_state_of_one_process_is_named_before_the_losses_that_follow(install: Install, tmp_path: Path) -> None:
+    name = install_with(
+        install,
+        (INIT, f"        self.waiting = []\n        self.register_buffer('centre', torch.zeros(8))\n{INIT}"),
+        (FORWARD, f"self.waiting.append(embeddings.detach().mean(0))\n        {FORWARD} + self.centre.square().sum()"),
+        (
+            UPDATE,
+            "        self.centre.lerp_(torch.stack(self.waiting).mean(0).to(self.centre.dtype), 0.1)\n"
+            f"        self.waiting.clear()\n{UPDATE}",
+        ),
+    )
+    (failed,) = run_checks(name, tmp_path, only=("two processes equal one",))
+    assert failed.detail.startswith("state after step 0: centre differs by ")
+    assert "gather what after_update makes it of" in failed.detail
+
+
 def test_a_backbone_of_another_make_is_refused_before_it_trains(install: Install, tmp_path: Path) -> None:
     name = install_with(
         install,

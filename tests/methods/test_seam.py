@@ -87,6 +87,22 @@ def test_state_of_each_ranks_own_is_split_among_the_ranks_of_a_resume(
         run._own_part({"seen": whole})
 
 
+def test_a_method_knows_the_sizes_of_its_views(
+    tiny_settings: TinySettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known: dict[str, int] = {}
+
+    class Sized(MoCo):
+        def __init__(self, settings: Settings, facts: Facts) -> None:
+            super().__init__(settings, facts)
+            known.update(facts.sizes)
+
+    monkeypatch.setattr(build, "import_method", lambda name, views: Sized)
+    changes = {"data__image_size": "32", "multicrop__small": "2", "multicrop__small_size": "0.5"}
+    build.method(tiny_settings(tmp_path, views="multicrop", **changes), torch.device("cpu"), images=8)
+    assert known == {"x1": 32, "x2": 32, "s1": 16, "s2": 16}
+
+
 def test_each_seed_process_and_step_draws_numbers_of_its_own() -> None:
     draws = set()
     for place in itertools.product((0, 1, 2**32), (0, 1), (0, 1, 1000)):

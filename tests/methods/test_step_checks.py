@@ -16,6 +16,12 @@ CHANGES, PRECISION = "what a step changes", "loss in float32"
 EMBEDDINGS = "torch.stack(losses).mean() + (embeddings @ embeddings.T).square().mean()"
 MOVES = "with train.accumulation a step has several; move state in after_update"
 EXACT = "percents off: compute it within torch.autocast(device.type, enabled=False), on losses.exact(embeddings)"
+ALONE = (
+    "micro-batch of a step alone: with train.accumulation a step has several; let forward add to a list that "
+    "after_update empties"
+)
+CENTRE = (INIT, f"        self.register_buffer('centre', torch.zeros(8))\n{INIT}")
+INIT_OF_PREDICTOR = "        self.predictor ="
 LINE = TWO_SIZES[: TWO_SIZES.index(FORWARD)].count("\n") + 1
 
 
@@ -59,6 +65,42 @@ LINE = TWO_SIZES[: TWO_SIZES.index(FORWARD)].count("\n") + 1
             id="images in place",
         ),
         pytest.param(
+            CHANGES,
+            (
+                CENTRE,
+                (FORWARD, f"self.waiting = embeddings.detach().mean(0)\n        {FORWARD}"),
+                (UPDATE, f"        self.centre.lerp_(self.waiting.to(self.centre.dtype), 0.1)\n{UPDATE}"),
+            ),
+            f"centre follows the last {ALONE}",
+            id="a centre of the last micro-batch",
+        ),
+        pytest.param(
+            CHANGES,
+            (
+                CENTRE,
+                (INIT_OF_PREDICTOR, f"        self.waiting = None\n{INIT_OF_PREDICTOR}"),
+                (
+                    FORWARD,
+                    "if self.waiting is None:\n            self.waiting = embeddings.detach().mean(0)\n"
+                    f"        {FORWARD}",
+                ),
+                (
+                    UPDATE,
+                    "        self.centre.lerp_(self.waiting.to(self.centre.dtype), 0.1)\n"
+                    f"        self.waiting = None\n{UPDATE}",
+                ),
+            ),
+            f"centre follows the first {ALONE}",
+            id="a centre of the first micro-batch",
+        ),
+        pytest.param(
+            CHANGES,
+            (('"target.backbone": self.target.backbone, ', ""),),
+            "target.backbone begins as a copy of encoder.backbone and is not in backbones(): --init would fill "
+            "encoder.backbone alone",
+            id="a momentum copy without a name",
+        ),
+        pytest.param(
             PRECISION,
             ((FORWARD, "loss = torch.stack(losses).mean().bfloat16()"),),
             f"with train.precision=bf16, the loss is bf16, {EXACT}",
@@ -98,7 +140,8 @@ def test_what_a_step_may_do_passes(install: Install, tmp_path: Path) -> None:
         (
             UPDATE,
             "        self.rows.weight.div_(self.rows.weight.norm(dim=1, keepdim=True))\n"
-            f"        self.centre.lerp_(self.waiting.pop().to(self.centre.dtype), 0.1)\n{UPDATE}",
+            f"        self.centre.lerp_(torch.stack(self.waiting).mean(0).to(self.centre.dtype), 0.1)\n"
+            f"        self.waiting.clear()\n{UPDATE}",
         ),
     )
     results = list(check_method(name, tmp_path, only=(CHANGES, PRECISION)))
