@@ -48,8 +48,10 @@ class Predictions:
         return {metric: float(self.right(metric).mean()) for metric in metrics}
 
     def half_widths(self) -> dict[str, float]:
-        """Half of the 95 % intervals of `accuracies` and `mean_per_class`, over the samples. The mean over classes has
-        none where a class has a single sample, whose variance is unknown."""
+        """Half of the 95 % intervals of `accuracies` and `mean_per_class`, over the samples. There is none for a single
+        sample, whose variance is unknown, nor for the mean over classes where a class has a single one."""
+        if len(self.labels) < 2:
+            return {}
         found = {metric: half_width(self.right(metric)) for metric in self.accuracies()}
         classes = [self.right("top1")[self.labels == label] for label in np.unique(self.labels)]
         if all(len(right) > 1 for right in classes):

@@ -25,6 +25,8 @@ from leoclr.datasets.storage.addresses import folder_of, is_remote, name_of
 from leoclr.datasets.storage.block_cache import BlockCache
 from leoclr.datasets.storage.opening import as_file
 
+_MOST_NAME_BYTES = 1 << 25  # of a file of class names: more than as many names as an index takes
+
 
 def find_shards(specs: Sequence[str]) -> list[Path]:
     """All shards that `specs` name (as after `--data`); DataError with every name that is missing, or for none."""
@@ -132,18 +134,33 @@ def write_remote_index(
 def read_classes(path: Path) -> tuple[str, ...]:
     """Class names from a text file, one a line, or a JSON list; the class number is the place from 0."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:  # which may be a device, or a shard named by mistake
+            data = file.read(_MOST_NAME_BYTES + 1)
+        text = data[:_MOST_NAME_BYTES].decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: class names cannot be read ({error})") from error
+    if len(data) > _MOST_NAME_BYTES:
+        raise DataError(f"{path}: has more than {_MOST_NAME_BYTES:,} bytes: no list of class names")
     names = _names_of_json(path, text)
     if names is None:
         names = tuple(LINE_END.split(text))
         names = names if names[-1] else names[:-1]  # the last line has an end, too
-    if not names or not all(name.strip() for name in names) or len(set(names)) != len(names):
-        raise DataError(f"{path}: expected one class name a line, each different and none empty")
+    if fault := _fault(names):
+        raise DataError(f"{path}: expected one class name a line, each different and none empty, but {fault}")
     if refused := [name for name in names if REFUSED_IN_NAMES.search(name)]:
         raise DataError(f"{path}: a class name is text without control characters, not {refused[0]!a}")
     return names
+
+
+def _fault(names: Sequence[str]) -> str:
+    """What is wrong with a list of names, which number the classes by their places; nothing where all is well."""
+    places: dict[str, int] = {}
+    for number, name in enumerate(names, 1):
+        if not name.strip():
+            return f"name {number:,} is empty"
+        if places.setdefault(name, number) != number:
+            return f"name {number:,}, {name!a}, is name {places[name]:,} again"
+    return "" if names else "there is none"
 
 
 def _names_of_json(path: Path, text: str) -> tuple[str, ...] | None:

@@ -56,7 +56,7 @@ def load_encoder(path: Place | None = None, *, backbone: str | None = None) -> E
 
 def embed(
     encoder: Encoder,
-    images: Place | Sequence[Place] | Sequence[Image],
+    images: Place | Image | Sequence[Place] | Sequence[Image],
     *,
     batch_size: int = 256,
     workers: int = -1,
@@ -64,11 +64,12 @@ def embed(
     """The features of images, shape `(n, encoder.feature_dim)`, in the order of the images; on the encoder's device.
 
     Args:
-        images: Pillow images; or image files; or shards, as `leoclr embed` takes them (then in the index's order).
+        images: Pillow images; or image files; or shards, as `leoclr embed` takes them (then in the index's order); or
+            one of these.
         workers: Loader processes for shards; 0 loads in this one, -1 chooses.
 
     Raises:
-        DataError: Shards are missing or damaged, or an image cannot be decoded.
+        DataError: Shards are missing or damaged, or an image cannot be decoded, or `images` are neither.
     """
     from leoclr.api.encoder import embed_images
 

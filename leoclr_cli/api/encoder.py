@@ -56,8 +56,10 @@ class Encoder(nn.Module):
         """An image of any size as the encoder is tested with: resized, cropped and normalised, `(3, size, size)`.
 
         Raises:
-            BadImage: It has more than 8 bits a sample, or is too thin to be resized.
+            BadImage: It has more than 8 bits a sample, no pixels, or is too thin to be resized.
         """
+        if 0 in image.size:
+            raise BadImage(f"the image has {image.width} x {image.height} pixels")
         pixels = torch.from_numpy(self._view(eight_bit_rgb(image), 0).copy()).permute(2, 0, 1)
         return normalise(pixels[None], self.mean, self.std)[0]
 
@@ -69,9 +71,16 @@ class Encoder(nn.Module):
 
 def embed_images(encoder: Encoder, images: Any, batch_size: int, workers: int) -> NDArray[np.float32]:
     """See `leoclr.api.embed`."""
-    if isinstance(images, str | os.PathLike):
+    if batch_size < 1:
+        raise DataError(f"batch_size: at least 1, not {batch_size}")
+    if isinstance(images, str | os.PathLike | Image.Image):
         images = [images]
     images = list(images)  # which may come once only
+    if wrong := [image for image in images if not isinstance(image, str | os.PathLike | Image.Image)]:
+        raise DataError(
+            f"images: Pillow images, image files or shards, not {type(wrong[0]).__name__}; "
+            "of an array, PIL.Image.fromarray makes an image"
+        )
     places = [os.fspath(image) for image in images if isinstance(image, str | os.PathLike)]
     if not places:
         return _of_images(encoder, images, batch_size)

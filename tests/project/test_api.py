@@ -103,7 +103,14 @@ def test_images_that_cannot_be_read_are_errors(run: Path, make_shards: MakeShard
         embed(encoder, make_shards((4,), name="bad", bad=(2,)), workers=0)
     with pytest.raises(DataError, match="cannot be mixed"):
         embed(encoder, [Image.new("RGB", (20, 20)), "picture.png"])  # type: ignore[arg-type]
-    assert embed(encoder, []).shape == (0, 128)
+    with pytest.raises(BadImage, match="0 x 5 pixels"):
+        embed(encoder, [Image.new("RGB", (0, 5))])
+    for array in (np.zeros((2, 20, 20, 3), np.uint8), [np.zeros((20, 20, 3), np.uint8)]):
+        with pytest.raises(DataError, match="not ndarray; of an array, PIL.Image.fromarray"):
+            embed(encoder, array)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="batch_size: at least 1, not 0"):
+        embed(encoder, [Image.new("RGB", (20, 20))], batch_size=0)
+    assert embed(encoder, []).shape == (0, 128) and embed(encoder, Image.new("RGB", (20, 20))).shape == (1, 128)
     with pytest.raises(CheckpointError, match="no such run"):
         load_encoder(tmp_path / "nowhere")
 

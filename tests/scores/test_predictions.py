@@ -73,7 +73,9 @@ def test_the_interval_of_the_mean_over_classes() -> None:
     assert found.mean_per_class() == (0.5 + 0.75) / 2
     assert found.half_widths()["mean_per_class"] == pytest.approx(1.96 * math.sqrt(variance), rel=1e-4)
     single = Predictions(labels[9:], labels[9:], np.ones(41, np.float32), ranks[9:], 2)
-    assert "mean_per_class" not in single.half_widths()
+    assert "mean_per_class" not in single.half_widths() and "top1" in single.half_widths()
+    alone = Predictions(labels[:1], labels[:1], np.ones(1, np.float32), ranks[:1], 2)
+    assert alone.half_widths() == {}  # a variance of one value is not 0
 
 
 def test_two_files_are_compared_by_mcnemars_test(leoclr: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -144,8 +144,9 @@ def test_a_byte_order_mark_is_no_part_of_the_first_class(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("cat\n\ndog", "one class name a line"),
-        ("", "one class name a line"),
+        ("cat\n\ndog", "one class name a line, .* but name 2 is empty"),
+        ("cat\ndog\ncat", "but name 3, 'cat', is name 1 again"),
+        ("", "one class name a line, .* but there is none"),
         ('{"cat": 0, "dog": 1}', "one class name a line, or a JSON list"),
         ("[0, 1]", "one class name a line, or a JSON list"),
         ('["cat", "cat"]', "each different"),
@@ -161,6 +162,11 @@ def test_class_names_that_no_index_can_hold_are_refused(text: str, message: str,
         read_classes(tmp_path / "names.txt")
     (tmp_path / "names.txt").write_text("a\u2028b\r\nc\x85d\n")  # no ends of lines but for Unicode
     assert read_classes(tmp_path / "names.txt") == ("a\u2028b", "c\x85d")
+
+
+def test_a_file_without_end_is_no_list_of_class_names() -> None:
+    with pytest.raises(DataError, match="/dev/zero: has more than"):
+        read_classes(Path("/dev/zero"))
 
 
 def test_class_names_in_a_json_list(tmp_path: Path) -> None:

@@ -138,6 +138,27 @@ def test_knn_is_scored_while_training_when_there_are_labels(
     assert scores[0] is None and scores[1] is not None and 0 <= scores[1] <= 1
 
 
+@pytest.mark.parametrize(
+    ("images", "labels", "said"),
+    [
+        (1, (b"3",), "k=16, tau=0.1, 1 queries, 16 in the bank, bank from the training data)"),
+        (5, (b"3", b"7"), "5 queries, 16 in the bank, bank from the training data, without 1 of the queries' 2 cl"),
+    ],
+)
+def test_the_knn_score_tells_what_it_is_of(
+    images: int,
+    labels: tuple[bytes, ...],
+    said: str,
+    make_shards: MakeShards,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    settings: MakeSettings,
+) -> None:
+    val = make_shards((images,), "held-out", labels=labels)
+    train(settings(make_shards((16,)), data__val=str(val)), tmp_path / "run")
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("size", "decoded_once"), [("16", [32, 24]), ("12", [32])])
 def test_knn_of_resident_images_is_that_of_loaded_ones(
     size: str,
@@ -186,7 +207,7 @@ def test_a_request_to_stop_gives_up_a_score(
 ) -> None:
     score = KnnMonitor.score
 
-    def score_then_signal(self: KnnMonitor, *arguments: Any) -> float:
+    def score_then_signal(self: KnnMonitor, *arguments: Any) -> tuple[float, str]:
         signal.raise_signal(signal.SIGUSR1)
         return score(self, *arguments)
 
@@ -475,6 +496,7 @@ def test_bad_images_are_the_runs_affair_and_not_the_knn_scores(
     data, val = make_shards((16,), bad=(3,)), make_shards((12,), name="val", bad=(5,))
     chosen = settings(data, data__val=str(val), data__max_bad_samples="1", run__knn_epochs="1")
     assert train(chosen, tmp_path / "run").knn is not None
+    assert "11 queries, 15 in the bank, bank from the training data; left out: 2 images that" in capsys.readouterr().err
     broken = settings(
         data, data__val=str(make_shards((4,), name="broken", bad=(0, 1, 2, 3))), data__max_bad_samples="1"
     )

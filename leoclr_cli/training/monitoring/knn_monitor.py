@@ -17,6 +17,7 @@ from leoclr.datasets.errors import DataError, LeoclrError, RunError
 from leoclr.datasets.loading.resident import ResidentImages
 from leoclr.datasets.randomness import Permutation
 from leoclr.datasets.shards.index import NO_LABEL, Index
+from leoclr.datasets.wording import counted
 from leoclr.evals.features.extract import extract_features, shown_whole
 from leoclr.evals.features.preprocessing import Preprocessing, standard_view
 from leoclr.evals.probes.knn import TEMPERATURE, WEIGHTED_K, knn_accuracy
@@ -30,6 +31,7 @@ class KnnMonitor:
     """Scores a backbone on a bank of labelled images and labelled queries.
 
     Attributes:
+        source: Where the bank is from, and which classes of the queries it lacks.
         resident: Whether to keep decoded images on the device, as training does and the encoder sees them.
         images: Those, by index; None where they cannot be kept.
     """
@@ -38,7 +40,7 @@ class KnnMonitor:
     queries: Index
     preprocessing: Preprocessing
     workers: int
-    protocol: str
+    source: str
     every: int = 1
     resident: bool = False
     images: dict[int, ResidentImages | None] = field(default_factory=dict)
@@ -60,16 +62,20 @@ class KnnMonitor:
             images: Those to train on, where they are resident.
         """
         val = None if val is None else _labelled_part(val)
-        if val is None or len(val) < 2 or settings.run.knn_epochs == 0:
+        if val is None or not len(val) or settings.run.knn_epochs == 0:
             return None
         labelled = _labelled_part(train)
         if len(labelled) and labelled.classes == val.classes:
             bank, queries, source = labelled, val, "bank from the training data"
+        elif len(val) < 2:
+            return None
         else:
             order = Permutation(len(val), 0)(np.arange(len(val)))
             bank, queries = val.subset(np.sort(order[::2])), val.subset(np.sort(order[1::2]))
             source = "bank is half of the labelled data"
         bank, queries = _at_most(bank, _MOST_NEIGHBOURS_FROM), _at_most(queries, _MOST_QUERIES)
+        if absent := len(np.setdiff1d(queries.occurring, bank.occurring)):
+            source += f", without {absent:,} of the queries' {counted(queries.class_count, 'class', 'classes')}"
         augmentation, view = settings.augmentation, standard_view(settings.data.image_size)
         resident = images is not None and shown_whole(view, images)
         return KnnMonitor(
@@ -77,8 +83,7 @@ class KnnMonitor:
             queries,
             Preprocessing(view, augmentation.mean, augmentation.std),
             settings.run.workers,
-            f"k={min(WEIGHTED_K, len(bank))}, tau={TEMPERATURE}, {len(queries):,} queries, {len(bank):,} in the "
-            f"bank, {source}",
+            source,
             settings.run.knn_epochs,
             resident,
             {id(train): images} if resident else {},
@@ -95,15 +100,15 @@ class KnnMonitor:
                 raise RunError("the run is asked to stop")
 
         try:
-            found = self.score(backbone, device, advance)
+            found, protocol = self.score(backbone, device, advance)
         except Exception as error:  # whatever it is, memory included: the weights are as they were
             warn(f"epoch {epoch}: no k-NN score: {self.explain(error, device)}")
             return {}
-        say(f"epoch {epoch}: k-NN top-1 {found:.2%} ({self.protocol})")
+        say(f"epoch {epoch}: k-NN top-1 {found:.2%} ({protocol})")
         return {"knn": found}
 
-    def score(self, backbone: Backbone, device: torch.device, advance: Callable[[int], None]) -> float:
-        """Top-1 accuracy in [0, 1]; `advance` is called as by `extract_features`."""
+    def score(self, backbone: Backbone, device: torch.device, advance: Callable[[int], None]) -> tuple[float, str]:
+        """Top-1 accuracy in [0, 1], and in words how it was found; `advance` is called as by `extract_features`."""
         with without_algorithm_search():
             found = [
                 extract_features(
@@ -121,10 +126,16 @@ class KnnMonitor:
             ]
         if empty := [one for one in found if not len(one.numbers)]:
             raise DataError(f"none of the {len(empty[0].skipped)} images can be decoded; {empty[0].skipped[0]}")
+        skipped = sum(len(one.skipped) for one in found)
+        protocol = (
+            f"k={min(WEIGHTED_K, len(found[0].numbers))}, tau={TEMPERATURE}, {len(found[1].numbers):,} queries, "
+            f"{len(found[0].numbers):,} in the bank, {self.source}"
+            + (f"; left out: {counted(skipped, 'image')} that cannot be decoded" if skipped else "")
+        )
         (bank, bank_labels), (queries, labels) = (
             (torch.from_numpy(one.features).to(device), torch.from_numpy(one.labels).to(device)) for one in found
         )
-        return knn_accuracy(bank, bank_labels, queries, labels)["top1"]
+        return knn_accuracy(bank, bank_labels, queries, labels)["top1"], protocol
 
     def _resident(self, index: Index, device: torch.device) -> ResidentImages | None:
         """The images of an index on the device, decoded the first time; None where the encoder sees them resized."""
