@@ -21,7 +21,7 @@ MOST_FAULTS = 10_000  # that are told one by one: millions would take memory and
 
 def check(
     data: Annotated[
-        list[str], typer.Argument(metavar="DATA", help="Shards: brace ranges, globs, folders or index files.")
+        list[str], typer.Argument(metavar="DATA", help="Shards: ranges, globs, folders, index files or addresses.")
     ],
     decode: Annotated[bool, typer.Option("--decode/--no-decode", help="Decode every image.")] = True,
     json_output: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,

@@ -25,7 +25,7 @@ def index(
     ] = None,
     classes: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Text file of class names, one per line, from class 0."),
+        typer.Option(metavar="FILE", help="File of class names from class 0: one per line, or a JSON list."),
     ] = None,
     image_member: Annotated[
         str | None,

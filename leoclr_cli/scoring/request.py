@@ -85,7 +85,7 @@ Normalise = Annotated[
 Epochs = Annotated[
     int | None,
     typer.Option(
-        "--epochs", min=1, metavar="N", help="Epochs of fine-tuning; default: 60 up to 1% of the labels, else 30."
+        "--epochs", min=1, metavar="N", help="Epochs of fine-tuning; default: 60 up to 1.5% of the labels, else 30."
     ),
 ]
 
@@ -104,7 +104,7 @@ BackboneRate = Annotated[
         min=0,
         callback=finite,
         metavar="RATE",
-        help="Learning rate of the encoder; default: 0.02 up to 1% of the labels, else 0.01.",
+        help="Learning rate of the encoder; default: 0.02 up to 1.5% of the labels, else 0.01.",
     ),
 ]
 HeadRate = Annotated[
@@ -114,7 +114,7 @@ HeadRate = Annotated[
         min=0,
         callback=finite,
         metavar="RATE",
-        help="Learning rate of the new layer; default: 5 up to 1% of the labels if 10,000 images or more, else 0.2.",
+        help="Learning rate of the new layer; default: 5 up to 1.5% of the labels if 10,000 images or more, else 0.2.",
     ),
 ]
 TRAIN_BATCH = 256
