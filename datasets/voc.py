@@ -59,7 +59,7 @@ class BoxedImage:
         try:
             return np.asarray(decode_image(self.path.read_bytes()))
         except BadImage as error:
-            raise BadImage(f"{self.path}: {error}") from None
+            raise BadImage(f"{self.path}: {error}; replace it, or take {self.key} out of the split") from None
         except OSError as error:
             raise DataError(f"{self.path}: {error.strerror}") from None
 
