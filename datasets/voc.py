@@ -6,10 +6,12 @@ The files are not trusted. Archives are unpacked to names that are made here; `v
 from __future__ import annotations
 
 import hashlib
+import lzma
 import os
 import re
 import shutil
 import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leoclr.datasets.errors import BadImage, DataError
-from leoclr.datasets.files import ignore
+from leoclr.datasets.files import CHUNK_BYTES, ignore
 from leoclr.datasets.images.decode import MAX_BYTES, decode_image, upright_size
 from leoclr.datasets.images.file_names import IMAGE_SUFFIXES
 from leoclr.datasets.notes import Notes
@@ -57,7 +59,7 @@ class BoxedImage:
         try:
             return np.asarray(decode_image(self.path.read_bytes()))
         except BadImage as error:
-            raise BadImage(f"{self.path}: {error}") from None
+            raise BadImage(f"{self.path}: {error}; replace it, or take {self.key} out of the split") from None
         except OSError as error:
             raise DataError(f"{self.path}: {error.strerror}") from None
 
@@ -128,6 +130,8 @@ def unpack_voc(archive: Path, folder: Path, advance: Callable[[int], None] = ign
                     (partial / path).parent.mkdir(parents=True, exist_ok=True)
                     (partial / path).write_bytes(content.read())
                     advance(1)
+            while tar.fileobj is not None and tar.fileobj.read(CHUNK_BYTES):
+                pass  # to the end: only there does gzip compare the checksum
         partial.mkdir(parents=True, exist_ok=True)
         (partial / complete.name).touch()
         try:
@@ -137,7 +141,7 @@ def unpack_voc(archive: Path, folder: Path, advance: Callable[[int], None] = ign
                 return
             shutil.rmtree(folder, ignore_errors=True)  # what an earlier version left half done
             partial.rename(folder)
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
         if not complete.exists():  # else another process was faster
             raise DataError(f"{archive} cannot be unpacked to {folder}: {error}") from None
     finally:

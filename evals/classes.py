@@ -24,7 +24,10 @@ def check_labels(index: Index, name: str) -> None:
         raise EvaluationError(f"{name}: the samples have no labels; name others, --train-data and --data, that have")
     if missing:
         example = index.key(int(np.argmax(index.label == NO_LABEL)))
-        raise EvaluationError(f"{name}: {missing} of {len(index)} samples have no label, {example!r} among them")
+        raise EvaluationError(
+            f"{name}: {missing} of {len(index)} samples have no label, {example!r} among them; "
+            "`leoclr shard --without LIST` packs the others"
+        )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from leoclr.datasets.errors import DataError, Missing
-from leoclr.datasets.files import write_atomic
+from leoclr.datasets.files import atomic_path, write_atomic
 from leoclr.datasets.shards.concatenation import concatenate
 from leoclr.datasets.shards.index import COLUMNS_SUFFIX, SUFFIX, Index
 from leoclr.datasets.shards.index_format import columns_path, read_json
@@ -33,6 +33,7 @@ from leoclr.datasets.wording import first_of
 AT_THE_START = Patience(attempts=4)  # a wrong host name should not take minutes to be told
 MAX_JSON_BYTES = 1 << 28
 MAX_ROW_BYTES = 1 << 12  # of a sample, its key included
+_PART_BYTES = 1 << 26  # of the rows, in memory at a time: how many there are is the server's word
 _REQUESTS = 32
 _SCANS = 8
 _NAMED = 20
@@ -144,7 +145,9 @@ def _fetch_index(address: str, cache: BlockCache) -> Index:
         columns = open_storage(address.removesuffix(SUFFIX) + COLUMNS_SUFFIX, patience=AT_THE_START)
         if columns.size() > MAX_ROW_BYTES * (samples + 1):
             raise DataError(f"{address}: its rows take {columns.size():,} bytes, too much for {samples:,} samples")
-        write_atomic(columns_path(path), columns.read(0, columns.size()))
+        with atomic_path(columns_path(path)) as temporary, temporary.open("wb") as file:
+            for start in range(0, columns.size(), _PART_BYTES):
+                file.write(columns.read(start, min(_PART_BYTES, columns.size() - start)))
     with _named(address, path):
         return Index.load(path, folder_of(address))
 
@@ -158,7 +161,11 @@ def _build_index(addresses: Sequence[str], cache: BlockCache, advance: Callable[
         def scan(shard: _Found) -> Index:
             remote = open_storage(shard.address, shard.identity)
             storage = CachedStorage(remote, cache, shard.address, shard.identity, shard.size)
-            return index_file(as_file(storage), shard.address, checksum=False)
+            try:
+                return index_file(as_file(storage), shard.address, checksum=False)
+            except DataError:  # perhaps of what came in between: a later try is to fetch it anew
+                storage.drop(0, shard.size)
+                raise
 
         parts = []
         for part in _in_parallel(scan, shards, _SCANS):

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from leoclr.datasets.errors import BadImage, EvaluationError, SettingsError
+from leoclr.datasets.errors import DataError, EvaluationError, SettingsError
 from leoclr.datasets.files import ignore
 from leoclr.datasets.loading.workers import load_batches
 from leoclr.datasets.randomness import Permutation, hash_key, uniforms
@@ -252,7 +252,7 @@ class _Batches(Dataset[_Batch]):
         flips = uniforms(self._seed, 0, positions, 0, 1)[:, 0] < 0.5
         try:
             pairs = [_flipped(self._images[n], bool(flip)) for n, flip in zip(numbers, flips, strict=True)]
-        except BadImage as error:
+        except DataError as error:
             return _Batch([], [], str(error))
         return _Batch([pixels for pixels, _ in pairs], [target for _, target in pairs])
 

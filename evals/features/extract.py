@@ -24,6 +24,7 @@ from leoclr.datasets.loading.resident import ResidentImages
 from leoclr.datasets.loading.workers import load_batches
 from leoclr.datasets.shards.index import Index
 from leoclr.datasets.shards.reader import SampleReader
+from leoclr.datasets.wording import counted
 from leoclr.evals.accuracy import FloatArray, IntArray
 from leoclr.evals.features.preprocessing import Preprocessing, TestView, WholeImage
 
@@ -98,7 +99,10 @@ def extract_features(
         for batch in loaded:
             skipped += batch.bad
             if len(skipped) > limit:
-                raise DataError(f"{len(skipped)} images cannot be decoded (limit {int(limit)}); {skipped[0]}")
+                raise DataError(
+                    f"{counted(len(skipped), 'image')} cannot be decoded, where {int(limit)} may be left out: "
+                    f"{skipped[0]}; `leoclr check` names all of them, and `leoclr shard` packs without them"
+                )
             if len(batch.numbers):
                 pixels = batch.pixels.to(device, non_blocking=True)
                 store.add(batch.numbers, backbone(normalise(pixels, preprocessing.mean, preprocessing.std)))

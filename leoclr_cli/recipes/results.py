@@ -55,7 +55,7 @@ def write_result(unit: Unit, recipe_name: str) -> Path:
         "environment": {**run["environment"], "cores": sessions[-1].get("cores", "")},
         "versions": run["versions"],
         "commit": sessions[-1].get("commit", ""),
-        "seconds": round(sum(session["seconds"] for session in sessions), 1),
+        "seconds": round(seconds_of(sessions), 1),
         "steps": sessions[-1]["steps"],
         "forward_passes": round(passes * sessions[-1]["steps"] * settings["data"]["batch_size"]),
         "scores": scores,
@@ -69,6 +69,17 @@ def write_result(unit: Unit, recipe_name: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, (text + "\n").encode())
     return path
+
+
+def seconds_of(sessions: Sequence[Mapping[str, Any]]) -> float:
+    """Of all steps of a pre-training. Sessions that were killed left no record: their steps count as long as the
+    others."""
+    seconds, made, before = 0.0, 0, 0
+    for session in sessions:
+        seconds += session["seconds"]
+        made += session["step"] - session.get("first_step", before)
+        before = session["step"]
+    return seconds * before / made if made else seconds
 
 
 def _places(plan: RecipePlan) -> dict[str, str]:

@@ -20,6 +20,7 @@ from typing import Any
 
 from leoclr.cli.config.flags import parse_flags
 from leoclr.cli.recipes.definition import Column, Recipe
+from leoclr.cli.run.checkpoint import MANIFEST, step_folders
 from leoclr.datasets.errors import RunError, SettingsError
 from leoclr.datasets.files import write_atomic
 from leoclr.datasets.json_text import parse_json_text
@@ -211,10 +212,11 @@ class Pretrain:
 
     def run(self) -> None:
         self.record.parent.mkdir(parents=True, exist_ok=True)
+        saved = [step for step, folder in step_folders(self.folder / "checkpoints") if (folder / MANIFEST).is_file()]
         code, output = _start(self.command())
         result = json.loads(output) if output.strip() else {}
         if "error" not in result and result:  # a start that was refused is no session
-            session = {**result, "commit": _commit(), "cores": os.cpu_count()}
+            session = {**result, "first_step": max(saved, default=0), "commit": _commit(), "cores": os.cpu_count()}
             content = {"sessions": [*self.sessions(), session]}
             write_atomic(self.record, json.dumps(content, indent=2).encode())
         _refuse_failure(code, self.command())

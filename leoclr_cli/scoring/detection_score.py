@@ -116,6 +116,10 @@ def _train_and_score(
     work: Work,
 ) -> dict[str, Any]:
     recipe = wanted.recipe
+    with progress("decoding every image once", len(train) + len(test), "images") as advance:
+        for image in (*train.images, *test.images):  # a test image is not needed before hours of training have passed
+            image.pixels()
+            advance(1)
     detector = build_detector(
         encoder.backbone,
         len(train.classes),

@@ -99,7 +99,7 @@ def test_images_that_cannot_be_read_are_errors(run: Path, make_shards: MakeShard
         embed(encoder, [tmp_path / "gone.png"])
     with pytest.raises(BadImage, match="mode I;16"):
         encoder.preprocess(Image.new("I;16", (20, 20)))
-    with pytest.raises(DataError, match="1 images cannot be decoded"):
+    with pytest.raises(DataError, match="1 image cannot be decoded"):
         embed(encoder, make_shards((4,), name="bad", bad=(2,)), workers=0)
     with pytest.raises(DataError, match="cannot be mixed"):
         embed(encoder, [Image.new("RGB", (20, 20)), "picture.png"])  # type: ignore[arg-type]

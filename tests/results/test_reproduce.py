@@ -21,7 +21,7 @@ from leoclr.cli.commands.app import main
 from leoclr.cli.commands.eval.group import COMMANDS
 from leoclr.cli.config.settings import Settings
 from leoclr.cli.recipes.definition import Recipe, load_recipe, names
-from leoclr.cli.recipes.results import cells, forward_passes, half_width, write_result
+from leoclr.cli.recipes.results import cells, forward_passes, half_width, seconds_of, write_result
 from leoclr.cli.recipes.steps import RecipePlan
 from leoclr.cli.recipes.table import as_grid, as_json, as_markdown, as_picture
 
@@ -431,6 +431,19 @@ def test_a_result_names_paths_by_what_they_are_for(
     assert train[:4] == ["leoclr", "train", "--preset", "data"]
     assert train[train.index("--data") + 1] == here
     assert train[train.index("--output") + 1] == f"OUTPUT/runs/{unit.name}"
+
+
+@pytest.mark.parametrize(
+    ("sessions", "seconds"),
+    [
+        ([(0, 40, 8.0), (40, 100, 12.0)], 20.0),
+        ([(0, 40, 8.0), (90, 100, 2.0)], 20.0),  # one between them was killed after it had saved step 90
+        ([(100, 100, 1.0)], 1.0),  # killed behind its last step
+    ],
+)
+def test_steps_of_killed_sessions_count_in_the_hours(sessions: list[tuple[int, int, float]], seconds: float) -> None:
+    names = ("first_step", "step", "seconds")
+    assert seconds_of([dict(zip(names, session, strict=True)) for session in sessions]) == pytest.approx(seconds)
 
 
 def test_the_interval_is_students() -> None:

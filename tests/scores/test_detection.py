@@ -219,3 +219,15 @@ def test_wrong_data_is_one_line(leoclr: Run, tmp_path: Path) -> None:
     (tmp_path / "not.tar").write_bytes(b"x" * 2000)
     code, _, err = leoclr("--data", tmp_path / "not.tar")
     assert code == 2 and "cannot be unpacked" in err
+
+
+def test_an_image_that_cannot_be_decoded_is_told_before_the_training(
+    leoclr: Run, voc: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("leoclr.cli.scoring.detection_score.train_detector", None)
+    key = (voc / "ImageSets" / "Main" / "test.txt").read_text().split()[-1]
+    (image,) = (voc / "JPEGImages").glob(f"{key}.*")
+    image.write_bytes(image.read_bytes()[:-40])  # its header is whole
+    code, out, err = leoclr("--data", voc)
+    assert code == 2 and not out and err.splitlines()[-1].startswith(f"error: {image}: ")
+    assert f"take {key} out of the split" in err

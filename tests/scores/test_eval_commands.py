@@ -332,7 +332,12 @@ def test_classes_are_matched_by_name(leoclr: Run, run: Path, tmp_path: Path) -> 
 BAD_DATA: dict[str, tuple[Sequence[int | None], Sequence[int | None], Sequence[str], str]] = {
     "no labels": ([None] * 9, [0, 1], CLASSES, "has no labels; give labelled images with --train-data"),
     "no test labels": ([0, 1] * 4, [None] * 3, CLASSES, "test data: the samples have no labels"),
-    "some labels": ([0, 1] * 4, [0, 1, None, 1], CLASSES, "test data: 1 of 4 samples have no label, '0002'"),
+    "some labels": (
+        [0, 1] * 4,
+        [0, 1, None, 1],
+        CLASSES,
+        "test data: 1 of 4 samples have no label, '0002' among them; `leoclr",
+    ),
     "one class": ([1] * 9, [1, 1], CLASSES, "all 9 samples are of class 'green'"),
     "untrained class": ([0, 1] * 4, [0, 1, 2], CLASSES, "'red' of 3 classes have no training sample"),
     "other names": ([0, 1] * 4, [0, 1], ("cat", "dog"), "'cat', 'dog' of 2 classes"),

@@ -114,6 +114,22 @@ def test_half_a_tar_file_is_one_line(tmp_path: Path) -> None:
         assert not (tmp_path / "out" / "complete").exists()
 
 
+@pytest.mark.parametrize("kind", ["gz", "xz", "bz2"])
+def test_damage_within_a_tar_file_is_one_line(kind: str, tmp_path: Path) -> None:
+    content = np.random.default_rng(0).bytes(50_000)  # cannot be compressed: damage lies in the image, not in a header
+    member = tarfile.TarInfo("set/JPEGImages/a.jpg")
+    member.size = len(content)
+    archive = tmp_path / f"set.tar.{kind}"
+    with tarfile.open(archive, f"w:{kind}") as tar:  # type: ignore[call-overload]
+        tar.addfile(member, io.BytesIO(content))
+    damaged = bytearray(archive.read_bytes())
+    damaged[25_000] ^= 1
+    archive.write_bytes(damaged)
+    with pytest.raises(DataError, match="cannot be unpacked"):
+        unpack_voc(archive, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [archive]
+
+
 ENTITIES = (
     '<!DOCTYPE x [<!ENTITY a "{}"><!ENTITY b "&a;&a;">]><annotation><object><name>&b;</name></object></annotation>'
 )

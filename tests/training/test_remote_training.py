@@ -135,6 +135,29 @@ def test_a_damaged_or_foreign_index_is_named_by_its_address(shards: Path, cache:
         open_data([f"{url}/data/data.index.json"], cache=cache)
 
 
+def test_bytes_that_were_no_shard_are_fetched_again_at_the_next_try(
+    shards: Path, cache: BlockCache, serve: Serve
+) -> None:
+    url = serve(shards.parent)
+    for path in shards.glob("*.index.*"):
+        path.unlink()
+    shard = shards / "data-000001.tar"
+    whole = shard.read_bytes()
+    shard.write_bytes(b"x" * len(whole))  # under the same tag, as where something on the way answered
+    with pytest.raises(DataError, match="data-000001.tar: not a tar header"):
+        open_data([f"{url}/data/{SHARDS}"], cache=cache)
+    shard.write_bytes(whole)
+    assert len(open_data([f"{url}/data/{SHARDS}"], cache=cache)) == 25
+
+
+def test_rows_are_fetched_in_parts(
+    shards: Path, cache: BlockCache, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("leoclr.datasets.shards.remote._PART_BYTES", 100)
+    local = open_data([str(shards)])
+    assert open_data([f"{serve(shards.parent)}/data/data.index.json"], cache=cache).digest == local.digest
+
+
 def test_all_missing_shards_are_named_at_once(shards: Path, cache: BlockCache, serve: Serve) -> None:
     url = serve(shards.parent)
     with pytest.raises(DataError, match=r"2 of 5 shards are missing: \S*data-000003.tar, \S*data-000004.tar$"):
