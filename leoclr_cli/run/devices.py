@@ -24,7 +24,8 @@ from leoclr.cli.run.variables import CUBLAS, drop_what_changes_results, settle_l
 from leoclr.datasets.errors import RunError
 from leoclr.datasets.images.augment_device import why_no_jitter
 
-# Tried for each convolution, cuDNN's best guesses first. With torch's ten, the first steps took 20 s on an H100.
+# Timed for each convolution, cuDNN's best guesses first. With torch's ten, the first steps took 20 s on an H100. The
+# bound spares the timing of the others; torch builds the plans of all of them before, which no setting bounds.
 _CUDNN_SEARCH, _CUDNN_PLANS = True, 4
 _AGREE_STEPS_CUDA = 10  # asking all GPUs whether to stop waits for them; every step would cost speed
 # The host's allocator, CUDA and Triton, and cuDNN, which tries again with less and then finds no algorithm.
