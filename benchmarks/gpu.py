@@ -212,7 +212,7 @@ def step(folder: Path, data: str = "small/train", preset: str | None = "cifar10"
     from leoclr.cli.training.step import RunLength, TrainStep
     from leoclr.datasets.loading.device_feed import Pace
 
-    given = {"train.precision": "bf16"} if CARD else {"encoder.width": "16", "data.batch_size": "64"}
+    given = {"train.precision": _precision()} if CARD else {"encoder.width": "16", "data.batch_size": "64"}
     given |= {"data.train": str(folder / data), "run.trackers": "", "moco.queue": "4096"}
     given |= {name.replace("__", "."): value for name, value in changes.items()}
     settings = resolve(preset, None, {}, given).settings
@@ -257,6 +257,7 @@ def step(folder: Path, data: str = "small/train", preset: str | None = "cifar10"
             "images_per_second": count * settings.data.batch_size / seconds,
             "step_ms": 1000 * seconds / count,
             "waiting": waited[0] / seconds,
+            "precision": settings.train.precision,
             "kernels_s": kernels,
             "first_step_s": first,
             f"first_{WARM}_steps_s": ready,
@@ -391,6 +392,11 @@ def photographs(folder: Path) -> dict[str, Row]:
     return {"": {"images_per_second": images / seconds, "workers": loaded.workers}}
 
 
+def _precision() -> str:
+    """Of training: bf16, where the GPU computes in it."""
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+
+
 def _so_far(rows: dict[str, Row]) -> None:
     """Tell the rows that are done, for the case that the part is ended."""
     print(json.dumps(rows), flush=True)
@@ -465,7 +471,7 @@ def run(folder: Path) -> dict[str, Row]:
     """A short training by the command line to a k-NN score, and what scoring it takes."""
     rows: dict[str, Row] = {}
     output = folder / "run"
-    small = ["--precision", "bf16"] if CARD else ["--set", "encoder.width=16", "--batch-size", "64"]
+    small = ["--precision", _precision()] if CARD else ["--set", "encoder.width=16", "--batch-size", "64"]
     command = [
         "train",
         "--preset",
