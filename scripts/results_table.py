@@ -25,8 +25,11 @@ def section() -> Iterator[str]:
         results = read_results(folder)
         first = results[0]
         yield as_grid(load_recipe(first["recipe"]), results)
-        where = f"{first['environment']['device_name']}, {first['settings']['train']['precision']}"
-        yield f"- {where}; data {first['data']['samples']:,} images, digest {first['data']['digest'][:12]}\n"
+        machines = (
+            f"{each['environment']['device_name']}, {each['settings']['train']['precision']}" for each in results
+        )
+        data = f"data {first['data']['samples']:,} images, digest {first['data']['digest'][:12]}"
+        yield f"- {' and '.join(dict.fromkeys(machines))}; {data}\n"
         yield f"\n![{folder.name}](../results/{folder.name}.png)\n\n"
 
 
