@@ -68,11 +68,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip slow tests. With CI in the environment, those marked `slow(ci=True)` run all the same.
 
-    Files with slow tests come first, then those that train: with several processes, none is left alone with a long file
-    at the end.
+    Files with slow tests come first: with several processes, none is left alone with a long file at the end.
     """
     long_files = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (item.path not in long_files, item.path.parent.name != "training"))
+    items.sort(key=lambda item: item.path not in long_files)
     if config.getoption("--slow"):
         return
     for item in items:
