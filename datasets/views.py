@@ -88,6 +88,10 @@ class ViewPolicy:
                     f"the view policy {self.name}: {anchor} is pulled to itself; a pair is of two views"
                 )
 
+    def sides(self, image_size: int) -> dict[str, int]:
+        """Side of each view in pixels, by name, where a view of full size has `image_size`."""
+        return {name: view.side(image_size) for name, view in self.views.items()}
+
 
 class PolicySettings(BaseModel):
     """A policy with settings of its own: a subclass, registered as an entry point, becomes the settings section of its

@@ -160,7 +160,7 @@ class Bench:
     def _step(self, settings: Settings) -> Rate:
         """Bare steps: forward, backward, update, queue."""
         batch = settings.data.batch_size
-        sides = {name: view.side(settings.data.image_size) for name, view in settings.view_policy.views.items()}
+        sides = settings.view_policy.sides(settings.data.image_size)
         generator = torch.Generator().manual_seed(0)
         with accelerated(settings, self._folder) as accelerator:
             take_step = bench_step(settings, accelerator, len(self._index))

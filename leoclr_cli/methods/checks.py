@@ -257,10 +257,10 @@ def _backward(method: Method, settings: Settings, step: int, update: bool = True
     """The loss of a batch of noise, after its backward pass in every phase and, with `update`, that of the method's own
     state."""
     generator = torch.Generator().manual_seed(step)
-    size, policy = settings.data.image_size, settings.view_policy
+    policy = settings.view_policy
     views = {
-        name: torch.randn(BATCH, 3, view.side(size), view.side(size), generator=generator)
-        for name, view in policy.views.items()
+        name: torch.randn(BATCH, 3, side, side, generator=generator)
+        for name, side in policy.sides(settings.data.image_size).items()
     }
     torch.manual_seed(step)
     loss = float("nan")

@@ -78,13 +78,13 @@ def one_device(settings: Settings, folder: Path) -> str:
     nothing.
     """
     method = build.method(settings, _CPU, images=2 * settings.data.batch_size)
-    size, policy = settings.data.image_size, settings.view_policy
+    policy = settings.view_policy
     step_number = 0
     with _no_log(), without_kernels(), FakeTensorMode(allow_non_fake_inputs=True):
         _move(method)
         views = {
-            name: torch.empty(settings.data.batch_size, 3, view.side(size), view.side(size), device=_GPU)
-            for name, view in policy.views.items()
+            name: torch.empty(settings.data.batch_size, 3, side, side, device=_GPU)
+            for name, side in policy.sides(settings.data.image_size).items()
         }
         extras = examples(method, policy.views, settings.data.batch_size, _GPU)
         try:
@@ -142,8 +142,7 @@ def host_waits(settings: Settings, folder: Path) -> list[str]:
 
 def _noise(settings: Settings, number: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(number)
-    size = settings.data.image_size
-    sides = {name: view.side(size) for name, view in settings.view_policy.views.items()}
+    sides = settings.view_policy.sides(settings.data.image_size)
     return {
         name: torch.randint(256, (settings.data.batch_size, 3, side, side), generator=generator, dtype=torch.uint8)
         for name, side in sides.items()

@@ -85,8 +85,7 @@ def _views(settings: Settings, step: int) -> dict[str, Tensor]:
     """This process's part of a batch of noise, smooth enough to be told apart."""
     generator = torch.Generator().manual_seed(step)
     views = {}
-    for name, view in settings.view_policy.views.items():
-        side = view.side(settings.data.image_size)
+    for name, side in settings.view_policy.sides(settings.data.image_size).items():
         batch = torch.randn(settings.data.batch_size, 3, side, side, generator=generator, dtype=torch.float64)
         views[name] = batch[_mine(len(batch))]
     return views

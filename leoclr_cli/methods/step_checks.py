@@ -217,9 +217,7 @@ def _refuse_trained_copies(before: Mapping[str, Tensor], trained: Mapping[str, T
 
 
 def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(
-        value.shape == other[name].shape and torch.equal(value, other[name]) for name, value in one.items()
-    )
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def _cosine(one: Tensor, other: Tensor) -> float:
@@ -245,7 +243,7 @@ def _phases(method: Method, step: int) -> Iterator[Progress]:
 
 def _views(settings: Settings, seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    sides = {name: view.side(settings.data.image_size) for name, view in settings.view_policy.views.items()}
+    sides = settings.view_policy.sides(settings.data.image_size)
     return {
         name: torch.randn(settings.data.batch_size, 3, side, side, generator=generator, dtype=dtype)
         for name, side in sides.items()

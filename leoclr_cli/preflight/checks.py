@@ -39,7 +39,7 @@ def facts_of(settings: Settings, images: int, ranks: int) -> RunFacts:
     """What the settings of a method are checked against. Raises RunError as `micro_batch`."""
     policy, size = settings.view_policy, settings.data.image_size
     micro = micro_batch(settings, ranks)
-    areas = {name: (view.side(size) / size) ** 2 for name, view in policy.views.items()}
+    areas = {name: (side / size) ** 2 for name, side in policy.sides(size).items()}
     return RunFacts(tuple(policy.views), policy.pairs, images, micro, ranks, settings.train.accumulation, areas)
 
 

@@ -71,8 +71,7 @@ def estimate(method: Method, settings: Settings, micro: int, workers: int, ranks
     trained = sum(p.nbytes for p in method.parameters() if p.requires_grad)
     fixed = sum(p.nbytes for p in method.parameters()) + sum(b.nbytes for b in method.buffers())
     copies = 1 + OPTIMIZER_COPIES[settings.optimizer.name]
-    sides = [view.side(settings.data.image_size) for view in settings.view_policy.views.values()]
-    pixels = 3 * sum(side * side for side in sides)
+    pixels = 3 * sum(side * side for side in settings.view_policy.sides(settings.data.image_size).values())
     share = micro * settings.train.accumulation
     one, two = (max(_kept(method, settings, count, phase) for phase in range(method.phases)) for count in (1, 2))
     kept = one + (two - one) * (micro - 1)
@@ -180,10 +179,8 @@ def _kept(method: Method, settings: Settings, images: int, phase: int) -> int:
 
 def blank_views(settings: Settings, images: int, device: torch.device) -> dict[str, Tensor]:
     """Black images as the views of a step, normalised, by the names of the policy."""
-    size = settings.data.image_size
-    return {
-        name: _blank(settings, view.side(size), images, device) for name, view in settings.view_policy.views.items()
-    }
+    sides = settings.view_policy.sides(settings.data.image_size)
+    return {name: _blank(settings, side, images, device) for name, side in sides.items()}
 
 
 def _blank(settings: Settings, side: int, images: int, device: torch.device) -> Tensor:

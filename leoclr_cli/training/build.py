@@ -70,7 +70,7 @@ def method(settings: Settings, device: torch.device, images: int, ranks: int = 1
         new_backbone=new_backbone,
         projector=(encoder.projector_layers, encoder.projector_hidden, encoder.projector_dim),
         pairs=settings.view_policy.pairs,
-        sizes={name: view.side(settings.data.image_size) for name, view in settings.view_policy.views.items()},
+        sizes=settings.view_policy.sides(settings.data.image_size),
         batch_size=settings.data.batch_size,
         images=images,
         image_size=settings.data.image_size,
@@ -97,7 +97,7 @@ def method(settings: Settings, device: torch.device, images: int, ranks: int = 1
 def _checked_backbone(settings: Settings, device: torch.device) -> Backbone:
     """The backbone, which takes views of every size of the policy on the device; RunError where it does not."""
     whole, policy = settings.data.image_size, settings.view_policy
-    of_size = {view.side(whole): name for name, view in policy.views.items()}
+    of_size = {side: name for name, side in policy.sides(whole).items()}
     network = backbone(settings.encoder, whole, any_size=of_size.keys() != {whole})
     for size, name in sorted(of_size.items(), reverse=True):
         try:

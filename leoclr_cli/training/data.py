@@ -106,7 +106,7 @@ class TrainingData:
         yield f"views by augmentation.executor {self.settings.augmentation.executor}{resident}"
         if line := cache_line(self.settings, self.index):
             yield line
-        sides = [view.side(self.settings.data.image_size) for view in self.settings.view_policy.views.values()]
+        sides = self.settings.view_policy.sides(self.settings.data.image_size).values()
         batch_bytes = plan.batch_size // plan.ranks * 3 * sum(side * side for side in sides)
         if self.images is None and (short := shared_memory_line(batch_bytes, self.workers * processes_here())):
             yield short
